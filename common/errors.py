@@ -1,0 +1,16 @@
+"""The one exception that means: the user's input is wrong, and the message says what to do."""
+
+
+class UserError(ValueError):
+    """A mistake in a flag, a file or a folder; programs print it as one line `error: ...` and exit with status 2.
+
+    The message begins with the flag or file, then says what was found, then what is allowed or what to do.
+
+    Attributes:
+      every_rank: True when all ranks of a run meet this mistake (a wrong flag), so that rank 0 alone reports it;
+        False when only this rank can know (an image that does not decode).
+    """
+
+    def __init__(self, message, every_rank=True):
+        super().__init__(message)
+        self.every_rank = every_rank
