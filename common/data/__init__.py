@@ -1,0 +1,1 @@
+"""Folder index, decoding, transforms, order and loader: everything between files and batches."""

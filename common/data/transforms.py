@@ -1,0 +1,52 @@
+"""From a PIL image to the uint8 pixels the network sees; normalisation happens later, on the device.
+
+The evaluation part needs only PIL and numpy, so preprocessing starts without torch. Legend: H W pixel, C channel.
+"""
+import functools
+
+import numpy as np
+from PIL import Image
+
+
+def centre_crop_offset(size, crop, rounding):
+    """First pixel of a centre crop: "round" is half to even as in torchvision (342, 299 -> 22), "floor" cuts (21)."""
+    border = (size - crop) / 2
+    return round(border) if rounding == "round" else int(border)
+
+
+def resize_short_side(image, short):
+    """Resize a PIL image bilinearly so that its short side is `short` pixels and the long side int(short*long/short)."""
+    width, height = image.size
+    if min(width, height) == short:
+        return image
+    if width <= height:
+        size = (short, int(short * height / width))
+    else:
+        size = (int(short * width / height), short)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def eval_pixels(image, resize, crop, rounding):
+    """The published evaluation transform up to the pixels: resize the short side, cut the centre.
+
+    Args:
+      image: PIL RGB image.
+      resize: short side after the resize, pixels, at least `crop`.
+      crop: side of the square that is cut out, pixels.
+      rounding: see centre_crop_offset.
+    Returns:
+      uint8 array [crop, crop, 3], C-contiguous.
+    """
+    image = resize_short_side(image, resize)
+    left = centre_crop_offset(image.width, crop, rounding)
+    top = centre_crop_offset(image.height, crop, rounding)
+    return np.ascontiguousarray(np.asarray(image.crop((left, top, left + crop, top + crop))))
+
+
+def eval_transform(spec, image_size=None):
+    """The evaluation transform of a ModelSpec: a function from PIL RGB image to uint8 [image_size, image_size, 3].
+
+    At an `image_size` other than the published one, the resize scales with it.
+    """
+    size = image_size or spec.input_size
+    return functools.partial(eval_pixels, resize=spec.resize_for(size), crop=size, rounding=spec.crop_rounding)

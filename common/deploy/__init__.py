@@ -1,0 +1,1 @@
+"""The chain from a checkpoint to scored results: export, preprocess, engines, scoring."""

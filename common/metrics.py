@@ -1,0 +1,74 @@
+"""Exact accuracy: integer counts of hits, one definition for training, eval.py and every deployment engine.
+
+Needs numpy only. Legend: N batch, K class.
+"""
+import dataclasses
+
+import numpy as np
+
+TOP_K = 5
+
+
+def label_ranks(logits_NK, labels_N):
+    """Position of each label when its row is sorted from high to low; equal scores go to the lower index.
+
+    Args:
+      logits_NK: scores, any float type.
+      labels_N: class indices in [0, K).
+    Returns:
+      int64 [N], 0 for a hit at top-1.
+    Raises:
+      ValueError: batch sizes differ, a label outside [0, K) or a score that is not a number.
+    """
+    logits_NK, labels_N = np.asarray(logits_NK), np.asarray(labels_N)
+    if logits_NK.ndim != 2 or len(logits_NK) != len(labels_N):
+        raise ValueError(f"logits {logits_NK.shape} and labels {labels_N.shape} do not fit together")
+    if len(labels_N) == 0:
+        return np.zeros(0, np.int64)
+    num_classes = logits_NK.shape[1]
+    if labels_N.min() < 0 or labels_N.max() >= num_classes:
+        raise ValueError(f"labels {labels_N.min()}..{labels_N.max()} outside [0, {num_classes})")
+    if np.isnan(logits_NK).any():
+        raise ValueError(f"NaN in the scores of row {int(np.argmax(np.isnan(logits_NK).any(axis=1)))}")
+    own_N1 = np.take_along_axis(logits_NK, labels_N[:, None].astype(np.int64), axis=1)
+    ahead_NK = (logits_NK > own_N1) | ((logits_NK == own_N1) & (np.arange(num_classes) < labels_N[:, None]))
+    return ahead_NK.sum(axis=1)
+
+
+def smoothed_losses(logits_NK, labels_N, smoothing=0.0):
+    """Label-smoothed cross entropy of each row, target probability 1 - s + s/K, in float64 -> float64 [N]."""
+    logits_NK = np.asarray(logits_NK, np.float64)
+    shifted_NK = logits_NK - logits_NK.max(axis=1, keepdims=True)
+    log_probs_NK = shifted_NK - np.log(np.exp(shifted_NK).sum(axis=1, keepdims=True))
+    own_N = np.take_along_axis(log_probs_NK, np.asarray(labels_N, np.int64)[:, None], axis=1)[:, 0]
+    return -(1.0 - smoothing) * own_N - smoothing * log_probs_NK.mean(axis=1)
+
+
+@dataclasses.dataclass
+class Counts:
+    """Hits at top-1..top-5, images seen, images left out and the summed loss; sums of Counts stay exact.
+
+    With fewer than five classes, top-k beyond the class count equals the count at K.
+    """
+
+    correct: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(TOP_K, np.int64))
+    seen: int = 0
+    skipped: int = 0
+    loss_sum: float = 0.0
+
+    def add(self, logits_NK, labels_N, smoothing=0.0):
+        """Count one batch of scores [N, K] against labels [N]."""
+        ranks_N = label_ranks(logits_NK, labels_N)
+        self.correct += (ranks_N[:, None] < np.arange(1, TOP_K + 1)).sum(axis=0)
+        self.seen += len(ranks_N)
+        if len(ranks_N):
+            self.loss_sum += float(smoothed_losses(logits_NK, labels_N, smoothing).sum())
+
+    def percent(self, k):
+        """Top-k accuracy in percent, 0..100, over the images seen."""
+        return 100.0 * int(self.correct[k - 1]) / self.seen if self.seen else 0.0
+
+    @property
+    def loss(self):
+        """Mean loss over the images seen."""
+        return self.loss_sum / self.seen if self.seen else 0.0
