@@ -10,6 +10,10 @@ from typing import Any
 from common.errors import UserError
 
 
+def _no_options(state_dict):
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """One network: how to build it and how its inputs and outputs look.
@@ -25,10 +29,16 @@ class ModelSpec:
         torchvision does) or "floor".
       mean, std: normalisation of RGB values in [0, 1].
       num_classes: class count of the public weights, without a background class.
-      label_offset: logits of a checkpoint with `num_classes + 1` outputs start with this many background columns.
+      label_offset: logits of a checkpoint with `num_classes + label_offset` outputs start with this many background
+        columns.
       aux_weight: weight of the auxiliary head's loss; 0 for a network without one.
       onnx_input, onnx_output: names in exported files.
-      key_maps: format name of a foreign checkpoint -> function that turns its state dict into ours.
+      key_maps: format name of a foreign checkpoint -> function that turns its state dict into ours; "state_dict" is
+        every file of torch tensors that is not our own (torchvision, timm, Cadene).
+      classifiers: names of the linear layers that have one row per class, the main one first.
+      infer_options: called with a state dict in our names that came without build options, returns those that its
+        keys and shapes give away, for example {"aux": True}; the class count is read from `classifiers`.
+      weight_urls: where the public weights lie, best first; the file name carries its hash, as torch.hub's do.
     """
 
     name: str
@@ -46,6 +56,9 @@ class ModelSpec:
     onnx_input: str = "image"
     onnx_output: str = "class"
     key_maps: Mapping[str, Callable[[dict], dict]] = dataclasses.field(default_factory=dict)
+    classifiers: tuple[str, ...] = ("fc",)
+    infer_options: Callable[[dict], dict] = _no_options
+    weight_urls: tuple[str, ...] = ()
 
     def build(self, **options):
         """Build the network (an nn.Module with initialised weights).
@@ -61,6 +74,10 @@ class ModelSpec:
     def resize_for(self, image_size):
         """Short side of the evaluation resize, in pixels, that goes with an input of `image_size` pixels."""
         return round(self.eval_resize * image_size / self.input_size)
+
+    def background_columns(self, num_outputs):
+        """How many of `num_outputs` logits come before class 0: `label_offset` for the public size plus one, else 0."""
+        return self.label_offset if num_outputs == self.num_classes + self.label_offset else 0
 
     def check_image_size(self, image_size, flag="--image-size"):
         """Raise UserError when the network cannot take square inputs of `image_size` pixels."""
