@@ -1,0 +1,1 @@
+"""Inception v4: the network and its bindings to the shared parts."""

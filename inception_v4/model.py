@@ -1,0 +1,189 @@
+"""Inception v4.
+
+Szegedy, Ioffe, Vanhoucke, Alemi, "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning",
+2016, https://arxiv.org/abs/1602.07261, section 3 and figures 3 to 9.
+
+Parameter names are those of the public PyTorch weights (Cadene, timm), so their files load as they are. Input
+N x 3 x H x W with H, W >= 75, published at 299; output N x 1000 logits, or N x 1001 where column 0 is a background
+class. 42,679,816 or 42,681,353 parameters. Reported for the public weights: top-1 80.1 %, top-5 94.9 %.
+
+A unit is conv (no bias), batch norm (eps 1e-3), ReLU. "valid" layers of the paper have no padding, all others keep the
+size. The pooling branches average only the pixels that exist: padding is not counted.
+"""
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class BasicConv2d(nn.Module):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+
+    def forward(self, x):
+        return functional.relu(self.bn(self.conv(x)), inplace=True)
+
+
+def same(in_channels, out_channels, height, width):
+    """A unit that keeps the size of the map."""
+    return BasicConv2d(in_channels, out_channels, (height, width), padding=(height // 2, width // 2))
+
+
+def pooled(in_channels, out_channels):
+    """The pooling branch of the A, B and C blocks."""
+    return nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+                         BasicConv2d(in_channels, out_channels, 1))
+
+
+class StemPoolConv(nn.Module):
+    """149 -> 73 pixels, 64 -> 160 channels (figure 3, first fork)."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxpool = nn.MaxPool2d(3, stride=2)
+        self.conv = BasicConv2d(64, 96, 3, stride=2)
+
+    def forward(self, x):
+        return torch.cat((self.maxpool(x), self.conv(x)), 1)
+
+
+class StemFactorised(nn.Module):
+    """73 -> 71 pixels, 160 -> 192 channels (figure 3, second fork)."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch0 = nn.Sequential(BasicConv2d(160, 64, 1), BasicConv2d(64, 96, 3))
+        self.branch1 = nn.Sequential(BasicConv2d(160, 64, 1), same(64, 64, 1, 7), same(64, 64, 7, 1),
+                                     BasicConv2d(64, 96, 3))
+
+    def forward(self, x):
+        return torch.cat((self.branch0(x), self.branch1(x)), 1)
+
+
+class StemConvPool(nn.Module):
+    """71 -> 35 pixels, 192 -> 384 channels (figure 3, third fork)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = BasicConv2d(192, 192, 3, stride=2)
+        self.maxpool = nn.MaxPool2d(3, stride=2)
+
+    def forward(self, x):
+        return torch.cat((self.conv(x), self.maxpool(x)), 1)
+
+
+class InceptionA(nn.Module):
+    """35 x 35 x 384 block (figure 4)."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch0 = BasicConv2d(384, 96, 1)
+        self.branch1 = nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3))
+        self.branch2 = nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3), same(96, 96, 3, 3))
+        self.branch3 = pooled(384, 96)
+
+    def forward(self, x):
+        return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)), 1)
+
+
+class ReductionA(nn.Module):
+    """35 -> 17 pixels, 384 -> 1024 channels (figure 7 with k, l, m, n = 192, 224, 256, 384)."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch0 = BasicConv2d(384, 384, 3, stride=2)
+        self.branch1 = nn.Sequential(BasicConv2d(384, 192, 1), same(192, 224, 3, 3), BasicConv2d(224, 256, 3, stride=2))
+        self.branch2 = nn.MaxPool2d(3, stride=2)
+
+    def forward(self, x):
+        return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x)), 1)
+
+
+class InceptionB(nn.Module):
+    """17 x 17 x 1024 block (figure 5)."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch0 = BasicConv2d(1024, 384, 1)
+        self.branch1 = nn.Sequential(BasicConv2d(1024, 192, 1), same(192, 224, 1, 7), same(224, 256, 7, 1))
+        self.branch2 = nn.Sequential(BasicConv2d(1024, 192, 1), same(192, 192, 7, 1), same(192, 224, 1, 7),
+                                     same(224, 224, 7, 1), same(224, 256, 1, 7))
+        self.branch3 = pooled(1024, 128)
+
+    def forward(self, x):
+        return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)), 1)
+
+
+class ReductionB(nn.Module):
+    """17 -> 8 pixels, 1024 -> 1536 channels (figure 8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch0 = nn.Sequential(BasicConv2d(1024, 192, 1), BasicConv2d(192, 192, 3, stride=2))
+        self.branch1 = nn.Sequential(BasicConv2d(1024, 256, 1), same(256, 256, 1, 7), same(256, 320, 7, 1),
+                                     BasicConv2d(320, 320, 3, stride=2))
+        self.branch2 = nn.MaxPool2d(3, stride=2)
+
+    def forward(self, x):
+        return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x)), 1)
+
+
+class InceptionC(nn.Module):
+    """8 x 8 x 1536 block; two of its branches fork once more (figure 6)."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch0 = BasicConv2d(1536, 256, 1)
+        self.branch1_0 = BasicConv2d(1536, 384, 1)
+        self.branch1_1a = same(384, 256, 1, 3)
+        self.branch1_1b = same(384, 256, 3, 1)
+        self.branch2_0 = BasicConv2d(1536, 384, 1)
+        self.branch2_1 = same(384, 448, 3, 1)
+        self.branch2_2 = same(448, 512, 1, 3)
+        self.branch2_3a = same(512, 256, 1, 3)
+        self.branch2_3b = same(512, 256, 3, 1)
+        self.branch3 = pooled(1536, 256)
+
+    def forward(self, x):
+        x1 = self.branch1_0(x)
+        x2 = self.branch2_2(self.branch2_1(self.branch2_0(x)))
+        return torch.cat((self.branch0(x), self.branch1_1a(x1), self.branch1_1b(x1), self.branch2_3a(x2),
+                          self.branch2_3b(x2), self.branch3(x)), 1)
+
+
+class InceptionV4(nn.Module):
+    """The whole network.
+
+    Args:
+      num_classes: outputs; 1001 for the public weights as they are (column 0 is the background class).
+      dropout: probability of dropping a feature in training; the paper keeps 0.8.
+    """
+
+    def __init__(self, num_classes=1000, dropout=0.2):
+        super().__init__()
+        self.features = nn.Sequential(
+            BasicConv2d(3, 32, 3, stride=2), BasicConv2d(32, 32, 3), same(32, 64, 3, 3),
+            StemPoolConv(), StemFactorised(), StemConvPool(),
+            *(InceptionA() for _ in range(4)), ReductionA(),
+            *(InceptionB() for _ in range(7)), ReductionB(),
+            *(InceptionC() for _ in range(3)),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.last_linear = nn.Linear(1536, num_classes)
+        self.apply(_initialise)
+
+    def forward(self, x):
+        x = functional.adaptive_avg_pool2d(self.features(x), 1).flatten(1)
+        return self.last_linear(self.dropout(x))
+
+
+def _initialise(module):
+    """He initialisation of the convolutions, Glorot of the classifier: what the paper's own code trains from."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
