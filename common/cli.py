@@ -8,7 +8,7 @@ import sys
 import types
 import typing
 
-from common.errors import UserError
+from common.errors import RunError, UserError
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was saved
@@ -154,6 +154,9 @@ def exits():
         if not error.every_rank or os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except BrokenPipeError:  # the reader of our output is gone (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

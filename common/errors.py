@@ -14,3 +14,7 @@ class UserError(ValueError):
     def __init__(self, message, every_rank=True):
         super().__init__(message)
         self.every_rank = every_rank
+
+
+class RunError(RuntimeError):
+    """The run cannot go on though the input was right (a loss that is not finite); one line, exit status 1."""

@@ -50,3 +50,31 @@ def eval_transform(spec, image_size=None):
     """
     size = image_size or spec.input_size
     return functools.partial(eval_pixels, resize=spec.resize_for(size), crop=size, rounding=spec.crop_rounding)
+
+
+def train_transform(config):
+    """The training augmentation of a TrainConfig: a function from PIL RGB image to uint8 [image_size, image_size, 3].
+
+    Random resized crop (scale 0.08-1, ratio 3/4-4/3), horizontal flip, then the optional colour jitter, policy and
+    erasing, all torchvision's. They draw from torch's global generator, which the loader seeds for every image.
+    """
+    import torch
+    from torchvision.transforms import v2
+
+    size = config.image_size
+    steps = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+    if config.color_jitter:
+        steps.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
+    if config.auto_augment != "none":
+        steps.append({"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}[config.auto_augment]())
+    on_image = v2.Compose(steps)
+    # Mid-grey, the pixel that normalisation maps to about zero.
+    erase = v2.RandomErasing(config.random_erasing, value=128) if config.random_erasing else None
+
+    def transform(image):
+        pixels = np.asarray(on_image(image))
+        if erase is None:
+            return pixels
+        return erase(torch.from_numpy(pixels.copy()).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+
+    return transform

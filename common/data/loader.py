@@ -1,0 +1,140 @@
+"""Loaders: file -> uint8 batch, decoded in worker processes, in the order that common/data/order.py defines.
+
+Legend: N batch, H W pixel, C channel.
+"""
+import os
+import signal
+import typing
+
+import numpy as np
+import torch
+from torch.utils import data
+
+from common.data import order
+from common.data.decode import BadImage, open_rgb
+
+# A run of this many broken files in a row is a broken disk or dataset, not a broken file.
+_MAX_SUBSTITUTES = 16
+
+
+class Batch(typing.NamedTuple):
+    """One batch on the host.
+
+    Attributes:
+      pixels_NHWC: uint8.
+      labels_N: int64.
+      indices_N: int64, positions in the FolderIndex.
+      bad: (path, reason) of every file that did not decode.
+      failed: whether a bad file must stop the run.
+    """
+
+    pixels_NHWC: torch.Tensor
+    labels_N: torch.Tensor
+    indices_N: torch.Tensor
+    bad: list
+    failed: bool
+
+    def raise_if_failed(self):
+        """Raise BadImage for the first broken file of a batch that must not have one."""
+        if self.failed:
+            raise BadImage(*self.bad[0])
+
+
+class _Images(data.Dataset):
+    """Decodes and transforms; an item is (pixels or None, label, index, [(path, reason) of broken files])."""
+
+    def __init__(self, index, transform, on_bad_image):
+        self.index, self.transform, self.skip = index, transform, on_bad_image == "skip"
+
+    def _decode(self, i):
+        path = self.index.path(i)
+        return self.transform(open_rgb(path))
+
+    def __getitem__(self, i):
+        try:
+            return self._decode(i), int(self.index.labels[i]), i, []
+        except BadImage as error:
+            return None, -1, i, [(error.path, error.reason)]
+
+    def __len__(self):
+        return len(self.index)
+
+
+class _TrainImages(_Images):
+    """Items are asked for as (epoch, index); the random numbers of the transform depend on just that and the seed."""
+
+    def __init__(self, index, transform, on_bad_image, seed):
+        super().__init__(index, transform, on_bad_image)
+        self.seed = seed
+
+    def __getitem__(self, key):
+        epoch, first = key
+        bad = []
+        for i in range(first, first + _MAX_SUBSTITUTES):
+            i %= len(self.index)
+            torch.manual_seed(order.image_seed(self.seed, epoch, i))
+            pixels, label, _, broken = super().__getitem__(i)
+            bad += broken
+            if pixels is not None or not self.skip:
+                break
+        return pixels, label, i, bad
+
+
+def workers_per_process(workers, processes):
+    """Loader processes of each training process: `workers` of the machine, at most its cores, shared and rounded up."""
+    return -(-min(workers, len(os.sched_getaffinity(0))) // processes)
+
+
+def _collate(items):
+    """Stack the items that decoded."""
+    good = [item for item in items if item[0] is not None]
+    bad = [broken for item in items for broken in item[3]]
+    pixels = np.stack([item[0] for item in good]) if good else np.zeros((0, 1, 1, 3), np.uint8)
+    return Batch(torch.from_numpy(pixels), torch.tensor([item[1] for item in good], dtype=torch.int64),
+                 torch.tensor([item[2] for item in good], dtype=torch.int64), bad, len(good) < len(items))
+
+
+def _quiet_worker(_worker_id):
+    # A scheduler that stops a job signals every process of it. The trainer saves first and its workers end with it
+    # (they watch their parent), so they must not die before it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _data_loader(dataset, batch_sampler, workers, pin_memory):
+    return data.DataLoader(dataset, batch_sampler=batch_sampler, num_workers=workers, collate_fn=_collate,
+                           pin_memory=pin_memory, worker_init_fn=_quiet_worker, persistent_workers=workers > 0,
+                           prefetch_factor=4 if workers else None)
+
+
+class TrainLoader:
+    """Micro-batches of one rank, from any step of any epoch at once."""
+
+    def __init__(self, index, transform, plan, config, rank, world_size, workers, pin_memory):
+        self.plan, self.seed, self.rank, self.world_size = plan, config.seed, rank, world_size
+        self._start = (0, 0)
+        dataset = _TrainImages(index, transform, config.on_bad_image, config.seed)
+        self._loader = _data_loader(dataset, self, workers, pin_memory)
+
+    def __iter__(self):  # the batch sampler of the DataLoader
+        epoch, first_step = self._start
+        return order.epoch_batches(self.plan, self.seed, epoch, first_step, self.rank, self.world_size)
+
+    def epoch(self, epoch, first_step=0):
+        """Iterate over the Batches of `epoch`, beginning with those of `first_step`."""
+        self._start = (epoch, first_step)
+        return iter(self._loader)
+
+
+class EvalLoader:
+    """Every rank's share of a split, in order: rank r takes images r, r + world_size, ...; none is padded or dropped."""
+
+    def __init__(self, index, transform, batch_size, on_bad_image, rank, world_size, workers, pin_memory):
+        share = range(rank, len(index), world_size)
+        batches = [list(share[i:i + batch_size]) for i in range(0, len(share), batch_size)]
+        self._loader = _data_loader(_Images(index, transform, on_bad_image), batches, workers, pin_memory)
+        self.skip = on_bad_image == "skip"
+
+    def __iter__(self):
+        for batch in self._loader:
+            yield batch._replace(failed=batch.failed and not self.skip)

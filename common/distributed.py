@@ -1,0 +1,135 @@
+"""Ranks: torchrun's environment, the process group, and the few things ranks tell each other on the host."""
+import ctypes
+import dataclasses
+import os
+import signal
+import sys
+
+import torch
+import torch.distributed as dist
+
+from common.cli import EXIT_USER_ERROR
+from common.errors import UserError
+
+# What a rank says before each step; the largest value wins on all ranks. FAILED ends with status 1, WRONG with 2.
+RUN, STOP, FAILED, WRONG = 0, 1, 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Place of this process among all.
+
+    Attributes:
+      rank, size: global.
+      local_rank, local_size: on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_main(self):
+        """Rank 0 prints and writes."""
+        return self.rank == 0
+
+    @property
+    def machines(self):
+        return self.size // self.local_size
+
+
+def world_from_environment():
+    """The World that torchrun's agent describes; a single process without it."""
+    if "WORLD_SIZE" not in os.environ:
+        return World()
+    return World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+
+
+class Group:
+    """Collectives of a run: `model` group for device tensors, a gloo group for numbers on the host.
+
+    With one process every method returns its input.
+    """
+
+    def __init__(self, world, device):
+        self.world, self._host = world, None
+        if world.size == 1:
+            return
+        _die_with_parent()
+        try:
+            dist.init_process_group(device.backend)
+            self._host = dist.group.WORLD if device.backend == "gloo" else dist.new_group(backend="gloo")
+        except dist.DistError as error:
+            raise UserError(f"--master-addr: the {world.size} ranks did not find each other: {str(error).splitlines()[0]}") from error
+
+    def agree(self, status):
+        """The largest of all ranks' statuses (RUN, STOP, FAIL)."""
+        if self._host is None:
+            return status
+        flag = torch.tensor([status], dtype=torch.int32)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._host)
+        return int(flag)
+
+    def go_on(self, status=RUN, error=None):
+        """Tell the other ranks how this one is, and hear how they are.
+
+        Args:
+          status: RUN or STOP.
+          error: the exception this rank met, if any.
+        Returns:
+          whether some rank wants to stop.
+        Raises:
+          the error itself on the rank that met it; SystemExit with the same status, in silence, on all others.
+        """
+        if error is not None:
+            status = WRONG if isinstance(error, UserError) else FAILED
+        agreed = self.agree(status)
+        if error is not None:
+            raise error
+        if agreed in (FAILED, WRONG):
+            sys.exit(EXIT_USER_ERROR if agreed == WRONG else 1)
+        return agreed == STOP
+
+    def sum(self, numbers):
+        """Element-wise sum of a list of host numbers over all ranks, in float64."""
+        total = torch.tensor(numbers, dtype=torch.float64)
+        if self._host is not None:
+            dist.all_reduce(total, group=self._host)
+        return total.tolist()
+
+    def from_main(self, value):
+        """Rank 0's value (any picklable object) on every rank."""
+        if self._host is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._host)
+        return box[0]
+
+    def mean_(self, tensor):
+        """Average a device tensor over all ranks in place."""
+        if self._host is not None:
+            dist.all_reduce(tensor)
+            tensor /= self.world.size
+        return tensor
+
+    def gather(self, tensor):
+        """All ranks' tensors of equal shape, stacked in rank order: [size, ...]."""
+        if self._host is None:
+            return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.world.size)]
+        dist.all_gather(parts, tensor)
+        return torch.stack(parts)
+
+    def close(self):
+        if self._host is not None:
+            dist.destroy_process_group()
+
+
+def _die_with_parent():
+    """Ask Linux to end this rank when its launcher dies, so that a killed launcher leaves no process behind."""
+    pr_set_pdeathsig = 1
+    try:
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    except (OSError, AttributeError):  # not Linux: the launcher's own shutdown has to do
+        return

@@ -1,0 +1,59 @@
+"""The training loss: smoothed cross entropy, plus the auxiliary head's share where the network has one."""
+import torch
+from torch.nn import functional as F
+
+
+def smoothed_cross_entropy(logits_NK, targets, smoothing=0.0, off="all"):
+    """Mean cross entropy against smoothed targets.
+
+    Args:
+      logits_NK: scores [N, K]; computed in float32.
+      targets: class indices int64 [N], or probabilities [N, K] (mixup, cutmix; only with off="all").
+      smoothing: share s of the target that is spread.
+      off: "all": every class gets s/K, the label 1 - s + s/K (torch's definition); "others": every other class gets
+        s/(K-1), the label 1 - s (MindSpore's CrossEntropySmooth).
+    Returns:
+      scalar tensor.
+    """
+    return F.cross_entropy(logits_NK.float(), targets, label_smoothing=torch_smoothing(smoothing, off, logits_NK.shape[1]))
+
+
+def torch_smoothing(smoothing, off, num_classes):
+    """The share s that makes torch's rule (1 - s + s/K, s/K) equal to the rule named by `off`.
+
+    s/(K-1) on the other classes alone is the same as s * K/(K-1) on all of them.
+    """
+    return smoothing * num_classes / (num_classes - 1) if off == "others" else smoothing
+
+
+def effective_smoothing(config, num_classes):
+    """torch_smoothing of a TrainConfig: what the evaluation's loss is smoothed with."""
+    return torch_smoothing(config.label_smoothing, config.smoothing_off, num_classes)
+
+
+def training_loss(outputs, targets, config, aux_weight):
+    """Loss of a micro-batch: main + aux_weight * auxiliary, both smoothed.
+
+    Args:
+      outputs: logits [N, K], or (logits, aux_logits) of a network with an auxiliary head.
+      targets: see smoothed_cross_entropy.
+    """
+    smooth = dict(smoothing=config.label_smoothing, off=config.smoothing_off)
+    if isinstance(outputs, torch.Tensor):
+        return smoothed_cross_entropy(outputs, targets, **smooth)
+    main, aux = outputs
+    return smoothed_cross_entropy(main, targets, **smooth) + aux_weight * smoothed_cross_entropy(aux, targets, **smooth)
+
+
+def mixer(config, num_classes):
+    """torchvision's mixup and/or cutmix as a function (images, labels) -> (images, probabilities), or None when off.
+
+    Both draw from torch's global generator, which the trainer seeds for every micro-batch.
+    """
+    from torchvision.transforms import v2
+
+    kinds = [kind(alpha=alpha, num_classes=num_classes)
+             for kind, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)) if alpha]
+    if not kinds:
+        return None
+    return kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)

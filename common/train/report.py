@@ -1,0 +1,83 @@
+"""What a run says: lines on the terminal and in log.txt, numbers in metrics.jsonl and summary.json. Rank 0 only."""
+import json
+import os
+import pathlib
+import sys
+import time
+
+import tqdm
+
+CONFIG, LOG, METRICS, SUMMARY = "config.json", "log.txt", "metrics.jsonl", "summary.json"
+
+
+def write_json(path, value):
+    """Write JSON whole or not at all."""
+    temporary = f"{path}.tmp"
+    pathlib.Path(temporary).write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+class Report:
+    """The voice of one run; a silent one (folder None) serves the other ranks.
+
+    A model with another log format overrides the methods below `line`.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder and pathlib.Path(folder)
+        self._log = open(self.folder / LOG, "a", buffering=1) if folder else None  # noqa: SIM115  open for the whole run
+        self._bar = None
+
+    def line(self, text=""):
+        """One line of plain text to the terminal and log.txt."""
+        if self._log:
+            with tqdm.tqdm.external_write_mode(file=sys.stdout, nolock=True):
+                print(text, flush=True)
+            self._log.write(text + "\n")
+
+    def numbers(self, **values):
+        """One record of metrics.jsonl, with the time in seconds since the epoch of Unix."""
+        if self._log:
+            with open(self.folder / METRICS, "a") as file:
+                file.write(json.dumps(dict(time=round(time.time(), 3), **values)) + "\n")
+
+    def write(self, name, value):
+        """A JSON file of the run folder."""
+        if self._log:
+            write_json(self.folder / name, value)
+
+    def epoch_begins(self, epoch, first_step, num_steps):
+        """Start the progress bar of an epoch; only on a terminal."""
+        if self._log and sys.stdout.isatty():
+            self._bar = tqdm.tqdm(total=num_steps, initial=first_step, desc=f"epoch {epoch + 1}", unit="step", leave=False)
+
+    def step_done(self):
+        if self._bar:
+            self._bar.update()
+
+    def progress(self, epoch, epochs, step, num_steps, loss, acc1, lr, fps):
+        """A progress line within an epoch; `loss` and `acc1` (percent) are means since the line before."""
+        self.line(f"epoch {epoch + 1}/{epochs} step {step}/{num_steps} loss {loss:.4f} acc1 {acc1:.2f} lr {lr:.6g} fps {fps:.1f}")
+
+    def epoch_done(self, epoch, epochs, counts, is_best):
+        """The validation result of an epoch."""
+        if self._bar:
+            self._bar.close()
+            self._bar = None
+        if counts is not None:
+            skipped = f", {counts.skipped} skipped" if counts.skipped else ""
+            self.line(f"epoch {epoch + 1}/{epochs} * Acc@1 {counts.percent(1):.3f} Acc@5 {counts.percent(5):.3f} "
+                      f"loss {counts.loss:.4f} ({counts.seen} images{skipped}){' best' if is_best else ''}")
+
+    def final(self, fps, best_acc1, duration_s):
+        """The last lines of a run; their wording is a contract with the people who read them by script."""
+        self.line("------------------ Final result ------------------")
+        self.line(f"Final Performance images/sec : {fps:.3f}")
+        self.line(f"Final Train Accuracy : {best_acc1:.3f}")
+        self.line(f"E2E Training Duration sec : {duration_s:.0f}")
+
+    def close(self):
+        if self._bar:
+            self._bar.close()
+        if self._log:
+            self._log.close()
