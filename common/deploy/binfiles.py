@@ -1,0 +1,252 @@
+"""Images -> the raw input files that ais_bench, and run_onnx in its place, feed to a network.
+
+float32 files are normalised CHW, byte for byte what the published single-process programs write; uint8 files are HWC
+pixels whose normalisation happens on the device (AIPP). Needs no torch: its import would take longer than many images.
+"""
+import concurrent.futures
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import shutil
+import time
+
+import numpy as np
+
+from common import cli
+from common.data.decode import EXTENSIONS, open_rgb
+from common.data.transforms import eval_transform
+from common.deploy.progress import Progress
+from common.errors import UserError
+
+SETTINGS = "preprocess.json"  # in the output folder; ais_bench reads only .bin and .npy there
+FILES_PER_TASK = 8
+ACCEPTED_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # what ais_bench takes since 2024
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessConfig:
+    """Options of the preprocess scripts."""
+
+    src_path: str = cli.knob("", "folder of images, not searched in depth")
+    save_path: str = cli.knob("", "folder for the input files, one per image; created")
+    dtype: str = cli.knob("float32", "float32: normalised CHW; uint8: HWC pixels for a model with AIPP",
+                          choices=("float32", "uint8"))
+    format: str = cli.knob("bin", "bin: raw little-endian numbers; npy: the same with numpy's header",
+                           choices=("bin", "npy"))
+    workers: int = cli.knob(0, "processes; 0 is one per core", low=0)
+    resume: bool = cli.knob(True, "keep the files of an earlier run whose image has not changed since")
+    image_size: int | None = cli.knob(None, "side of the input, pixels (default: the model's)", low=1)
+
+    def __post_init__(self):
+        cli.check_ranges(self)
+
+
+def main(spec, description, recipe=None, argv=None):
+    """Body of a model's preprocess script; `recipe` holds the model's defaults."""
+    with cli.exits():
+        config, _ = cli.parse(recipe or PreprocessConfig(), description, argv)
+        for flag, value in (("--src-path", config.src_path), ("--save-path", config.save_path)):
+            if not value:
+                raise UserError(f"{flag}: missing, it needs a folder")
+        preprocess(spec, config)
+
+
+def preprocess(spec, config):
+    """Convert a folder of images.
+
+    Args:
+      spec: ModelSpec, for the transform and the normalisation.
+      config: PreprocessConfig.
+    Returns:
+      (converted, kept): numbers of files written now and left from an earlier run.
+    Raises:
+      UserError: no images, names that collide, a folder of another model's files, a full disk, a broken image.
+    """
+    start = time.perf_counter()
+    size = config.image_size or spec.input_size
+    spec.check_image_size(size)
+    images = list_images(config.src_path)
+    target = pathlib.Path(config.save_path)
+    names = {path: f"{path.name.partition('.')[0]}.{config.format}" for path in images}
+    encoder = Encoder(spec, size, config.dtype, config.format)
+    settings = {"model": spec.name, "image_size": size, "resize": spec.resize_for(size), "dtype": config.dtype,
+                "crop_rounding": spec.crop_rounding, "mean": list(spec.mean), "std": list(spec.std)}
+    _claim_folder(target, settings, set(names.values()), config)
+    todo = [path for path in images if not is_current(path, target / names[path], encoder.file_size)]
+    _check_space(target, len(todo) * encoder.file_size)
+    _convert_all(todo, encoder, target, names, config.workers)
+    seconds = time.perf_counter() - start
+    print(f"{target}: {len(todo)} files of {encoder.file_size} bytes written in {seconds:.1f} s "
+          f"({len(todo) / seconds:.1f} images/s), {len(images) - len(todo)} kept from an earlier run", flush=True)
+    return len(todo), len(images) - len(todo)
+
+
+def list_images(folder):
+    """The image files of a flat folder, sorted by name.
+
+    Raises:
+      UserError: no such folder, no image in it, or two names that are equal up to their first dot, which is where
+        ais_bench cuts the names of its results.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--src-path: {folder} is not a folder")
+    with os.scandir(folder) as entries:
+        everything = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    names = [name for name in everything if name.lower().endswith(EXTENSIONS)]
+    if not names:
+        raise UserError(f"--src-path: {folder} has no images among its {len(everything)} entries; expected a flat "
+                        f"folder of {', '.join(EXTENSIONS[:3])} and the like")
+    if len(everything) > len(names):
+        print(f"{folder}: {len(everything) - len(names)} entries that are no images are left out", flush=True)
+    first_of = {}
+    for name in names:
+        stem = name.partition(".")[0]
+        other = first_of.setdefault(stem, name)
+        if other != name:
+            raise UserError(f"--src-path: {other} and {name} in {folder} would both be called {stem}, names are cut at "
+                            "the first dot; rename one")
+        if not ACCEPTED_NAME.fullmatch(stem):
+            print(f"note: {name}: ais_bench refuses names with other characters than A-Z a-z 0-9 _ -; rename it "
+                  "before running on an NPU", flush=True)
+    return [folder / name for name in names]
+
+
+class Encoder:
+    """Turns a PIL image into the bytes of one input file; its buffer is reused from image to image.
+
+    Attributes:
+      file_size: bytes of every file.
+    """
+
+    def __init__(self, spec, size, dtype, format):
+        self.spec, self.size, self.dtype = spec, size, dtype
+        shape = (3, size, size) if dtype == "float32" else (size, size, 3)
+        header = io.BytesIO()
+        if format == "npy":
+            np.lib.format.write_array_header_1_0(
+                header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (1, *shape)})
+        self.header = header.getvalue()
+        self.transform = eval_transform(spec, size)
+        # A fresh megabyte per image costs as much in page faults as the arithmetic itself.
+        self.buffer = np.empty(shape, dtype)
+        self.file_size = len(self.header) + self.buffer.nbytes
+
+    def encode(self, image):
+        """Fill the buffer from a PIL RGB image, in the operations and the precision of the published programs."""
+        pixels_HWC = self.transform(image)
+        if self.dtype == "uint8":
+            self.buffer[...] = pixels_HWC
+            return self.buffer
+        for channel, (mean, std) in enumerate(zip(self.spec.mean, self.spec.std, strict=True)):
+            plane = self.buffer[channel]
+            plane[...] = pixels_HWC[:, :, channel]
+            plane /= np.float32(255)
+            plane -= np.float32(mean)
+            plane /= np.float32(std)
+        return self.buffer
+
+    def write(self, source, target):
+        """Convert one file; the target appears whole, and carries the time of its source as the mark of being done."""
+        stamp = source.stat().st_mtime_ns
+        array = self.encode(open_rgb(source))
+        draft = target.with_suffix(".part")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640), "wb", buffering=0) as file:
+            for part in (self.header, array) if self.header else (array,):
+                _write_fully(file, part)
+        os.utime(draft, ns=(stamp, stamp))
+        draft.replace(target)
+
+
+def _write_fully(file, data):
+    """A raw write may stop short on a full disk without an error; the next one then says why."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        view = view[file.write(view):]
+
+
+def is_current(source, target, file_size):
+    """Whether `target` is the finished conversion of `source` as it is now."""
+    try:
+        done = target.stat()
+    except FileNotFoundError:
+        return False
+    # Microseconds: some file systems keep no finer times.
+    return done.st_size == file_size and done.st_mtime_ns // 1000 == source.stat().st_mtime_ns // 1000
+
+
+def _claim_folder(target, settings, expected, config):
+    """Create the output folder, or make sure that what it holds belongs to this very conversion."""
+    record = target / SETTINGS
+    try:
+        target.mkdir(parents=True, exist_ok=True, mode=0o750)
+        present = {path.name for path in target.iterdir() if path.suffix.lower() in (".bin", ".npy")}
+        strangers = sorted(present - expected)
+        if strangers:
+            raise UserError(f"--save-path: {target} holds {len(strangers)} input files that belong to no image of "
+                            f"--src-path, for example {strangers[0]}; remove them or choose another folder")
+        if present and not config.resume:
+            for name in present:
+                (target / name).unlink()
+        elif present:
+            found = json.loads(record.read_text()) if record.exists() else {}
+            other = [f"{key} {found.get(key)} instead of {settings[key]}" for key in settings
+                     if found.get(key) != settings[key]]
+            if other:
+                raise UserError(f"--save-path: {target} holds files made with {', '.join(other)}; choose another "
+                                "folder, or --no-resume to replace them")
+        record.write_text(json.dumps(settings) + "\n")
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"--save-path: {target}: {error}") from error
+
+
+def _check_space(target, needed):
+    free = shutil.disk_usage(target).free
+    if needed > free:
+        raise UserError(f"--save-path: {target} needs {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB free; "
+                        "--dtype uint8 takes a quarter, eval.py needs no files at all")
+
+
+_worker = {}
+
+
+def _start_worker(encoder):
+    _worker["encoder"] = encoder
+
+
+def _convert_some(pairs):
+    for source, target in pairs:
+        _worker["encoder"].write(source, target)
+    return len(pairs)
+
+
+def _convert_all(todo, encoder, target, names, workers):
+    """Spread the files over processes; the first failure stops the rest and is raised here."""
+    workers = min(workers or len(os.sched_getaffinity(0)), -(-len(todo) // FILES_PER_TASK))
+    pairs = [(path, target / names[path]) for path in todo]
+    tasks = [pairs[i:i + FILES_PER_TASK] for i in range(0, len(pairs), FILES_PER_TASK)]
+    with Progress(len(todo), "images") as advance:
+        try:
+            if workers <= 1:
+                _start_worker(encoder)
+                for task in tasks:
+                    advance(_convert_some(task))
+                return
+            # fork starts in milliseconds, and nothing here has threads yet
+            context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+            with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (encoder,)) as pool:
+                try:
+                    for future in concurrent.futures.as_completed([pool.submit(_convert_some, task) for task in tasks]):
+                        advance(future.result())
+                except BaseException:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+        except OSError as error:
+            raise UserError(f"--save-path: {target}: {error}") from error
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(f"--workers: one of {workers} processes was killed, perhaps for want of memory; the files "
+                            "written so far are whole, start again with fewer") from error
