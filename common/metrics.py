@@ -59,10 +59,14 @@ class Counts:
     def add(self, logits_NK, labels_N, smoothing=0.0):
         """Count one batch of scores [N, K] against labels [N]."""
         ranks_N = label_ranks(logits_NK, labels_N)
-        self.correct += (ranks_N[:, None] < np.arange(1, TOP_K + 1)).sum(axis=0)
-        self.seen += len(ranks_N)
+        self.add_ranks(ranks_N)
         if len(ranks_N):
             self.loss_sum += float(smoothed_losses(logits_NK, labels_N, smoothing).sum())
+
+    def add_ranks(self, ranks_N):
+        """Count one batch of label ranks, as from label_ranks, without a loss."""
+        self.correct += (ranks_N[:, None] < np.arange(1, TOP_K + 1)).sum(axis=0)
+        self.seen += len(ranks_N)
 
     def percent(self, k):
         """Top-k accuracy in percent, 0..100, over the images seen."""

@@ -3,11 +3,9 @@
 float32 files are normalised CHW, byte for byte what the published single-process programs write; uint8 files are HWC
 pixels whose normalisation happens on the device (AIPP). Needs no torch: its import would take longer than many images.
 """
-import concurrent.futures
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 import pathlib
 import re
@@ -19,6 +17,7 @@ import numpy as np
 from common import cli
 from common.data.decode import EXTENSIONS, open_rgb
 from common.data.transforms import eval_transform
+from common.deploy import parallel
 from common.deploy.progress import Progress
 from common.errors import UserError
 
@@ -226,27 +225,11 @@ def _convert_some(pairs):
 
 def _convert_all(todo, encoder, target, names, workers):
     """Spread the files over processes; the first failure stops the rest and is raised here."""
-    workers = min(workers or len(os.sched_getaffinity(0)), -(-len(todo) // FILES_PER_TASK))
     pairs = [(path, target / names[path]) for path in todo]
     tasks = [pairs[i:i + FILES_PER_TASK] for i in range(0, len(pairs), FILES_PER_TASK)]
     with Progress(len(todo), "images") as advance:
         try:
-            if workers <= 1:
-                _start_worker(encoder)
-                for task in tasks:
-                    advance(_convert_some(task))
-                return
-            # fork starts in milliseconds, and nothing here has threads yet
-            context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-            with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (encoder,)) as pool:
-                try:
-                    for future in concurrent.futures.as_completed([pool.submit(_convert_some, task) for task in tasks]):
-                        advance(future.result())
-                except BaseException:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+            for count in parallel.unordered(_convert_some, tasks, workers, _start_worker, (encoder,)):
+                advance(count)
         except OSError as error:
             raise UserError(f"--save-path: {target}: {error}") from error
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError(f"--workers: one of {workers} processes was killed, perhaps for want of memory; the files "
-                            "written so far are whole, start again with fewer") from error

@@ -1,0 +1,275 @@
+"""Result files of ais_bench or run_onnx, and a label file -> exact top-1..top-5 and metrics.json.
+
+Results stream through: what is kept per image is its name. Needs no torch. Legend: N batch, K column.
+"""
+import dataclasses
+import json
+import os
+import pathlib
+import warnings
+
+import numpy as np
+
+from common import cli
+from common.deploy import parallel
+from common.deploy.progress import Progress
+from common.errors import UserError
+from common.metrics import TOP_K, Counts, label_ranks
+
+FILES_PER_TASK = 64
+SUFFIXES = (".txt", ".npy", ".bin")
+LISTED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringConfig:
+    """Options of the postprocess scripts."""
+
+    infer_results: str = cli.knob("", "folder of result files, TXT, NPY or BIN")
+    anno_file: str = cli.knob("", "label file, a line NAME INDEX per image, INDEX from 0")
+    metrics_json: str = cli.knob("metrics.json", "file to write the accuracies to")
+    allow_missing: bool = cli.knob(False, "score the images that have results, and count the others")
+    num_classes: int | None = cli.knob(None, "columns of the results (default: the public weights')", low=1)
+    workers: int = cli.knob(0, "processes; 0 is one per core", low=0)
+
+    def __post_init__(self):
+        cli.check_ranges(self)
+
+
+def main(spec, description, argv=None):
+    """Body of a model's postprocess script."""
+    with cli.exits():
+        config, _ = cli.parse(ScoringConfig(), description, argv)
+        for flag, value in (("--infer-results", config.infer_results), ("--anno-file", config.anno_file)):
+            if not value:
+                raise UserError(f"{flag}: missing")
+        counts, columns = score(spec, config)
+        write_metrics(config.metrics_json, counts, columns)
+        print(table(counts))
+        print(f"written to {config.metrics_json}")
+
+
+def score(spec, config):
+    """Score a folder of results.
+
+    Returns:
+      (Counts, number of columns); Counts.skipped is the number of labelled images without a result.
+    Raises:
+      UserError: labels and results that do not belong together, files that are no results of this network.
+    """
+    labels = read_labels(config.anno_file)
+    results = find_results(config.infer_results)
+    unknown = sorted(results.keys() - labels.keys())
+    if unknown:
+        raise UserError(f"--anno-file: {config.anno_file} has no label for {_some(unknown)}")
+    missing = sorted(labels.keys() - results.keys())
+    if missing and not config.allow_missing:
+        raise UserError(f"--infer-results: {config.infer_results} has no result for {_some(missing)}; run the "
+                        "inference again, or give --allow-missing to score the rest")
+    public = {spec.num_classes, spec.num_classes + spec.label_offset}
+    allowed = {config.num_classes} if config.num_classes else public
+    _refuse_partial_parsing()
+    columns = len(read_row(next(iter(results.values())), allowed))
+    offset = spec.background_columns(columns)
+    items = [(path, labels[name] + offset) for name, path in results.items()]
+    largest = max(label for _, label in items)
+    if largest >= columns:
+        raise UserError(f"--anno-file: label {largest - offset} for results of {columns - offset} classes; labels "
+                        "count from 0")
+    counts = Counts(skipped=len(missing))
+    tasks = [(items[i:i + FILES_PER_TASK], columns) for i in range(0, len(items), FILES_PER_TASK)]
+    with Progress(len(items), "results") as advance:
+        for ranks_N in parallel.unordered(_rank_some, tasks, config.workers):
+            counts.add_ranks(ranks_N)
+            advance(len(ranks_N))
+    return counts, columns
+
+
+def _some(names):
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{len(names)} images: {', '.join(names[:LISTED])}{more}"
+
+
+def read_labels(path):
+    """Read a label file.
+
+    Returns:
+      dict: image name up to its first dot -> class index from 0.
+    Raises:
+      UserError: unreadable, empty, a malformed line (with its number) or one image with two labels.
+    """
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--anno-file: {path} cannot be read ({error})") from error
+    labels = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, _, index = line.strip().rpartition(" ")
+        if not name or not index.isdecimal():
+            raise UserError(f"{path}, line {number}: {line.strip()[:80]!r}, expected NAME INDEX, for example "
+                            "'ILSVRC2012_val_00000001.JPEG 65'")
+        stem = name.strip().partition(".")[0]
+        if labels.setdefault(stem, int(index)) != int(index):
+            raise UserError(f"{path}, line {number}: {stem} has label {index} here and {labels[stem]} before")
+    if not labels:
+        raise UserError(f"--anno-file: {path} has no labels")
+    return labels
+
+
+def find_results(folder):
+    """The result file of every image: NAME_0.txt, .npy or .bin, in `folder` or, for several devices, in its device*/.
+
+    Returns:
+      dict: image name -> path.
+    Raises:
+      UserError: no results, two kinds of files, two results for one image, or files the summary JSON does not list.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--infer-results: {folder} is not a folder")
+    folders = [folder, *sorted(path for path in folder.glob("device*") if path.is_dir())]
+    paths = [path for each in folders for path in _result_files(each)]
+    kinds = {path[-4:].lower() for path in paths}
+    if not kinds:
+        raise UserError(f"--infer-results: {folder} has no .txt, .npy or .bin results")
+    if len(kinds) > 1:
+        raise UserError(f"--infer-results: {folder} holds {' and '.join(sorted(kinds))} files; keep the results of one "
+                        "run only")
+    results = {}
+    for path in paths:
+        name, _, index = os.path.basename(path).partition(".")[0].rpartition("_")  # noqa: PTH119
+        if index != "0" or not name:
+            raise UserError(f"{path}: not named as a result; expected NAME_0{path[-4:]}, the first output of a network")
+        if results.setdefault(name, path) != path:
+            raise UserError(f"{path}: a second result for {name} beside {results[name]}; when every device ran the "
+                            "whole input, score one device's folder")
+    _check_not_stale(folders, paths)
+    return results
+
+
+def _result_files(folder):
+    # plain strings: pathlib would cost 50,000 objects and half a second
+    with os.scandir(folder) as entries:
+        return sorted(entry.path for entry in entries if entry.name[-4:].lower() in SUFFIXES)
+
+
+def _check_not_stale(folders, paths):
+    """The summaries of the run, inside or beside the folder, must list every result; others are from an earlier run."""
+    listed = set()
+    beside = folders[0].resolve()
+    summaries = [path for each in folders for path in each.glob("*sum*ary.json")]
+    for path in [*summaries, *beside.parent.glob(f"{beside.name}_sum*ary.json")]:
+        try:
+            files = json.loads(path.read_text()).get("filesinfo", {})
+            listed |= {os.path.basename(out) for info in files.values() for out in info["outfiles"]}  # noqa: PTH119
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{path}: not a summary of ais_bench ({error}); the run may have been stopped") from error
+    stale = sorted(path for path in paths if os.path.basename(path) not in listed) if listed else []  # noqa: PTH119
+    if stale:
+        raise UserError(f"--infer-results: {len(stale)} files of {folders[0]} are not in the summary of the run, for "
+                        f"example {stale[0]}; they are left from an earlier one, remove them")
+
+
+def _refuse_partial_parsing():
+    """numpy only warns when it stops at a word that is no number."""
+    warnings.filterwarnings("error", message="string or file could not be read", category=DeprecationWarning)
+
+
+def _rank_some(task):
+    items, columns = task
+    _refuse_partial_parsing()
+    rows_NK = [read_row(path, {columns}) for path, _ in items]
+    if len({row.dtype for row in rows_NK}) > 1:  # micro-units beside floats, when one file is not as the others
+        rows_NK = [row / 1e6 if row.dtype == np.int64 else row for row in rows_NK]
+    return label_ranks(np.stack(rows_NK), np.array([label for _, label in items]))
+
+
+def read_row(path, allowed):
+    """The scores of one image, in any unit: only their order counts.
+
+    Args:
+      path: TXT, NPY or BIN file.
+      allowed: set of acceptable column counts.
+    Returns:
+      array [K]: floats, or int64 millionths where a TXT file has exactly six decimals.
+    Raises:
+      UserError: unreadable, another number of columns or rows, a number that is not finite.
+    """
+    try:
+        row = {".txt": _parse_txt, ".npy": _parse_npy, ".bin": _parse_bin}[path[-4:].lower()](path, allowed)
+    except (OSError, ValueError, DeprecationWarning) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not a result file ({error})") from error
+    if len(row) not in allowed:
+        raise UserError(f"{path}: {len(row)} columns, expected {' or '.join(map(str, sorted(allowed)))}; --num-classes "
+                        "allows another number")
+    if not np.isfinite(row).all():
+        raise UserError(f"{path}: column {int(np.argmin(np.isfinite(row)))} is NaN or infinite; the model overflowed, "
+                        "convert it with another --precision-mode")
+    return row
+
+
+def _read_bytes(path):
+    descriptor = os.open(path, os.O_RDONLY)  # a quarter of the time of a buffered file object
+    try:
+        return os.read(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _parse_txt(path, allowed):
+    text = _read_bytes(path)
+    data = np.frombuffer(text, np.uint8)
+    dots, blanks = np.flatnonzero(data == ord(".")), np.flatnonzero(data == ord(" "))
+    if text.count(b"\n") > 1:
+        raise UserError(f"{path}: {text.count(10)} rows for one image; run the model with its own batch size")
+    fits_int64 = np.diff(blanks, prepend=-1).max(initial=0) < 20
+    if len(dots) == len(blanks) and (blanks - dots == 7).all() and fits_int64:
+        # "%f " throughout: integers parse three times as fast, and compare exactly
+        return np.fromstring(text.replace(b".", b""), np.int64, sep=" ")
+    return np.fromstring(text, np.float64, sep=" ")
+
+
+def _parse_npy(path, allowed):
+    array = np.load(path, allow_pickle=False)
+    if array.ndim == 0 or array.size != array.shape[-1]:
+        raise UserError(f"{path}: shape {array.shape}, expected the scores of one image")
+    return array.reshape(-1)
+
+
+def _parse_bin(path, allowed):
+    data = _read_bytes(path)
+    for dtype in (np.float32, np.float16):
+        if len(data) // np.dtype(dtype).itemsize in allowed and len(data) % np.dtype(dtype).itemsize == 0:
+            return np.frombuffer(data, dtype)
+    if len(data) % 4 == 0:
+        return np.frombuffer(data, np.float32)  # the caller reports its number of columns
+    raise UserError(f"{path}: {len(data)} bytes are no float32 numbers")
+
+
+def write_metrics(path, counts, columns):
+    """Write the accuracies in the structure of the published metrics.json, whole or not at all."""
+    pairs = {"Number of images": str(counts.seen), "Number of classes": str(columns)}
+    for k in range(1, TOP_K + 1):
+        pairs[f"Top{k} accuracy"] = f"{counts.percent(k):.2f}%"
+    content = {"title": "Overall statistical evaluation",
+               "value": [{"key": key, "value": value} for key, value in pairs.items()]}
+    path = pathlib.Path(path)
+    draft = path.with_name(path.name + ".part")
+    try:
+        draft.write_text(json.dumps(content) + "\n")
+        draft.replace(path)
+    except OSError as error:
+        raise UserError(f"--metrics-json: {path} cannot be written ({error.strerror})") from error
+
+
+def table(counts):
+    """The accuracies as lines for people: hits, images and percent for top-1..top-5."""
+    lines = [f"top{k}  {counts.percent(k):6.2f} %  ({int(counts.correct[k - 1])} of {counts.seen} images)"
+             for k in range(1, TOP_K + 1)]
+    if counts.skipped:
+        lines.append(f"{counts.skipped} labelled images have no result and are not counted")
+    return "\n".join(lines)

@@ -1,0 +1,17 @@
+"""Score the results of Inception v4.
+
+    python inception_v4/postprocess.py --infer_results result_bs8 --anno_file imageNet/val_label.txt \\
+        --metrics_json metrics.json
+
+Reads TXT, NPY or BIN results with 1000 columns, or with 1001 where the first is the background class.
+"""
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
+
+from common.deploy import scoring
+from inception_v4.spec import SPEC
+
+if __name__ == "__main__":
+    scoring.main(SPEC, __doc__)
