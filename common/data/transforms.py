@@ -43,6 +43,22 @@ def eval_pixels(image, resize, crop, rounding):
     return np.ascontiguousarray(np.asarray(image.crop((left, top, left + crop, top + crop))))
 
 
+def normalise_into(planes_CHW, pixels_HWC, mean, std):
+    """(x / 255 - mean) / std in float32, operation by operation as ToTensor and Normalize do it.
+
+    Args:
+      planes_CHW: float32 array to fill; reuse it, fresh pages cost as much as the arithmetic.
+      pixels_HWC: uint8 array.
+      mean, std: per channel, of values in [0, 1].
+    """
+    for channel, (centre, scale) in enumerate(zip(mean, std, strict=True)):
+        plane = planes_CHW[channel]
+        plane[...] = pixels_HWC[:, :, channel]
+        plane /= np.float32(255)
+        plane -= np.float32(centre)
+        plane /= np.float32(scale)
+
+
 def eval_transform(spec, image_size=None):
     """The evaluation transform of a ModelSpec: a function from PIL RGB image to uint8 [image_size, image_size, 3].
 

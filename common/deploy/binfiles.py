@@ -16,7 +16,7 @@ import numpy as np
 
 from common import cli
 from common.data.decode import EXTENSIONS, open_rgb
-from common.data.transforms import eval_transform
+from common.data.transforms import eval_transform, normalise_into
 from common.deploy import parallel
 from common.deploy.progress import Progress
 from common.errors import UserError
@@ -136,17 +136,12 @@ class Encoder:
         self.file_size = len(self.header) + self.buffer.nbytes
 
     def encode(self, image):
-        """Fill the buffer from a PIL RGB image, in the operations and the precision of the published programs."""
+        """Fill the buffer from a PIL RGB image, in the very operations of the published programs."""
         pixels_HWC = self.transform(image)
         if self.dtype == "uint8":
             self.buffer[...] = pixels_HWC
-            return self.buffer
-        for channel, (mean, std) in enumerate(zip(self.spec.mean, self.spec.std, strict=True)):
-            plane = self.buffer[channel]
-            plane[...] = pixels_HWC[:, :, channel]
-            plane /= np.float32(255)
-            plane -= np.float32(mean)
-            plane /= np.float32(std)
+        else:
+            normalise_into(self.buffer, pixels_HWC, self.spec.mean, self.spec.std)
         return self.buffer
 
     def write(self, source, target):

@@ -1,0 +1,155 @@
+"""The files around an inference run, in ais_bench's names and layouts: inputs, batches, results, summary."""
+import json
+import os
+import pathlib
+import re
+import time
+
+import numpy as np
+
+from common.errors import UserError
+
+OUTFMTS = ("BIN", "NPY", "TXT")
+
+
+def natural_key(name):
+    """Sort key that compares runs of digits as numbers and other text in lower case."""
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", name)]
+
+
+def list_inputs(argument):
+    """The input files of a run, in the order ais_bench takes them.
+
+    Args:
+      argument: value of --input: one folder, or files separated by commas.
+    Returns:
+      list of pathlib.Path; all .bin or all .npy.
+    Raises:
+      UserError: nothing there, or names that would give results of the same name.
+    """
+    parts = [pathlib.Path(part) for part in argument.split(",") if part]
+    if len(parts) == 1 and parts[0].is_dir():
+        names = sorted(entry.name for entry in os.scandir(parts[0]) if entry.name.lower().endswith((".bin", ".npy")))
+        files = [parts[0] / name for name in sorted(names, key=natural_key)]
+        if not files:
+            raise UserError(f"--input: {parts[0]} has no .bin or .npy files; make them with preprocess.py")
+    else:
+        files = parts
+        missing = [path for path in files if not path.is_file()]
+        if missing or not files:
+            raise UserError(f"--input: {', '.join(map(str, missing[:3])) or argument!r} does not exist; expected one "
+                            "folder, or files separated by commas")
+    if len({path.suffix.lower() for path in files}) > 1:
+        raise UserError(f"--input: {argument} mixes .bin and .npy files")
+    stems = {}
+    for path in files:
+        other = stems.setdefault(path.name.partition(".")[0], path)
+        if other is not path:
+            raise UserError(f"--input: {other.name} and {path.name} would both give {path.name.partition('.')[0]}_0")
+    return files
+
+
+def check_sizes(files, sample_bytes, what):
+    """Every input file must hold exactly one sample; ais_bench itself only looks whether the sizes divide.
+
+    Args:
+      files: .bin or .npy paths.
+      sample_bytes: bytes of one sample.
+      what: the sample in words, for the message.
+    Raises:
+      UserError: the first file that does not.
+    """
+    for path in files:
+        size = path.stat().st_size
+        if path.suffix.lower() == ".npy":
+            size = np.load(path, mmap_mode="r", allow_pickle=False).nbytes
+        if size != sample_bytes:
+            raise UserError(f"--input: {path} holds {size} bytes, one image of the model is {sample_bytes} ({what})")
+
+
+def load_sample(path, out):
+    """Read one input file into an array of the right shape and type.
+
+    Raises:
+      UserError: an .npy of another type.
+    """
+    if path.suffix.lower() == ".npy":
+        array = np.load(path, allow_pickle=False)
+        if array.dtype != out.dtype:
+            raise UserError(f"--input: {path} holds {array.dtype}, the model takes {out.dtype}")
+        out[...] = array.reshape(out.shape)
+        return
+    with path.open("rb", buffering=0) as file:
+        view = memoryview(out.reshape(-1).view(np.uint8))
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise UserError(f"--input: {path} became shorter while it was read")
+            view = view[count:]
+
+
+def claim_output(output, dirname):
+    """Create the folder of a run's results.
+
+    ais_bench overwrites equal names and leaves the rest, so a folder with files in it would mix two runs.
+
+    Returns:
+      (folder, summary path): the summary lies beside the folder, or in it when `dirname` ends with a slash.
+    Raises:
+      UserError: the folder holds files, or cannot be made.
+    """
+    prefix = os.path.join(output, dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))  # noqa: PTH118
+    folder, summary = pathlib.Path(prefix), pathlib.Path(prefix + "_summary.json")
+    if os.path.isabs(dirname):  # noqa: PTH117
+        raise UserError(f"--output-dirname: {dirname} is absolute; it is a name inside --output")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output-dirname: {folder} already holds files; choose another name or remove it")
+    if summary.exists():
+        raise UserError(f"--output-dirname: {summary} is left from an earlier run; choose another name or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+    except OSError as error:
+        raise UserError(f"--output: {folder} cannot be made ({error.strerror})") from error
+    return folder, summary
+
+
+def write_result(folder, stem, outfmt, row):
+    """Write the logits of one image as {stem}_0.{bin,npy,txt}.
+
+    TXT has six decimals and a blank after every number, one line per row.
+    """
+    path = folder / f"{stem}_0.{outfmt.lower()}"
+    if outfmt == "NPY":
+        np.save(path, row[None])
+    elif outfmt == "BIN":
+        row.tofile(path)
+    else:
+        path.write_text("%f " * len(row) % tuple(row.tolist()) + "\n")
+    return path
+
+
+def statistics(milliseconds):
+    """min, max, mean, median, 99th percentile and count, under the names of ais_bench's summary."""
+    values = np.asarray(milliseconds)
+    return {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean()),
+            "median": float(np.median(values)), "percentile(99%)": float(np.percentile(values, 99)),
+            "count": len(values)}
+
+
+def throughput_line(batch_size, mean_ms):
+    """The line users look for; images per second of the network alone, without reading and writing files."""
+    return (f"[INFO] throughput 1000*batchsize.mean({batch_size})/NPU_compute_time.mean({mean_ms}): "
+            f"{1000 * batch_size / mean_ms}")
+
+
+def write_summary(path, filesinfo, arguments, compute_ms, batch_size):
+    """Write the summary JSON of a run that has come to its end."""
+    compute = statistics(compute_ms)
+    content = {"filesinfo": filesinfo, "args": arguments, "NPU_compute_time": compute,
+               "H2D_latency": statistics([0.0]), "D2H_latency": statistics([0.0]),
+               "throughput": 1000 * batch_size / compute["mean"], "npu_compute_time_list": list(compute_ms),
+               "pid": os.getpid()}
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(content))
+    draft.replace(path)
+    return compute
