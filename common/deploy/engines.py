@@ -1,7 +1,7 @@
 """Things that turn images into logits: ONNX Runtime here, OM files through ais_bench's Python session on an NPU.
 
-Every engine has `sample_shape`, `dtype`, `batch` (None: any), `facts` and `run(array) -> logits`; `Pixels` makes any of
-them take the uint8 batches that the evaluator hands out. Importing this module imports no engine.
+Every engine has `sample_shape`, `dtype`, `batch` (None: any), `num_outputs`, `facts` and `run(array) -> logits`;
+`Pixels` makes any of them take the uint8 batches that the evaluator hands out. Importing this module imports no engine.
 """
 import json
 import pathlib
@@ -66,6 +66,7 @@ class OnnxEngine:
         self.batch = batch if isinstance(batch, int) else None
         self.dtype = np.dtype({"tensor(float)": "float32", "tensor(float16)": "float16",
                                "tensor(uint8)": "uint8"}[inputs[0].type])
+        self.num_outputs = self._session.get_outputs()[0].shape[-1]
         self.facts = _facts(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, images):
@@ -104,6 +105,7 @@ class OmEngine:
             raise UserError(f"--model: {path} takes {first.realsize} bytes for shape {list(first.shape)}; expected "
                             "uint8, float16 or float32")
         self.dtype = np.dtype(kinds[first.realsize // count])
+        self.num_outputs = self._session.get_outputs()[0].shape[-1]
 
     def run(self, images):
         """One array [batch, *sample_shape] -> logits [batch, K]."""

@@ -1,0 +1,123 @@
+"""Images -> accuracy without files between: decode, transform, any engine, score; decoding overlaps with inference."""
+import dataclasses
+import pathlib
+import time
+
+from common import cli, weights
+from common.deploy import engines, scoring
+from common.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """Options of eval.py."""
+
+    data: str = cli.knob("", "folder with val/: class folders, or images beside val_label.txt")
+    resume: str = cli.knob("", "what to evaluate: a checkpoint (torch), .onnx (ONNX Runtime) or .om (NPU)", "--ckpt",
+                           "--model")
+    device: str = cli.knob("auto", "device of a checkpoint", choices=("auto", "npu", "cuda", "cpu"))
+    device_id: int = cli.knob(0, "index of the device", low=0, high=255)
+    provider: str = cli.knob("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
+    batch_size: int = cli.knob(16, "images per run; a model of fixed batch keeps its own", "-b", low=1)
+    workers: int = cli.knob(2, "processes that decode", "-j", low=0)
+    threads: int = cli.knob(0, "cores of the network on a CPU; 0 is all", low=0)
+    num_classes: int | None = cli.knob(None, "columns of a checkpoint's output; cuts off a background class", low=1)
+    image_size: int | None = cli.knob(None, "side of the input, pixels (default: as stored)", low=1)
+    aipp_config: str = cli.knob("", "AIPP file: normalise as the device would, in float16")
+    metrics_json: str = cli.knob("", "file to write the accuracies to, as postprocess.py does")
+
+    def __post_init__(self):
+        cli.check_ranges(self)
+
+
+def main(spec, description, recipe=None, argv=None):
+    """Body of an eval script that takes every engine."""
+    with cli.exits():
+        config, _ = cli.parse(recipe or StreamConfig(), description, argv)
+        for flag, value in (("--data", config.data), ("--resume", config.resume)):
+            if not value:
+                raise UserError(f"{flag}: missing")
+        counts, num_outputs = evaluate_stream(spec, config)
+        print(scoring.table(counts))
+        if config.metrics_json:
+            scoring.write_metrics(config.metrics_json, counts, num_outputs)
+
+
+def evaluate_stream(spec, config):
+    """Score the validation images of a folder.
+
+    Returns:
+      (Counts, number of columns of the model).
+    Raises:
+      UserError: model, data and options that do not fit together, or a broken image (with its path).
+    """
+    from common import device as devices
+    from common import distributed, evaluate
+    from common.data.loader import EvalLoader
+    from common.data.transforms import eval_transform
+
+    device = devices.choose(config.device, config.device_id)
+    engine, num_outputs, size, classes = _engine(spec, config, device)
+    index = _index(config.data, classes, num_outputs, spec.background_columns(num_outputs))
+    loader = EvalLoader(index, eval_transform(spec, size), config.batch_size, "fail", 0, 1, config.workers,
+                        device.pins_memory)
+    start = time.perf_counter()
+    group = distributed.Group(distributed.World(), device)
+    counts = evaluate.evaluate(engine, loader, len(index), group)
+    seconds = time.perf_counter() - start
+    print(f"{config.resume}: {counts.seen} images of {config.data} in {seconds:.1f} s "
+          f"({counts.seen / seconds:.1f} images/s), {num_outputs} columns, {size} pixels", flush=True)
+    return counts, num_outputs
+
+
+def _engine(spec, config, device):
+    """(function from uint8 batch to logits, columns, image size, class names or None) for the file to evaluate."""
+    from common import device as devices
+    from common import evaluate
+    from common.deploy import aipp
+
+    if pathlib.Path(config.resume).suffix in (".onnx", ".om"):
+        engine = engines.open_engine(config.resume, config.provider, config.device_id, config.threads)
+        size = config.image_size or engine.facts.get("image_size") or _side(engine, spec)
+        table = aipp.lookup_table(aipp.read(config.aipp_config)) if config.aipp_config else None
+        return engines.Pixels(engine, spec, table), engine.num_outputs, size, engine.facts.get("classes")
+    if config.aipp_config:
+        raise UserError(f"--aipp-config: {config.resume} is a checkpoint; AIPP belongs to .onnx models")
+    devices.set_threads(config.threads, 1)
+    model, meta = weights.load(config.resume, spec, num_classes=config.num_classes)
+    size = config.image_size or meta["image_size"]
+    spec.check_image_size(size)
+    layout = device.memory_format("auto")
+    model = model.to(device.torch, memory_format=devices.torch_memory_format(layout))
+    return (evaluate.TorchEngine(model, evaluate.Normaliser(spec, device, layout), device), meta["num_classes"], size,
+            meta["classes"])
+
+
+def _side(engine, spec):
+    """Side of the square input that a model fixes, wherever its channels are; the published one where it is open."""
+    return max((side for side in engine.sample_shape if isinstance(side, int) and side != 3), default=spec.input_size)
+
+
+def _index(root, classes, num_outputs, offset):
+    """Index of ROOT/val, or of ROOT itself, whose labels are columns of the model."""
+    from common.data import index
+
+    root = pathlib.Path(root)
+    folder = root / "val" if (root / "val").is_dir() else root
+    label_file = folder.parent / "val_label.txt"
+    if label_file.is_file():
+        found = index.load_flat(folder, label_file)
+    else:
+        found = index.load_folder(folder)
+        if classes:
+            unknown = sorted(set(found.classes) - set(classes))
+            if unknown:
+                raise UserError(f"--data: {folder} has classes that the model lacks: {', '.join(unknown[:5])}")
+            found = found.relabelled(classes)
+        elif len(found.classes) != num_outputs - offset:
+            raise UserError(f"--data: {folder} has {len(found.classes)} class folders, the model has "
+                            f"{num_outputs - offset} classes")
+    if len(found) and found.labels.max() + offset >= num_outputs:
+        raise UserError(f"--data: label {found.labels.max()} in {label_file}, the model has {num_outputs - offset} "
+                        "classes")
+    return dataclasses.replace(found, labels=found.labels + offset)

@@ -1,0 +1,19 @@
+"""Top-1 to top-5 accuracy of Inception v4 straight from the images, on any engine.
+
+    python inception_v4/eval.py --data imageNet --resume inceptionv4-8e4777a0.pth
+    python inception_v4/eval.py --data imageNet --resume inceptionv4.onnx
+
+The data folder holds val/ with class folders, or val/ with images beside val_label.txt. A checkpoint runs in torch, an
+.onnx file in ONNX Runtime, an .om file on an Ascend NPU. Nothing is written in between: preprocessed files of
+ImageNet's validation set would take 53.6 GB.
+"""
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
+
+from common.deploy import stream
+from inception_v4.spec import SPEC
+
+if __name__ == "__main__":
+    stream.main(SPEC, __doc__)
