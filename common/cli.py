@@ -147,8 +147,7 @@ def parse(recipe, description, argv=None):
 
 @contextlib.contextmanager
 def exits():
-    """Turn the end of a program into its exit status: one line for a user's mistake (2) or a failed tool (1), else a
-    traceback."""
+    """Turn the end of a program into its exit status: 2 and one line for a user's mistake, a traceback otherwise."""
     try:
         yield
     except UserError as error:

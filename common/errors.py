@@ -18,10 +18,3 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """The run cannot go on though the input was right (a loss that is not finite); one line, exit status 1."""
-
-
-class ToolError(RuntimeError):
-    """A program that is not ours failed; printed as one line `error: ...`, exit status 1.
-
-    The message holds that program's own code and sentence, and where its log is.
-    """

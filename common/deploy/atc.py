@@ -12,7 +12,7 @@ import time
 
 from common import cli
 from common.deploy import aipp, soc
-from common.errors import ToolError, UserError
+from common.errors import RunError, UserError
 
 PRECISION_MODES = ("force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16", "must_keep_origin_dtype",
                    "allow_mix_precision", "allow_mix_precision_fp16", "allow_mix_precision_bf16", "allow_fp32_to_bf16")
@@ -31,8 +31,8 @@ HINTS = {
     "E40000": "atc's Python packages are missing; pip install decorator sympy cffi protobuf attrs pyyaml scipy psutil",
     "E40020": "atc's Python packages are missing; pip install decorator sympy cffi protobuf attrs pyyaml scipy psutil",
 }
-HOW_TO_GET = ("install the CANN toolkit and source its environment (source /usr/local/Ascend/ascend-toolkit/set_env.sh, "
-              "from CANN 8.5 /usr/local/Ascend/cann/set_env.sh); --dry-run prints the command without it")
+HOW_TO_GET = ("install the CANN toolkit and source its environment, /usr/local/Ascend/ascend-toolkit/set_env.sh or "
+              "from CANN 8.5 on /usr/local/Ascend/cann/set_env.sh; --dry-run prints the command without it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,13 @@ class AtcConfig:
     dynamic_batch: str = cli.knob("", "one OM that takes any of these numbers of images: 1,4,8")
     soc_version: str = cli.knob("", "chip, for example Ascend310P3 (default: npu-smi is asked)")
     aipp: bool = cli.knob(False, "normalise on the device: the model then takes uint8 HWC files")
-    arch: str = cli.knob("", "folder of the model whose normalisation --aipp uses (default: as stored in the .onnx file)")
+    arch: str = cli.knob("", "folder of the model whose normalisation --aipp uses (default: stored in the .onnx)")
     image_size: int | None = cli.knob(None, "side of the input of a model that leaves it open, pixels", low=1)
     precision_mode: str = cli.knob("", "atc's own option of this name", choices=("", *PRECISION_MODES))
     precision_mode_v2: str = cli.knob("", "atc's own option of this name", choices=("", *PRECISION_MODES_V2))
     output_type: str = cli.knob("", "type of the logits", choices=("", *OUTPUT_TYPES))
     log: str = cli.knob("error", "what atc logs", choices=("debug", "info", "warning", "error", "null"))
-    dry_run: bool = cli.knob(False, "check everything, print the commands, start nothing")
+    dry_run: bool = cli.knob(False, "check everything, write the AIPP file, print the commands, start nothing")
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -85,7 +85,7 @@ def convert(config):
     Returns:
       dict: batch size, or "1,4,8" for gears -> pathlib.Path of the OM file (its future name on a dry run).
     Raises:
-      UserError: what atc would refuse. ToolError: what it did refuse.
+      UserError: what atc would refuse. RunError: what it did refuse.
     """
     model = OnnxFacts(config.model, config.image_size)
     gears = numbers("--dynamic-batch", config.dynamic_batch) if config.dynamic_batch else None
@@ -149,8 +149,8 @@ class OnnxFacts:
                             "expected one batch of images")
         self.name = inputs[0].name
         if not self.name or re.search(r"[:;,\s]", self.name):
-            raise UserError(f"--model: the input of {path} is called {self.name!r}, which --input_shape cannot express; "
-                            "rename it")
+            raise UserError(f"--model: the input of {path} is called {self.name!r}, which --input_shape cannot "
+                            "express; rename it")
         dims = [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]
         if len(dims) != 4 or dims[1] not in (3, None):
             raise UserError(f"--model: the input of {path} has shape {dims}, expected N x 3 x H x W")
@@ -213,7 +213,7 @@ def _run(command, target):
     found = [path for path in (target.with_name(f"{target.name}.om"), *target.parent.glob(f"{target.name}_linux_*.om"))
              if path.exists() and path.stat().st_mtime_ns >= started_ns - 10**9]
     if done.returncode != 0 or "ATC run success" not in done.stdout or not found:
-        raise ToolError(failure(done.returncode, done.stdout))
+        raise RunError(failure(done.returncode, done.stdout))
     print(f"{found[0]}: {found[0].stat().st_size} bytes", flush=True)
     return found[0]
 

@@ -49,22 +49,27 @@ def list_inputs(argument):
     return files
 
 
-def check_sizes(files, sample_bytes, what):
+def sample_bytes(path):
+    """Bytes of the numbers in an input file, without the header of an .npy file."""
+    if path.suffix.lower() == ".npy":
+        return np.load(path, mmap_mode="r", allow_pickle=False).nbytes
+    return path.stat().st_size
+
+
+def check_sizes(files, expected, what):
     """Every input file must hold exactly one sample; ais_bench itself only looks whether the sizes divide.
 
     Args:
       files: .bin or .npy paths.
-      sample_bytes: bytes of one sample.
+      expected: bytes of one sample.
       what: the sample in words, for the message.
     Raises:
       UserError: the first file that does not.
     """
     for path in files:
-        size = path.stat().st_size
-        if path.suffix.lower() == ".npy":
-            size = np.load(path, mmap_mode="r", allow_pickle=False).nbytes
-        if size != sample_bytes:
-            raise UserError(f"--input: {path} holds {size} bytes, one image of the model is {sample_bytes} ({what})")
+        size = sample_bytes(path)
+        if size != expected:
+            raise UserError(f"--input: {path} holds {size} bytes, one image of the model is {expected} ({what})")
 
 
 def load_sample(path, out):

@@ -35,7 +35,7 @@ def find():
       UserError: no npu-smi, no card, or cards of several kinds; asks for --soc-version.
     """
     if shutil.which("npu-smi") is None:
-        raise UserError(f"--soc-version: missing, and npu-smi is not on the PATH (it comes with the NPU driver); {BY_HAND}")
+        raise UserError(f"--soc-version: missing, and there is no npu-smi (it comes with the NPU driver); {BY_HAND}")
     cards = [match.groups()[:2] for line in _npu_smi("info") if (match := CARD.match(line))]
     if not cards:
         raise UserError(f"--soc-version: missing, and npu-smi info shows no card; {BY_HAND}")
@@ -68,7 +68,7 @@ def _npu_smi(*arguments):
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"--soc-version: missing, and {' '.join(command)} does not answer ({error}); {BY_HAND}") from error
+        raise UserError(f"--soc-version: missing, {' '.join(command)} does not answer ({error}); {BY_HAND}") from error
     if done.returncode != 0:
         said = (done.stdout + done.stderr).strip().splitlines() or ["nothing"]
         raise UserError(f"--soc-version: missing, and {' '.join(command)} ended with {done.returncode}: {said[-1]}; "
