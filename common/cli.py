@@ -1,4 +1,5 @@
 """Command lines: one frozen dataclass declares every knob once; argparse, checks and --help are derived from it."""
+
 import argparse
 import contextlib
 import dataclasses
@@ -78,11 +79,17 @@ class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are UserErrors, and which takes `_` for `-` in long flags and no abbreviations."""
 
     def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False, add_help=True,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            add_help=True,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def parse_args(self, args=None, namespace=None):
-        known, rest = self.parse_known_args([_dashed(arg) for arg in (sys.argv[1:] if args is None else args)], namespace)
+        known, rest = self.parse_known_args(
+            [_dashed(arg) for arg in (sys.argv[1:] if args is None else args)], namespace
+        )
         if rest:
             near = difflib.get_close_matches(rest[0].partition("=")[0], self._option_string_actions, n=1, cutoff=0.7)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -92,7 +99,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         # argparse writes "argument -b/--batch-size: invalid int value: 'x'"; ours starts with the long flag.
         if message.startswith("argument "):
-            flags, _, reason = message[len("argument "):].partition(": ")
+            flags, _, reason = message[len("argument ") :].partition(": ")
             message = f"{flags.split('/')[-1].split()[0]}: {reason}"
         raise UserError(message)
 
@@ -116,13 +123,15 @@ def parser_for(recipe, description):
         notes = [note for note in (allowed if not meta["choices"] else "", _default_note(kind, default)) if note]
         help_text = (meta["help"] + (f" [{'; '.join(notes)}]" if notes else "")).replace("%", "%%")
         flags = [flag for flag in meta["flags"] if not flag.startswith("--")] + [flag_of(field)]
-        flags[len(flags):] = [flag for flag in meta["flags"] if flag.startswith("--")]
+        flags[len(flags) :] = [flag for flag in meta["flags"] if flag.startswith("--")]
         # SUPPRESS: the namespace then holds only what the user gave, so "explicit" can be told from "default".
         options = dict(dest=field.name, default=argparse.SUPPRESS, help=help_text)
         if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction if default else "store_true"
+            options["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
         else:
-            options.update(type=kind, metavar="{" + ",".join(meta["choices"]) + "}" if meta["choices"] else kind.__name__.upper())
+            options.update(
+                type=kind, metavar="{" + ",".join(meta["choices"]) + "}" if meta["choices"] else kind.__name__.upper()
+            )
         group.add_argument(*flags, **options)
     return parser
 

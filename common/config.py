@@ -1,8 +1,12 @@
 """TrainConfig: every knob of a training run, declared once; common/cli.py derives the command line from it."""
 import dataclasses
+import functools
 
 from common.cli import check_ranges, knob
 from common.errors import UserError
+
+_data, _model, _optim, _device, _run = (
+    functools.partial(knob, group=group) for group in ("data", "model", "optimisation", "device", "run"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,59 +18,60 @@ class TrainConfig:
     """
 
     # Data
-    data: str = knob("", "dataset root that holds train/ and val/", group="data")
-    workers: int = knob(8, "loader processes of this machine, shared by its devices; capped at its cores", "-j", low=0, group="data")
-    image_size: int = knob(299, "side of the square input, pixels", low=32, group="data")
-    num_classes: int | None = knob(None, "number of classes; default: class folders of train/", "-p", low=2, group="data")
-    batch_size: int = knob(256, "images per step of one machine, over all its devices", "-b", low=1, group="data")
-    eval_batch_size: int = knob(64, "images per device and batch of evaluation", low=1, group="data")
-    on_bad_image: str = knob("fail", "what to do with a file that does not decode", choices=("fail", "skip"), group="data")
-    auto_augment: str = knob("none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment"), group="data")
-    color_jitter: float = knob(0.0, "strength of brightness, contrast and saturation jitter", low=0, high=1, group="data")
-    random_erasing: float = knob(0.0, "probability of erasing a rectangle", low=0, high=1, group="data")
-    mixup: float = knob(0.0, "alpha of mixup; 0: off", low=0, group="data")
-    cutmix: float = knob(0.0, "alpha of cutmix; 0: off (with mixup too: one of both at random per micro-batch)", low=0, group="data")
+    data: str = _data("", "dataset root that holds train/ and val/")
+    workers: int = _data(8, "loader processes of this machine, at most its cores", "-j", low=0)
+    image_size: int = _data(299, "side of the square input, pixels", low=32)
+    num_classes: int | None = _data(None, "number of classes; default: class folders of train/", "-p", low=2)
+    batch_size: int = _data(256, "images per step of one machine, over all its devices", "-b", low=1)
+    eval_batch_size: int = _data(64, "images per device and batch of evaluation", low=1)
+    on_bad_image: str = _data("fail", "what to do with a file that does not decode", choices=("fail", "skip"))
+    auto_augment: str = _data("none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment"))
+    color_jitter: float = _data(0.0, "strength of brightness, contrast and saturation jitter", low=0, high=1)
+    random_erasing: float = _data(0.0, "probability of erasing a rectangle", low=0, high=1)
+    mixup: float = _data(0.0, "alpha of mixup; 0: off", low=0)
+    cutmix: float = _data(0.0, "alpha of cutmix; 0: off; with mixup too, one of both at random", low=0)
 
     # Model
-    arch: str = knob("", "model name; only checked, each script trains its own model", "-a", group="model")
-    dropout: float | None = knob(None, "dropout probability before the classifier; default: the model's own", low=0, high=1, group="model")
-    transform_input: bool = knob(False, "convert ImageNet-normalised input to 0.5/0.5 first (for weights ported from TensorFlow)", group="model")
-    pretrained: str = knob("", "start from the weights in this file", group="model")
+    arch: str = _model("", "model name; only checked, each script trains its own model", "-a")
+    dropout: float | None = _model(None, "dropout probability before the classifier; default: the model's own", low=0, high=1)
+    transform_input: bool | None = _model(None, "convert ImageNet-normalised input to 0.5/0.5; default: as --pretrained needs")
+    pretrained: str = _model("", "start from the weights in this file")
 
     # Optimisation
-    epochs: int = knob(240, "passes over the training set", low=1, group="optimisation")
-    max_steps: int | None = knob(None, "stop after this many steps in all", low=1, group="optimisation")
-    lr: float = knob(0.045, "peak learning rate", "--learning-rate", above=0, group="optimisation")
-    lr_schedule: str = knob("cosine-epoch", "how the learning rate falls", group="optimisation")
-    warm_up_epochs: int = knob(0, "epochs of rising learning rate", low=0, group="optimisation")
-    momentum: float = knob(0.9, "momentum of SGD", low=0, high=1, group="optimisation")
-    weight_decay: float = knob(1e-4, "weight decay", "--wd", low=0, group="optimisation")
-    decay_norm: bool = knob(True, "apply weight decay to batch-norm parameters too", group="optimisation")
-    label_smoothing: float = knob(0.1, "share of the target given to all classes", low=0, high=1, group="optimisation")
-    smoothing_off: str = knob("all", "spread the smoothed share over all classes or over the others only", choices=("all", "others"), group="optimisation")
-    accumulate: int = knob(1, "micro-batches per device and step", low=1, group="optimisation")
-    ema: float = knob(0.0, "decay of the exponential moving average of the weights; 0: off", low=0, high=1, group="optimisation")
-    seed: int = knob(0, "order, augmentation, dropout and initial weights are functions of it", low=0, group="optimisation")
+    epochs: int = _optim(240, "passes over the training set", low=1)
+    max_steps: int | None = _optim(None, "stop after this many steps in all", low=1)
+    lr: float = _optim(0.045, "peak learning rate", "--learning-rate", above=0)
+    lr_schedule: str = _optim("cosine-epoch", "how the learning rate falls")
+    warm_up_epochs: int = _optim(0, "epochs of rising learning rate", low=0)
+    momentum: float = _optim(0.9, "momentum of SGD", low=0, high=1)
+    weight_decay: float = _optim(1e-4, "weight decay", "--wd", low=0)
+    decay_norm: bool = _optim(True, "apply weight decay to batch-norm parameters too")
+    label_smoothing: float = _optim(0.1, "share of the target given to all classes", low=0, high=1)
+    smoothing_off: str = _optim("all", "who gets the smoothed share: all classes or the others", choices=("all", "others"))
+    accumulate: int = _optim(1, "micro-batches per device and step", low=1)
+    ema: float = _optim(0.0, "decay of the exponential moving average of the weights; 0: off", low=0, high=1)
+    seed: int = _optim(0, "order, augmentation, dropout and initial weights are functions of it", low=0)
 
     # Device
-    device: str = knob("auto", "where to run; auto: npu, then cuda, then cpu", choices=("auto", "npu", "cuda", "cpu"), group="device")
-    device_id: int = knob(0, "index of the device of a single-process run", low=0, group="device")
-    npu: int | None = knob(None, "same as --device npu --device-id N", "--npu", low=0, group="device")
-    amp: bool = knob(False, "mixed precision (on cpu only together with --amp-dtype bf16)", group="device")
-    amp_dtype: str = knob("auto", "type of mixed precision; auto: fp16 on npu and cuda, off on cpu", choices=("auto", "fp16", "bf16"), group="device")
-    loss_scale: str = knob("dynamic", "fp16 loss scale: a number or dynamic", group="device")
-    memory_format: str = knob("auto", "layout of activations; auto: channels_last on cpu and cuda, nchw on npu", choices=("auto", "nchw", "channels_last"), group="device")
-    compile: bool = knob(False, "torch.compile the network (minutes before the first step)", group="device")
-    threads: int | None = knob(None, "CPU threads of each process; default: the cores shared by this machine's processes", low=1, group="device")
-    reduce: str = knob("fast", "sum of gradients: fast (all-reduce) or exact (index order: same bits for any number of ranks)", choices=("fast", "exact"), group="device")
+    device: str = _device("auto", "where to run; auto: npu, then cuda, then cpu", choices=("auto", "npu", "cuda", "cpu"))
+    device_id: int = _device(0, "index of the device of a single-process run", low=0)
+    npu: int | None = _device(None, "same as --device npu --device-id N", "--npu", low=0)
+    amp: bool = _device(False, "mixed precision (on cpu only together with --amp-dtype bf16)")
+    amp_dtype: str = _device("auto", "its type; auto: fp16 on npu and cuda, off on cpu", choices=("auto", "fp16", "bf16"))
+    loss_scale: str = _device("dynamic", "fp16 loss scale: a number or dynamic")
+    memory_format: str = _device("auto", "layout; auto: nchw on npu, else channels_last", choices=("auto", "nchw", "channels_last"))
+    compile: bool = _device(False, "torch.compile the network (minutes before the first step)")
+    threads: int | None = _device(None, "CPU threads of each process; default: its share of the cores", low=1)
+    reduce: str = _device("fast", "gradient sum: fast, or exact (same bits for any number of ranks)", choices=("fast", "exact"))
 
     # Run
-    output_dir: str = knob("", "folder of this run; default: a new numbered folder under ./output", group="run")
-    resume: str = knob("", "continue from this checkpoint; auto: from the newest one that verifies", group="run")
-    save_every: int = knob(0, "steps between checkpoints within an epoch; 0: only at its end", low=0, group="run")
-    print_freq: int = knob(100, "steps between progress lines", low=1, group="run")
-    warm_up_steps: int = knob(10, "first steps that the throughput leaves out", low=0, group="run")
-    evaluate: bool = knob(False, "evaluate --resume or --pretrained and stop", "-e", group="run")
+    output_dir: str = _run("", "folder of this run; default: a new numbered folder under ./output")
+    run_name: str = _run("", "folder below ./output; default: MODEL_train or the launcher's name")
+    resume: str = _run("", "continue from this checkpoint; auto: from the newest one that verifies")
+    save_every: int = _run(0, "steps between checkpoints within an epoch; 0: only at its end", low=0)
+    print_freq: int = _run(100, "steps between progress lines", low=1)
+    warm_up_steps: int = _run(10, "first steps that the throughput leaves out", low=0)
+    evaluate: bool = _run(False, "evaluate --resume or --pretrained and stop", "-e")
 
     def __post_init__(self):
         check_ranges(self)

@@ -3,6 +3,7 @@
 `auto` is npu, then cuda, then cpu. A device that was asked for and is missing is an error with its reason, never a
 silent fallback.
 """
+
 import contextlib
 import dataclasses
 import importlib.util
@@ -104,7 +105,9 @@ class LossScaler:
         initial = 2.0**16 if loss_scale == "dynamic" else float(loss_scale)
         if device.kind == "npu":
             # torch_npu's own scaler: it also sees overflow on chips that saturate instead of producing infinities.
-            self._scaler = torch.npu.amp.GradScaler(init_scale=initial, dynamic=loss_scale == "dynamic", enabled=enabled)
+            self._scaler = torch.npu.amp.GradScaler(
+                init_scale=initial, dynamic=loss_scale == "dynamic", enabled=enabled
+            )
         else:
             self._scaler = torch.amp.GradScaler(device.kind, init_scale=initial, enabled=enabled)
 

@@ -1,4 +1,5 @@
 """Ranks: torchrun's environment, the process group, and the few things ranks tell each other on the host."""
+
 import ctypes
 import dataclasses
 import os
@@ -61,7 +62,9 @@ class Group:
             dist.init_process_group(device.backend)
             self._host = dist.group.WORLD if device.backend == "gloo" else dist.new_group(backend="gloo")
         except dist.DistError as error:
-            raise UserError(f"--master-addr: the {world.size} ranks did not find each other: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"--master-addr: the {world.size} ranks did not find each other: {str(error).splitlines()[0]}"
+            ) from error
 
     def agree(self, status):
         """The largest of all ranks' statuses (RUN, STOP, FAIL)."""

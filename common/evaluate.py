@@ -1,8 +1,10 @@
 """One evaluator for training, eval.py and every deployment engine: each image is counted exactly once."""
+
 import numpy as np
 import torch
 
 from common import device as devices
+from common.data import loader, transforms
 from common.data.decode import BadImage
 from common.distributed import RUN, STOP
 from common.metrics import Counts
@@ -18,7 +20,7 @@ class Normaliser:
         self._std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
 
     def __call__(self, pixels_NHWC):
-        """uint8 [N, H, W, 3] on the host -> float32 [N, 3, H, W], (x / 255 - mean) / std as ToTensor and Normalize do."""
+        """uint8 [N, H, W, 3] on the host -> float32 [N, 3, H, W], with the arithmetic of ToTensor and Normalize."""
         pixels = pixels_NHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         return pixels.to(torch.float32, memory_format=self._memory_format).div_(255).sub_(self._mean).div_(self._std)
 
@@ -35,12 +37,12 @@ class TorchEngine:
             return self.model(self._normalise(pixels_NHWC)).float().cpu().numpy()
 
 
-def evaluate(engine, loader, num_images, group, smoothing=0.0, interrupted=lambda: False):
+def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lambda: False):
     """Score a split.
 
     Args:
       engine: function from uint8 [N, H, W, 3] to logits [N, K] on the host.
-      loader: EvalLoader of this rank's share.
+      batches: EvalLoader of this rank's share.
       num_images: images in the whole split.
       group: distributed.Group; counts are summed over its ranks once, at the end.
       smoothing: label smoothing of the reported loss.
@@ -52,7 +54,7 @@ def evaluate(engine, loader, num_images, group, smoothing=0.0, interrupted=lambd
     """
     counts, error, stopped = Counts(), None, False
     try:
-        for batch in loader:
+        for batch in batches:
             if stopped := interrupted():
                 break
             batch.raise_if_failed()
@@ -67,3 +69,45 @@ def evaluate(engine, loader, num_images, group, smoothing=0.0, interrupted=lambd
     total = Counts(np.array(correct, np.int64), int(seen), int(skipped), loss_sum)
     assert total.seen + total.skipped == num_images, f"counted {total.seen} + {total.skipped} of {num_images} images"
     return total
+
+
+def evaluate_job(job, world, device, group):
+    """Evaluate the weights of a training Job on its validation set and print the result (train.py --evaluate)."""
+    model = job.spec.build(**job.build_options)
+    averaged = job.state and job.state["ema_state_dict"]
+    model.load_state_dict(job.weights or averaged or job.state["state_dict"])
+    amp_type = job.state["amp_type"] if job.state else device.amp_type(job.config.amp, job.config.amp_dtype)
+    return evaluate_model(
+        model, job.spec, job.splits.val, job.config, job.memory_format, amp_type, world, device, group
+    )
+
+
+def evaluate_model(model, spec, index, config, memory_format, amp_type, world, device, group):
+    """Evaluate an nn.Module on the images of a FolderIndex and print the result.
+
+    Args:
+      config: has image_size, eval_batch_size, on_bad_image, workers, threads, label_smoothing and smoothing_off.
+    Returns:
+      Counts over all ranks.
+    """
+    devices.set_threads(config.threads, world.local_size)
+    memory_format = device.memory_format(memory_format)
+    model.to(device.torch, memory_format=devices.torch_memory_format(memory_format))
+    batches = loader.EvalLoader(
+        index,
+        transforms.eval_transform(spec, config.image_size),
+        config.eval_batch_size,
+        config.on_bad_image,
+        world.rank,
+        world.size,
+        loader.workers_per_process(config.workers, world.local_size),
+        device.pins_memory,
+    )
+    engine = TorchEngine(model, Normaliser(spec, device, memory_format), device, amp_type)
+    try:
+        counts = evaluate(engine, batches, len(index), group)
+    finally:
+        batches.close()
+    if world.is_main:
+        print(counts)
+    return counts

@@ -2,6 +2,7 @@
 
 Needs numpy only. Legend: N batch, K class.
 """
+
 import dataclasses
 
 import numpy as np
@@ -76,3 +77,10 @@ class Counts:
     def loss(self):
         """Mean loss over the images seen."""
         return self.loss_sum / self.seen if self.seen else 0.0
+
+    def __str__(self):
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return (
+            f"* Acc@1 {self.percent(1):.3f} Acc@5 {self.percent(5):.3f} loss {self.loss:.4f} "
+            f"({self.seen} images{skipped})"
+        )

@@ -36,6 +36,8 @@ class ModelSpec:
       key_maps: format name of a foreign checkpoint -> function that turns its state dict into ours; "state_dict" is
         every file of torch tensors that is not our own (torchvision, timm, Cadene).
       classifiers: names of the linear layers that have one row per class, the main one first.
+      training_modules: submodules that only training uses (an auxiliary head); a file of weights without them can still
+        start a training, which initialises them anew.
       infer_options: called with a state dict in our names that came without build options, returns those that its
         keys and shapes give away, for example {"aux": True}; the class count is read from `classifiers`.
       weight_urls: where the public weights lie, best first; the file name carries its hash, as torch.hub's do.
@@ -57,6 +59,7 @@ class ModelSpec:
     onnx_output: str = "class"
     key_maps: Mapping[str, Callable[[dict], dict]] = dataclasses.field(default_factory=dict)
     classifiers: tuple[str, ...] = ("fc",)
+    training_modules: tuple[str, ...] = ()
     infer_options: Callable[[dict], dict] = _no_options
     weight_urls: tuple[str, ...] = ()
 

@@ -60,8 +60,7 @@ def read(path, spec):
     """
     path = pathlib.Path(path)
     try:
-        with path.open("rb") as file:
-            head = file.read(16)
+        head = _head(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a checkpoint file") from error
     for reader in READERS:
@@ -105,6 +104,41 @@ def load(path, spec, **explicit):
     return model.eval(), meta
 
 
+def for_training(path, spec, options, explicit):
+    """Weights to start a training with; what the file cannot give is initialised anew, and said.
+
+    That is a classifier of another class count, and the modules of `spec.training_modules` where the file has none.
+
+    Args:
+      path: checkpoint file.
+      spec: ModelSpec.
+      options: build options of the training.
+      explicit: names of those that the user gave; the file decides the others, class count and training modules apart.
+    Returns:
+      (build options, complete state dict).
+    Raises:
+      UserError: see `read`; names or shapes that differ elsewhere.
+    """
+    found = read(path, spec)
+    kept = {"num_classes", "aux", *explicit}
+    options = {**options, **{name: value for name, value in found.build_options.items() if name not in kept}}
+    state_dict, own = dict(found.state_dict), spec.build(**options).state_dict()
+    if found.build_options.get("num_classes") == options["num_classes"] + spec.label_offset:
+        drop_background(state_dict, spec)
+    for layer in spec.classifiers:
+        name = f"{layer}.weight"
+        if name in state_dict and name in own and state_dict[name].shape[0] != own[name].shape[0]:
+            print(f"--pretrained: {layer} has {state_dict[name].shape[0]} classes, not {own[name].shape[0]}; initialised anew")
+            state_dict.update({f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")})
+    for module in spec.training_modules:
+        if not any(key.startswith(f"{module}.") for key in state_dict):
+            state_dict.update({key: value for key, value in own.items() if key.startswith(f"{module}.")})
+        if not any(key.startswith(f"{module}.") for key in own):
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith(f"{module}.")}
+    check_fits(own, state_dict, path, spec.name)
+    return options, {key: state_dict.get(key, value) for key, value in own.items()}
+
+
 def drop_background(state_dict, spec):
     """Cut the background rows off the classifiers of a state dict, in place."""
     for layer in spec.classifiers:
@@ -121,7 +155,14 @@ def fill(model, state_dict, path, name):
     Raises:
       UserError: lists what differs, sorted by name.
     """
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    check_fits(model.state_dict(), state_dict, path, name)
+    model.load_state_dict(dict(state_dict))  # a plain dict has no version tag, so torch fills absent batch counters
+
+
+def check_fits(own, state_dict, path, name):
+    """Raise UserError with the sorted differences in names and shapes between two state dicts; batch counters may be
+    absent from the second."""
+    own = {key: tuple(tensor.shape) for key, tensor in own.items()}
     given = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     differences = []
     for key in sorted(own.keys() | given.keys()):
@@ -136,7 +177,6 @@ def fill(model, state_dict, path, name):
         shown = "; ".join(differences[:LISTED_DIFFERENCES])
         more = f"; and {len(differences) - LISTED_DIFFERENCES} more" if len(differences) > LISTED_DIFFERENCES else ""
         raise UserError(f"{path}: does not fit {name}, {len(differences)} names or shapes differ: {shown}{more}")
-    model.load_state_dict(dict(state_dict))  # a plain dict has no version tag, so torch fills absent batch counters
 
 
 def _with_inferred_options(loaded, spec):
@@ -155,12 +195,16 @@ def _without_wrapper(state_dict):
     return dict(state_dict)
 
 
-def _load_torch(path, head):
-    """Unpickle tensors and plain containers only; check the CRC of every record first."""
+def load_torch(path):
+    """The content of a torch file: tensors and plain containers only; the CRC of every record is checked first.
+
+    Raises:
+      UserError: truncated, damaged, or holding anything else.
+    """
     import torch
 
     try:
-        if head.startswith(b"PK"):
+        if _head(path).startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()
             if broken:
@@ -175,13 +219,17 @@ def _load_torch(path, head):
         raise UserError(f"{path}: truncated or damaged ({_first_line(error)}); copy or download it again") from error
 
 
+def _head(path):
+    with open(path, "rb") as file:
+        return file.read(16)
+
+
 def _first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def _read_torch(path, spec):
-    with path.open("rb") as file:
-        content = _load_torch(path, file.read(4))
+    content = load_torch(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict or a dict with 'state_dict'")
     if "state_dict" in content:

@@ -1,4 +1,5 @@
 """Reading image files as the published accuracies did: PIL, converted to RGB, EXIF orientation ignored."""
+
 import warnings
 
 from PIL import Image
@@ -7,7 +8,6 @@ from common.errors import UserError
 
 # The extensions of torchvision's ImageFolder; other files are ignored and counted.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
 
 
 class BadImage(UserError):

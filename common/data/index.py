@@ -4,6 +4,7 @@ Two layouts: one folder per class (`train/`, `val/`), or a flat `val/` beside `v
 The paths of all images are one block of bytes with offsets, so a million files cost about 60 MB in every process and
 load in milliseconds.
 """
+
 import dataclasses
 import hashlib
 import json
@@ -41,7 +42,7 @@ class FolderIndex:
     def name(self, i):
         """Path of image i relative to `root`."""
         start = int(self._ends[i - 1]) if i else 0
-        return os.fsdecode(self._names[start:int(self._ends[i])].tobytes())
+        return os.fsdecode(self._names[start : int(self._ends[i])].tobytes())
 
     def path(self, i):
         """Path of image i."""
@@ -113,16 +114,24 @@ def _walk(root, flag):
             ignored += len(files) - len(images)
             names += [os.path.join(relative, file) for file in images]
         if len(names) == before:
-            raise UserError(f"{flag}: class folder {os.path.join(root, name)} holds no images "
-                            f"({', '.join(EXTENSIONS)}); fill or remove it")
+            raise UserError(
+                f"{flag}: class folder {os.path.join(root, name)} holds no images "
+                f"({', '.join(EXTENSIONS)}); fill or remove it"
+            )
         labels += [label] * (len(names) - before)
     return _pack(root, classes, names, labels, ignored), folders
 
 
 def _pack(root, classes, names, labels, ignored):
     encoded = [os.fsencode(name) for name in names]
-    return FolderIndex(str(root), tuple(classes), np.array(labels, np.int32), ignored,
-                       np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(name) for name in encoded], dtype=np.int64))
+    return FolderIndex(
+        str(root),
+        tuple(classes),
+        np.array(labels, np.int32),
+        ignored,
+        np.frombuffer(b"".join(encoded), np.uint8),
+        np.cumsum([len(name) for name in encoded], dtype=np.int64),
+    )
 
 
 def _cache_file(root):
@@ -139,7 +148,9 @@ def _read_cache(cache, root):
             for folder, mtime_ns in header["folders"].items():
                 if os.stat(os.path.join(root, folder)).st_mtime_ns != mtime_ns:
                     return None
-            return FolderIndex(root, tuple(header["classes"]), stored["labels"], header["ignored"], stored["names"], stored["ends"])
+            return FolderIndex(
+                root, tuple(header["classes"]), stored["labels"], header["ignored"], stored["names"], stored["ends"]
+            )
     except (OSError, ValueError, KeyError, EOFError):  # absent, torn or of another version: build it again
         return None
 
@@ -150,7 +161,9 @@ def _write_cache(cache, index, folders):
     try:
         os.makedirs(os.path.dirname(cache), exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=os.path.dirname(cache), suffix=".tmp", delete=False) as file:
-            np.savez(file, header=np.frombuffer(header, np.uint8), labels=index.labels, names=index._names, ends=index._ends)
+            np.savez(
+                file, header=np.frombuffer(header, np.uint8), labels=index.labels, names=index._names, ends=index._ends
+            )
         os.replace(file.name, cache)
     except OSError:
         pass
@@ -193,7 +206,9 @@ def load_val(root, classes, flag="--data"):
     """
     folder, label_file = os.path.join(root, "val"), os.path.join(root, "val_label.txt")
     if not os.path.isdir(folder):
-        raise UserError(f"{flag}: {root} has no val/ folder; expected val/ with one folder per class, or with images and val_label.txt")
+        raise UserError(
+            f"{flag}: {root} has no val/ folder; expected val/ with one folder per class, or with images and val_label.txt"
+        )
     if os.path.isfile(label_file):
         index = load_flat(folder, label_file, flag)
         if len(index) and index.labels.max() >= len(classes):
@@ -202,6 +217,8 @@ def load_val(root, classes, flag="--data"):
     index = load_folder(folder, flag)
     unknown = sorted(set(index.classes) - set(classes))
     if unknown:
-        raise UserError(f"{flag}: val/ has class folders that train/ lacks: {', '.join(unknown[:5])}"
-                        f"{' ...' if len(unknown) > 5 else ''}; move or remove them")
+        raise UserError(
+            f"{flag}: val/ has class folders that train/ lacks: {', '.join(unknown[:5])}"
+            f"{' ...' if len(unknown) > 5 else ''}; move or remove them"
+        )
     return index.relabelled(classes)

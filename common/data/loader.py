@@ -2,6 +2,7 @@
 
 Legend: N batch, H W pixel, C channel.
 """
+
 import os
 import signal
 import typing
@@ -90,31 +91,52 @@ def _collate(items):
     good = [item for item in items if item[0] is not None]
     bad = [broken for item in items for broken in item[3]]
     pixels = np.stack([item[0] for item in good]) if good else np.zeros((0, 1, 1, 3), np.uint8)
-    return Batch(torch.from_numpy(pixels), torch.tensor([item[1] for item in good], dtype=torch.int64),
-                 torch.tensor([item[2] for item in good], dtype=torch.int64), bad, len(good) < len(items))
+    return Batch(
+        torch.from_numpy(pixels),
+        torch.tensor([item[1] for item in good], dtype=torch.int64),
+        torch.tensor([item[2] for item in good], dtype=torch.int64),
+        bad,
+        len(good) < len(items),
+    )
 
 
 def _quiet_worker(_worker_id):
-    # A scheduler that stops a job signals every process of it. The trainer saves first and its workers end with it
-    # (they watch their parent), so they must not die before it.
+    # The fork brought the trainer's handlers along. Ctrl-C is the trainer's affair; SIGTERM must end a worker, also
+    # because that is how multiprocessing ends those that are left over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _data_loader(dataset, batch_sampler, workers, pin_memory):
-    return data.DataLoader(dataset, batch_sampler=batch_sampler, num_workers=workers, collate_fn=_collate,
-                           pin_memory=pin_memory, worker_init_fn=_quiet_worker, persistent_workers=workers > 0,
-                           prefetch_factor=4 if workers else None)
+class _Loader:
+    """What both loaders share: a DataLoader with workers that live as long as the loader, and their orderly end."""
+
+    def __init__(self, dataset, batch_sampler, workers, pin_memory):
+        self._loader = data.DataLoader(
+            dataset,
+            batch_sampler=batch_sampler,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_quiet_worker,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+        )
+
+    def close(self):
+        """End the workers now. At interpreter exit multiprocessing would kill them and torch would complain of it."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
-class TrainLoader:
+class TrainLoader(_Loader):
     """Micro-batches of one rank, from any step of any epoch at once."""
 
     def __init__(self, index, transform, plan, config, rank, world_size, workers, pin_memory):
         self.plan, self.seed, self.rank, self.world_size = plan, config.seed, rank, world_size
         self._start = (0, 0)
         dataset = _TrainImages(index, transform, config.on_bad_image, config.seed)
-        self._loader = _data_loader(dataset, self, workers, pin_memory)
+        super().__init__(dataset, self, workers, pin_memory)
 
     def __iter__(self):  # the batch sampler of the DataLoader
         epoch, first_step = self._start
@@ -126,13 +148,13 @@ class TrainLoader:
         return iter(self._loader)
 
 
-class EvalLoader:
-    """Every rank's share of a split, in order: rank r takes images r, r + world_size, ...; none is padded or dropped."""
+class EvalLoader(_Loader):
+    """A rank's share of a split, in order: rank r takes images r, r + world_size, ...; none is padded or dropped."""
 
     def __init__(self, index, transform, batch_size, on_bad_image, rank, world_size, workers, pin_memory):
         share = range(rank, len(index), world_size)
-        batches = [list(share[i:i + batch_size]) for i in range(0, len(share), batch_size)]
-        self._loader = _data_loader(_Images(index, transform, on_bad_image), batches, workers, pin_memory)
+        batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
+        super().__init__(_Images(index, transform, on_bad_image), batches, workers, pin_memory)
         self.skip = on_bad_image == "skip"
 
     def __iter__(self):

@@ -3,6 +3,7 @@
 No loader state exists, so a run resumes in the middle of an epoch at no cost, and workers, prefetching and the number
 of ranks cannot change what is trained on.
 """
+
 import dataclasses
 
 import numpy as np
@@ -70,8 +71,10 @@ class StepPlan:
         """Raise UserError when the ranks cannot share the micro-batches equally; the message names those that can."""
         if self.num_micro_batches % world_size:
             fitting = [n for n in range(1, self.num_micro_batches + 1) if self.num_micro_batches % n == 0]
-            raise UserError(f"--devices: {world_size} ranks cannot share {self.num_micro_batches} micro-batches of "
-                            f"{self.micro_batch_size} images equally; possible: {', '.join(map(str, fitting))}")
+            raise UserError(
+                f"--devices: {world_size} ranks cannot share {self.num_micro_batches} micro-batches of "
+                f"{self.micro_batch_size} images equally; possible: {', '.join(map(str, fitting))}"
+            )
 
 
 def epoch_batches(plan, seed, epoch, first_step, rank, world_size):
@@ -84,4 +87,4 @@ def epoch_batches(plan, seed, epoch, first_step, rank, world_size):
     for step in range(first_step, plan.steps_per_epoch):
         for micro_batch in plan.micro_batches_of(rank, world_size):
             start = step * plan.global_batch + micro_batch * plan.micro_batch_size
-            yield [(epoch, int(i)) for i in permutation[start:start + plan.micro_batch_size]]
+            yield [(epoch, int(i)) for i in permutation[start : start + plan.micro_batch_size]]

@@ -2,6 +2,7 @@
 
 The evaluation part needs only PIL and numpy, so preprocessing starts without torch. Legend: H W pixel, C channel.
 """
+
 import functools
 
 import numpy as np
@@ -15,7 +16,7 @@ def centre_crop_offset(size, crop, rounding):
 
 
 def resize_short_side(image, short):
-    """Resize a PIL image bilinearly so that its short side is `short` pixels and the long side int(short*long/short)."""
+    """Resize a PIL image bilinearly: the short side to `short` pixels, the long one in proportion, rounded down."""
     width, height = image.size
     if min(width, height) == short:
         return image

@@ -3,6 +3,7 @@
 A file is written under a temporary name, flushed to the disk and renamed. Its integrity is inside: torch's zip format
 carries a CRC-32 of every tensor.
 """
+
 import contextlib
 import os
 import pathlib
@@ -100,7 +101,11 @@ def holds_run(folder):
 def numbered_runs(parent):
     """Run folders below `parent` (./output/<name>), oldest first."""
     parent = pathlib.Path(parent)
-    return sorted((p for p in parent.glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name)) if parent.is_dir() else []
+    return (
+        sorted((p for p in parent.glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name))
+        if parent.is_dir()
+        else []
+    )
 
 
 def new_run(parent):

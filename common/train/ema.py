@@ -1,4 +1,5 @@
 """Exponential moving average of the weights: torch's own, over parameters and buffers."""
+
 from torch.optim import swa_utils
 
 

@@ -1,4 +1,5 @@
 """The training loss: smoothed cross entropy, plus the auxiliary head's share where the network has one."""
+
 import torch
 from torch.nn import functional as F
 
@@ -15,7 +16,9 @@ def smoothed_cross_entropy(logits_NK, targets, smoothing=0.0, off="all"):
     Returns:
       scalar tensor.
     """
-    return F.cross_entropy(logits_NK.float(), targets, label_smoothing=torch_smoothing(smoothing, off, logits_NK.shape[1]))
+    return F.cross_entropy(
+        logits_NK.float(), targets, label_smoothing=torch_smoothing(smoothing, off, logits_NK.shape[1])
+    )
 
 
 def torch_smoothing(smoothing, off, num_classes):
@@ -52,8 +55,11 @@ def mixer(config, num_classes):
     """
     from torchvision.transforms import v2
 
-    kinds = [kind(alpha=alpha, num_classes=num_classes)
-             for kind, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)) if alpha]
+    kinds = [
+        kind(alpha=alpha, num_classes=num_classes)
+        for kind, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
+        if alpha
+    ]
     if not kinds:
         return None
     return kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)

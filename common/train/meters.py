@@ -1,4 +1,5 @@
 """Speed and loss of a run, without making the device wait for the host at every step."""
+
 import contextlib
 import math
 import time

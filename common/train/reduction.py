@@ -3,6 +3,7 @@
 A step is cut into micro-batches; which rank computes one must not show in the result. Legend: M micro-batches of a
 step over all ranks, P numbers of one micro-batch.
 """
+
 import torch
 
 
@@ -11,7 +12,9 @@ class NormStatistics:
     averaged over all micro-batches and ranks."""
 
     def __init__(self, model):
-        norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        norms = [
+            m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        ]
         self.buffers = [b for m in norms for b in (m.running_mean, m.running_var)]
         self._counters = [m.num_batches_tracked for m in norms]
 

@@ -1,4 +1,5 @@
 """What a run says: lines on the terminal and in log.txt, numbers in metrics.jsonl and summary.json. Rank 0 only."""
+
 import json
 import os
 import pathlib
@@ -49,7 +50,9 @@ class Report:
     def epoch_begins(self, epoch, first_step, num_steps):
         """Start the progress bar of an epoch; only on a terminal."""
         if self._log and sys.stdout.isatty():
-            self._bar = tqdm.tqdm(total=num_steps, initial=first_step, desc=f"epoch {epoch + 1}", unit="step", leave=False)
+            self._bar = tqdm.tqdm(
+                total=num_steps, initial=first_step, desc=f"epoch {epoch + 1}", unit="step", leave=False
+            )
 
     def step_done(self):
         if self._bar:
@@ -57,7 +60,9 @@ class Report:
 
     def progress(self, epoch, epochs, step, num_steps, loss, acc1, lr, fps):
         """A progress line within an epoch; `loss` and `acc1` (percent) are means since the line before."""
-        self.line(f"epoch {epoch + 1}/{epochs} step {step}/{num_steps} loss {loss:.4f} acc1 {acc1:.2f} lr {lr:.6g} fps {fps:.1f}")
+        self.line(
+            f"epoch {epoch + 1}/{epochs} step {step}/{num_steps} loss {loss:.4f} acc1 {acc1:.2f} lr {lr:.6g} fps {fps:.1f}"
+        )
 
     def epoch_done(self, epoch, epochs, counts, is_best):
         """The validation result of an epoch."""
@@ -65,9 +70,7 @@ class Report:
             self._bar.close()
             self._bar = None
         if counts is not None:
-            skipped = f", {counts.skipped} skipped" if counts.skipped else ""
-            self.line(f"epoch {epoch + 1}/{epochs} * Acc@1 {counts.percent(1):.3f} Acc@5 {counts.percent(5):.3f} "
-                      f"loss {counts.loss:.4f} ({counts.seen} images{skipped}){' best' if is_best else ''}")
+            self.line(f"epoch {epoch + 1}/{epochs} {counts}{' best' if is_best else ''}")
 
     def final(self, fps, best_acc1, duration_s):
         """The last lines of a run; their wording is a contract with the people who read them by script."""

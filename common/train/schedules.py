@@ -1,4 +1,5 @@
 """Learning rates as pure functions of (epoch, step): nothing to save, nothing to restore."""
+
 import math
 
 from common.errors import UserError

@@ -1,9 +1,11 @@
 """Being asked to stop."""
+
 import signal
+import time
 
 
 class Interrupt:
-    """Remembers SIGTERM, SIGUSR1 or a first SIGINT until the trainer looks; a second SIGINT ends the process at once."""
+    """Remembers SIGTERM, SIGUSR1 or a first SIGINT until the trainer looks; a second SIGINT ends the process."""
 
     def __init__(self):
         self.signal = None
@@ -18,3 +20,10 @@ class Interrupt:
 
     def __bool__(self):
         return self.signal is not None
+
+    def soon(self, seconds=2.0):
+        """Whether a signal came or comes within `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not self and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return bool(self)

@@ -2,6 +2,7 @@
 
 Legend: m is the index of a micro-batch among all of its step.
 """
+
 import contextlib
 import dataclasses
 import platform
@@ -57,19 +58,38 @@ class Trainer:
         if job.state is not None:
             self._load_state(job.state)
             if job.state["threads"] != threads:
-                say.line(f"resume: {threads} threads per process, before {job.state['threads']}; results may differ in the last bits")
+                say.line(
+                    f"resume: {threads} threads per process, before {job.state['threads']}; results may differ in the last bits"
+                )
         self.threads = threads
         self.network = self._wrapped(torch.compile(self.model, dynamic=False) if config.compile else self.model)
 
         # Loaders.
         workers = loader.workers_per_process(config.workers, world.local_size)
-        self.train_loader = loader.TrainLoader(job.splits.train, transforms.train_transform(config), self.plan, config,
-                                               world.rank, world.size, workers, device.pins_memory)
+        self.train_loader = loader.TrainLoader(
+            job.splits.train,
+            transforms.train_transform(config),
+            self.plan,
+            config,
+            world.rank,
+            world.size,
+            workers,
+            device.pins_memory,
+        )
         self.val_loader = job.splits.val and loader.EvalLoader(
-            job.splits.val, transforms.eval_transform(self.spec, config.image_size), config.eval_batch_size,
-            config.on_bad_image, world.rank, world.size, workers, device.pins_memory)
+            job.splits.val,
+            transforms.eval_transform(self.spec, config.image_size),
+            config.eval_batch_size,
+            config.on_bad_image,
+            world.rank,
+            world.size,
+            workers,
+            device.pins_memory,
+        )
         self.normalise = evaluate.Normaliser(self.spec, device, self.memory_format)
-        self.engine = evaluate.TorchEngine(self.ema.module if self.ema else self.model, self.normalise, device, self.amp_type)
+        self.engine = evaluate.TorchEngine(
+            self.ema.module if self.ema else self.model, self.normalise, device, self.amp_type
+        )
         self.eval_smoothing = losses.effective_smoothing(config, job.build_options["num_classes"])
         self.throughput = meters.Throughput(device, config.warm_up_steps, self.plan.global_batch)
         self.window = meters.Window()
@@ -79,7 +99,9 @@ class Trainer:
         if self.world.size == 1 or self.config.reduce == "exact":
             return network
         ids = None if self.device.kind == "cpu" else [self.device.index]
-        return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return torch.nn.parallel.DistributedDataParallel(
+            network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
@@ -140,6 +162,11 @@ class Trainer:
                     self.say.numbers(kind="bad_image", path=path, reason=reason)
         except BadImage as error:
             return [], error
+        except RuntimeError:
+            # A scheduler that stops a job signals its loader processes too; their death is then no failure.
+            if not self.interrupt.soon():
+                raise
+            return [], None
         return mine, None
 
     def _train_step(self, batches):
@@ -186,16 +213,31 @@ class Trainer:
         if self.val_loader is None:
             self.say.epoch_done(self.epoch, self.config.epochs, None, False)
             return None, False
-        counts = evaluate.evaluate(self.engine, self.val_loader, len(self.job.splits.val), self.group,
-                                   self.eval_smoothing, interrupted=lambda: bool(self.interrupt))
+        counts = evaluate.evaluate(
+            self.engine,
+            self.val_loader,
+            len(self.job.splits.val),
+            self.group,
+            self.eval_smoothing,
+            interrupted=lambda: bool(self.interrupt),
+        )
         if counts is None:
             self._stop()
         is_best = self.best_epoch is None or counts.percent(1) > self.best_acc1
         if is_best:
             self.best_acc1, self.best_epoch = counts.percent(1), self.epoch + 1
         self.say.epoch_done(self.epoch, self.config.epochs, counts, is_best)
-        self.say.numbers(kind="val", epoch=self.epoch + 1, step=self.step, acc1=counts.percent(1), acc5=counts.percent(5),
-                         loss=counts.loss, correct=counts.correct.tolist(), seen=counts.seen, skipped=counts.skipped)
+        self.say.numbers(
+            kind="val",
+            epoch=self.epoch + 1,
+            step=self.step,
+            acc1=counts.percent(1),
+            acc5=counts.percent(5),
+            loss=counts.loss,
+            correct=counts.correct.tolist(),
+            seen=counts.seen,
+            skipped=counts.skipped,
+        )
         return counts, is_best
 
     def _print_progress(self):
@@ -214,23 +256,41 @@ class Trainer:
         epoch, step, loss = found
         batches = order.epoch_batches(self.plan, self.config.seed, epoch, step, self.world.rank, self.world.size)
         images = [self.job.splits.train.name(i) for _, i in next(batches)]
-        return RunError(f"the loss is {loss} at epoch {epoch + 1} step {step + 1} (rank {self.world.rank}, images "
-                        f"{', '.join(images[:4])}{' ...' if len(images) > 4 else ''}); lower --lr or look at these images")
+        return RunError(
+            f"the loss is {loss} at epoch {epoch + 1} step {step + 1} (rank {self.world.rank}, images "
+            f"{', '.join(images[:4])}{' ...' if len(images) > 4 else ''}); lower --lr or look at these images"
+        )
 
     # ---- state ---------------------------------------------------------------------------------------------------
 
     def state(self):
         """Everything a later process needs to go on; plain values and host tensors only."""
         job = self.job
-        return checkpoint.on_host(dict(
-            arch=self.spec.name, build=job.build_options, image_size=self.config.image_size, classes=list(job.splits.classes),
-            epoch=self.epoch, step=self.step, best_acc1=self.best_acc1, best_epoch=self.best_epoch,
-            num_micro_batches=self.plan.num_micro_batches, micro_batch_size=self.plan.micro_batch_size,
-            data_fingerprint=job.splits.train.fingerprint, memory_format=self.memory_format, amp_type=self.amp_type,
-            threads=self.threads, config=dataclasses.asdict(self.config), torch_version=torch.__version__,
-            state_dict=self.model.state_dict(), ema_state_dict=self.ema.module.state_dict() if self.ema else None,
-            ema_updates=int(self.ema.n_averaged) if self.ema else 0,
-            optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict()))
+        return checkpoint.on_host(
+            dict(
+                arch=self.spec.name,
+                build=job.build_options,
+                image_size=self.config.image_size,
+                classes=list(job.splits.classes),
+                epoch=self.epoch,
+                step=self.step,
+                best_acc1=self.best_acc1,
+                best_epoch=self.best_epoch,
+                num_micro_batches=self.plan.num_micro_batches,
+                micro_batch_size=self.plan.micro_batch_size,
+                data_fingerprint=job.splits.train.fingerprint,
+                memory_format=self.memory_format,
+                amp_type=self.amp_type,
+                threads=self.threads,
+                config=dataclasses.asdict(self.config),
+                torch_version=torch.__version__,
+                state_dict=self.model.state_dict(),
+                ema_state_dict=self.ema.module.state_dict() if self.ema else None,
+                ema_updates=int(self.ema.n_averaged) if self.ema else 0,
+                optimizer=self.optimizer.state_dict(),
+                scaler=self.scaler.state_dict(),
+            )
+        )
 
     def _load_state(self, state):
         self.model.load_state_dict(state["state_dict"])
@@ -258,15 +318,34 @@ class Trainer:
         self.say.line(f"stopped at epoch {self.epoch + 1} step {self.step}; --resume auto continues there")
         sys.exit(130 if self.interrupt.signal == signal.SIGINT else cli.EXIT_TERMINATED)
 
+    def close(self):
+        """End the loaders' processes."""
+        self.train_loader.close()
+        if self.val_loader is not None:
+            self.val_loader.close()
+
     def _finish(self, counts):
         duration_s = time.perf_counter() - self.started
         fps = self.throughput.images_per_s
         summary = dict(
-            arch=self.spec.name, best_acc1=self.best_acc1, best_epoch=self.best_epoch, images_per_s=fps,
-            warm_up_steps_left_out=self.throughput.left_out, duration_s=duration_s, val_images=counts and counts.seen,
-            device=self.device.describe(), ranks=self.world.size, amp=self.amp_type, memory_format=self.memory_format,
-            torch=torch.__version__, python=platform.python_version(), folder=str(self.job.folder))
+            arch=self.spec.name,
+            best_acc1=self.best_acc1,
+            best_epoch=self.best_epoch,
+            images_per_s=fps,
+            warm_up_steps_left_out=self.throughput.left_out,
+            duration_s=duration_s,
+            val_images=counts and counts.seen,
+            device=self.device.describe(),
+            ranks=self.world.size,
+            amp=self.amp_type,
+            memory_format=self.memory_format,
+            torch=torch.__version__,
+            python=platform.python_version(),
+            folder=str(self.job.folder),
+        )
         self.say.write(report.SUMMARY, summary)
-        self.say.line(f"throughput leaves out the first {self.throughput.left_out} steps and all evaluation; files are in {self.job.folder}")
+        self.say.line(
+            f"throughput leaves out the first {self.throughput.left_out} steps and all evaluation; files are in {self.job.folder}"
+        )
         self.say.final(fps, self.best_acc1, duration_s)
         return summary

@@ -1,0 +1,33 @@
+# make demo    train, evaluate and export Inception v3 on a generated data set, in minutes on a laptop
+# make test    everything that needs no accelerator
+# make check   style and shell syntax
+# make bench   the speed tables of the READMEs
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: venv demo test check bench tables
+
+# Runs pip only when a requirement file changed since.
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' if sys.version_info[:2] == (3, 11) else '')")
+	touch $@
+
+demo: venv
+	$(BIN)/python tools/demo.py
+
+test: venv
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: venv
+	$(BIN)/ruff check .
+	for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script" || exit 1; done
+
+bench: venv
+	$(BIN)/python tools/bench.py
+
+tables: venv
+	$(BIN)/python tools/make_tables.py

@@ -1,0 +1,221 @@
+"""Start the processes of a launcher: check everything once, run torchrun's agent, pass on signals and the exit status.
+
+    python common/launch.py NAME SCRIPT [key=value ...] -- [options of SCRIPT ...] -- [what the user gave ...]
+
+Called by common/launch.sh. The user's part is `--key=value ...`, then optionally `--` and options that reach SCRIPT
+untouched; a later option wins, so the user's come last.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import shlex
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.errors import UserError
+
+# A rank that ends with one of these has said all there is to say: its input is wrong, or it was told to stop.
+_FINAL_STATUSES = (cli.EXIT_USER_ERROR, 130, cli.EXIT_TERMINATED)
+# Long enough for a step and a checkpoint of several hundred megabytes on a slow disk.
+_SAVE_TIMEOUT_S = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchConfig:
+    """Keys of every launcher. Those with a `train` flag reach the training program under that name.
+
+    Raises:
+      UserError: a value outside its range.
+    """
+
+    data_path: str = cli.knob("", "dataset root that holds train/ and val/ (required)")
+    devices: int = cli.knob(1, "processes on this machine, one per device", low=1)
+    device: str | None = cli.knob(None, "auto, npu, cuda or cpu", choices=("auto", "npu", "cuda", "cpu"))
+    device_id: int | None = cli.knob(None, "the device to use when devices=1", low=0)
+    batch_size: int | None = cli.knob(None, "images per step, over this machine's devices", low=1)
+    epochs: int | None = cli.knob(None, "passes over the training set", "--train-epochs", low=1)
+    lr: float | None = cli.knob(None, "peak learning rate", above=0)
+    output_dir: str = cli.knob("", "run folder; default: a new one under ./output/LAUNCHER")
+    resume: str = cli.knob("", "checkpoint to continue from, or auto")
+    nnodes: int = cli.knob(1, "machines", low=1)
+    node_rank: int = cli.knob(0, "number of this machine, 0 to nnodes-1", low=0)
+    local_addr: str = cli.knob("", "address of this machine, for nnodes > 1")
+    master_addr: str = cli.knob("127.0.0.1", "address of machine 0")
+    master_port: int = cli.knob(29500, "free TCP port on machine 0", low=1, high=65535)
+    max_restarts: int = cli.knob(0, "restarts of all ranks after a crash", low=0)
+    dry_run: str = cli.knob("false", "true: print the command and stop", choices=("true", "false"))
+
+    def __post_init__(self):
+        cli.check_ranges(self)
+        if self.node_rank >= self.nnodes:
+            raise UserError(f"--node-rank: {self.node_rank}, must be 0 to {self.nnodes - 1} (--nnodes={self.nnodes})")
+
+
+# Key of the launcher -> flag of the training program.
+_TRAIN_FLAGS = {
+    "data_path": "--data",
+    "device": "--device",
+    "device_id": "--device-id",
+    "batch_size": "--batch-size",
+    "epochs": "--epochs",
+    "lr": "--lr",
+    "output_dir": "--output-dir",
+    "resume": "--resume",
+}
+
+
+def split(argv):
+    """(name, script, recipe keys, recipe options, user keys, user options) of this program's arguments."""
+    name, script, *rest = argv
+    recipe, _, rest = _cut(rest)
+    options, _, user = _cut(rest)
+    keys, _, passthrough = _cut(user)
+    return name, script, ["--" + pair for pair in recipe], options, keys, passthrough
+
+
+def _cut(words):
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], "--", words[at + 1 :]
+
+
+def parse_keys(recipe, keys):
+    """LaunchConfig of the recipe's and the user's `--key=value` words.
+
+    Raises:
+      UserError: a word of another form, an unknown key (the known ones are listed), a bad value.
+    """
+    known = sorted(field.name for field in dataclasses.fields(LaunchConfig)) + ["train_epochs"]
+    for word in keys:
+        key, equals, _ = word.partition("=")
+        if word in ("-h", "--help"):
+            continue
+        if not word.startswith("--") or not equals:
+            raise UserError(f"{word}: expected --key=value; options for the program itself go after a lone --")
+        if key[2:].replace("-", "_") not in known:
+            raise UserError(
+                f"{key}: unknown key; known are {', '.join(known)}; options for the program itself go after a lone --"
+            )
+    config, _ = cli.parse(LaunchConfig(), __doc__, recipe + keys)
+    return config
+
+
+def program_arguments(config, name, options, passthrough):
+    """Command line of the training program."""
+    given = [
+        f"{flag}={getattr(config, key)}" for key, flag in _TRAIN_FLAGS.items() if getattr(config, key) not in (None, "")
+    ]
+    return [*options, f"--run-name={name}", *given, *passthrough]
+
+
+def main(argv):
+    with cli.exits():
+        name, script, recipe, options, keys, passthrough = split(argv)
+        config = parse_keys(recipe, keys)
+        arguments = program_arguments(config, name, options, passthrough)
+        command = [sys.executable, script, *arguments]
+        if config.dry_run == "true":
+            ranks = config.devices * config.nnodes
+            print((f"[{ranks} ranks] " if ranks > 1 else "") + shlex.join(command))
+            return 0
+        if not config.data_path:
+            raise UserError("--data_path: missing; give the folder that holds train/ and val/")
+        _program(script).check(arguments, config.devices * config.nnodes, config.nnodes)
+        if config.devices * config.nnodes == 1 and not config.max_restarts:
+            sys.stdout.flush()
+            os.execv(sys.executable, command)
+        return run_agent(config, command)
+
+
+def _program(script):
+    """The TrainProgram that a script defines."""
+    spec = importlib.util.spec_from_file_location("program_to_launch", script)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{sys.executable}: the Python package {error.name} is not installed; run `make venv`, or "
+            "`pip install -r requirements.txt` in your own environment"
+        ) from error
+    return module.PROGRAM
+
+
+def run_agent(config, command):
+    """Run the ranks of this machine under torchrun's agent until all have ended.
+
+    Returns:
+      0, or the exit status of the first rank that failed; 128 + n for one that signal n ended.
+    """
+    from torch.distributed.elastic.agent.server.api import WorkerSpec, WorkerState
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous import registry as rendezvous
+
+    class Agent(LocalElasticAgent):
+        """torchrun's agent, which remembers how its ranks ended and does not restart those that meant to end."""
+
+        statuses = ()
+
+        def _monitor_workers(self, worker_group):
+            result = super()._monitor_workers(worker_group)
+            if result.state == WorkerState.FAILED and any(
+                f.exitcode in _FINAL_STATUSES for f in result.failures.values()
+            ):
+                self._remaining_restarts = 0
+            return result
+
+        def _shutdown(self, *args, **kwargs):
+            super()._shutdown(*args, **kwargs)
+            if self._pcontext is not None:
+                self.statuses = [handler.proc.returncode for handler in self._pcontext.subprocess_handlers.values()]
+
+    single = config.nnodes == 1
+    parameters = RendezvousParameters(
+        backend="c10d" if single else "static",
+        endpoint="localhost:0" if single else f"{config.master_addr}:{config.master_port}",
+        run_id=f"zoo-{os.getpid()}" if single else "zoo",
+        min_nodes=config.nnodes,
+        max_nodes=config.nnodes,
+        local_addr=config.local_addr or ("127.0.0.1" if single else None),
+        **({"is_host": True} if single else {"rank": config.node_rank}),
+    )
+    spec = WorkerSpec(
+        role="train",
+        local_world_size=config.devices,
+        entrypoint=command[0],
+        args=tuple(command[1:]),
+        rdzv_handler=rendezvous.get_rendezvous_handler(parameters),
+        max_restarts=config.max_restarts,
+        monitor_interval=0.1,
+        master_addr=None if single else config.master_addr,
+        master_port=None if single else config.master_port,
+        local_addr=config.local_addr or None,
+    )
+    agent = Agent(spec, DefaultLogsSpecs(), start_method="spawn", shutdown_timeout=_SAVE_TIMEOUT_S)
+    try:
+        result = agent.run()
+    except SignalException as error:
+        ended = [status for status in agent.statuses if status not in (0, None)]
+        return _exit_status(ended[0]) if ended else 128 + error.sigval
+    finally:
+        spec.rdzv_handler.shutdown()
+    if not result.is_failed():
+        return 0
+    first = min(
+        result.failures.values(), key=lambda failure: (failure.exitcode not in _FINAL_STATUSES, failure.timestamp)
+    )
+    return _exit_status(first.exitcode)
+
+
+def _exit_status(returncode):
+    """A shell's exit status for a process's return code: 128 + n where signal n ended it."""
+    return 128 - returncode if returncode < 0 else returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

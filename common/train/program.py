@@ -1,0 +1,315 @@
+"""The training program of a model: command line -> checked Job -> Trainer.
+
+A model's train.py binds its spec and recipe: `PROGRAM = TrainProgram(SPEC, RECIPE, __doc__)`. common/launch.py calls
+`PROGRAM.check` once before any process exists; every process then calls `PROGRAM.main`. torch is imported only after
+the command line has been read, so that --help and mistakes answer at once.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+from common import cli
+from common.config import TrainConfig
+from common.data import index, order
+from common.errors import UserError
+from common.spec import ModelSpec
+from common.train import report, schedules
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run whose every input was checked.
+
+    Attributes:
+      spec, config: as given.
+      splits: index.Splits.
+      plan: order.StepPlan.
+      build_options: arguments of spec.build, class count included.
+      memory_format: word of --memory-format, the checkpoint's where the user gave none.
+      state: content of the checkpoint to resume from, or None.
+      weights: state dict of --pretrained, or None.
+      folder: run folder, or None until it is known (and on ranks other than 0).
+      schedules: the model's own learning-rate schedules by name.
+    """
+
+    spec: ModelSpec
+    config: TrainConfig
+    splits: index.Splits
+    plan: order.StepPlan
+    build_options: dict
+    memory_format: str
+    state: dict | None = None
+    weights: dict | None = None
+    folder: pathlib.Path | None = None
+    schedules: dict | None = None
+
+
+class TrainProgram:
+    """Command line and checks of one model's training.
+
+    Args:
+      spec: ModelSpec.
+      recipe: TrainConfig with the model's defaults.
+      description: docstring of the script, shown by --help.
+      schedules: further learning-rate schedules by name, as in common/train/schedules.py.
+      make_report: called with the run folder (or None on silent ranks), returns a report.Report.
+      load_data: called with the config, returns index.Splits.
+    """
+
+    def __init__(self, spec, recipe, description, schedules=None, make_report=report.Report, load_data=None):
+        self.spec, self.recipe, self.description = spec, recipe, description
+        self.schedules, self.make_report = schedules, make_report
+        self.load_data = load_data or (lambda config: index.load_splits(config.data))
+
+    def parse(self, argv=None):
+        """(config, names of the fields the user gave)."""
+        config, explicit = cli.parse(self.recipe, self.description, argv)
+        if config.arch and config.arch not in (self.spec.name, self.spec.name.replace("_", "")):
+            raise UserError(f"--arch: {config.arch}, this script trains {self.spec.name}")
+        self.spec.check_image_size(config.image_size)
+        return config, explicit
+
+    def check(self, argv, world_size=1, machines=1):
+        """Check everything that can be checked before a process starts, for `world_size` ranks on `machines`.
+
+        Raises:
+          UserError: the first mistake.
+        """
+        from common import device as devices
+
+        config, explicit = self.parse(argv)
+        devices.choose(config.device_kind, config.device_index if world_size == 1 else world_size // machines - 1)
+        self._prepare(config, explicit, world_size, machines)
+
+    def main(self, argv=None):
+        """Train (or, with --evaluate, evaluate) in this process; ends it with the documented exit status."""
+        with cli.exits():
+            config, explicit = self.parse(argv)
+            from common import device as devices
+            from common import distributed
+
+            world = distributed.world_from_environment()
+            device = devices.choose(config.device_kind, world.local_rank if world.size > 1 else config.device_index)
+            device.activate()
+            job = self._prepare(config, explicit, world.size, world.machines)
+            group = distributed.Group(world, device)
+            try:
+                if config.evaluate:
+                    self._evaluate(job, world, device, group)
+                else:
+                    self._train(job, world, device, group)
+            finally:
+                group.close()
+
+    def _train(self, job, world, device, group):
+        from common.train.trainer import Trainer
+
+        folder = group.from_main(_create_folder(job) if world.is_main else None)
+        job = dataclasses.replace(job, folder=folder)
+        say = self.make_report(folder if world.is_main else None)
+        try:
+            say.write(
+                report.CONFIG,
+                dict(
+                    dataclasses.asdict(job.config),
+                    arch=self.spec.name,
+                    ranks=world.size,
+                    num_micro_batches=job.plan.num_micro_batches,
+                    build=job.build_options,
+                ),
+            )
+            trainer = Trainer(job, world, device, group, say)
+            try:
+                say.line(_headline(job, trainer, device, world))
+                trainer.fit()
+            finally:
+                trainer.close()
+        finally:
+            say.close()
+
+    def _evaluate(self, job, world, device, group):
+        from common.evaluate import evaluate_job
+
+        evaluate_job(job, world, device, group)
+
+    def _prepare(self, config, explicit, world_size, machines):
+        """Everything that is the same on all ranks, checked: a Job without its folder."""
+        state = _resumed_state(config, self.name_of_run(config))
+        splits = self.load_data(config)
+        num_classes = _class_count(config, splits, state)
+        build_options = {**self.spec.build_options, **self._build_options(config, explicit), "num_classes": num_classes}
+        if state is not None:
+            config, build_options = _agree_with_checkpoint(self.spec, config, explicit, state, splits)
+        plan = _step_plan(config, len(splits.train), world_size, machines, state)
+        schedules.make(config, plan.steps_per_epoch, self.schedules)
+        weights = None
+        if config.pretrained and state is None:
+            from common import weights as readers
+
+            build_options, weights = readers.for_training(config.pretrained, self.spec, build_options, explicit)
+        if state is None and config.output_dir:
+            _refuse_used_folder(config.output_dir)
+        memory_format = config.memory_format if state is None or "memory_format" in explicit else state["memory_format"]
+        return Job(
+            self.spec, config, splits, plan, build_options, memory_format, state, weights, schedules=self.schedules
+        )
+
+    def name_of_run(self, config):
+        """Folder below ./output for this program's runs."""
+        return config.run_name or f"{self.spec.name}_train"
+
+    def _build_options(self, config, explicit):
+        """Build options that were given on the command line."""
+        given = {name: getattr(config, name) for name in ("dropout", "transform_input") if name in explicit}
+        for name in given:
+            if name not in self.spec.build_options:
+                raise UserError(f"--{name.replace('_', '-')}: {self.spec.name} has no such option")
+        return given
+
+
+def _resumed_state(config, run_name):
+    """Content of the checkpoint that --resume names, or None for a fresh start."""
+    if not config.resume:
+        return None
+    from common import weights
+    from common.train import checkpoint
+
+    if config.resume != "auto":
+        if not os.path.isfile(config.resume):
+            raise UserError(f"--resume: {config.resume} is not a file")
+        state = weights.load_torch(config.resume)
+    else:
+        folder = config.output_dir or _newest_run(run_name)
+        found = checkpoint.newest_valid(folder) if folder and os.path.isdir(folder) else None
+        if found is None:
+            return None
+        state = found[1]
+    missing = [key for key in ("arch", "build", "optimizer", "epoch", "step") if key not in state]
+    if missing:
+        raise UserError(
+            f"--resume: {config.resume} is no checkpoint of a run (it lacks {', '.join(missing)}); "
+            "--pretrained takes weights alone"
+        )
+    return state
+
+
+def _newest_run(run_name):
+    from common.train import checkpoint
+
+    runs = checkpoint.numbered_runs(pathlib.Path("output") / run_name)
+    return runs[-1] if runs else None
+
+
+def _class_count(config, splits, state):
+    """Number of classes: --num-classes, else the checkpoint's, else the folders'."""
+    folders = len(splits.classes)
+    count = config.num_classes or folders
+    if state is not None:
+        stored = state["build"]["num_classes"]
+        if config.num_classes and config.num_classes != stored:
+            raise UserError(f"--num-classes: {config.num_classes}, but {config.resume} was trained with {stored}")
+        count = stored
+    if count < folders:
+        raise UserError(f"--num-classes: {count}, but train/ has {folders} class folders")
+    return count
+
+
+def _agree_with_checkpoint(spec, config, explicit, state, splits):
+    """Take class count, image size and build options from the checkpoint; contradicting flags are errors."""
+    where = f"the checkpoint (--resume {config.resume})"
+    if state["arch"] != spec.name:
+        raise UserError(f"--resume: {config.resume} holds a {state['arch']}, this script trains {spec.name}")
+    for name in explicit & set(state["build"]):
+        if (
+            name != "num_classes"
+            and getattr(config, name) is not None
+            and getattr(config, name) != state["build"][name]
+        ):
+            raise UserError(
+                f"--{name.replace('_', '-')}: {getattr(config, name)}, but {where} has {state['build'][name]}"
+            )
+    for name in ("image_size", "seed"):
+        stored = state["image_size"] if name == "image_size" else state["config"]["seed"]
+        if name in explicit and getattr(config, name) != stored:
+            raise UserError(f"--{name.replace('_', '-')}: {getattr(config, name)}, but {where} has {stored}")
+        config = dataclasses.replace(config, **{name: stored})
+    if state["data_fingerprint"] != splits.train.fingerprint:
+        raise UserError(
+            f"--data: train/ does not hold the images that {where} was trained on ({len(splits.train)} images "
+            "now); the order of images would differ; restore the folder, or start anew with --pretrained"
+        )
+    return config, dict(state["build"])
+
+
+def _step_plan(config, num_images, world_size, machines, state):
+    """How a step is cut into micro-batches; a resumed run keeps its micro-batches for any number of ranks."""
+    global_batch = config.batch_size * machines
+    if state is not None:
+        plan = order.StepPlan(num_images, state["num_micro_batches"], state["micro_batch_size"])
+        if plan.global_batch != global_batch:
+            raise UserError(
+                f"--batch-size: {config.batch_size} on {machines} machine(s) is {global_batch} images per step, "
+                f"but the checkpoint (--resume {config.resume}) has {plan.global_batch}"
+            )
+    else:
+        num_micro_batches = world_size * config.accumulate
+        if global_batch % num_micro_batches:
+            raise UserError(
+                f"--batch-size: {config.batch_size}, must be divisible by {num_micro_batches // machines} "
+                f"({world_size // machines} devices x --accumulate {config.accumulate})"
+            )
+        plan = order.StepPlan(num_images, num_micro_batches, global_batch // num_micro_batches)
+    plan.check_world_size(world_size)
+    if plan.steps_per_epoch < 1:
+        raise UserError(
+            f"--batch-size: a step takes {plan.global_batch} images, but train/ holds {num_images}; use a smaller one"
+        )
+    if plan.micro_batch_size < 2:
+        raise UserError(
+            f"--batch-size: {config.batch_size} leaves one image per micro-batch; batch norm needs at least 2"
+        )
+    return plan
+
+
+def _refuse_used_folder(folder):
+    from common.train import checkpoint
+
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"--output-dir: {folder} is not a folder")
+    if checkpoint.holds_run(folder):
+        raise UserError(
+            f"--output-dir: {folder} already holds a run; choose another folder, or continue it with --resume auto"
+        )
+
+
+def _create_folder(job):
+    """The run folder, on rank 0: the one given, the one that is resumed, or a new numbered one."""
+    from common.train import checkpoint
+
+    config = job.config
+    if config.output_dir:
+        try:
+            os.makedirs(config.output_dir, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--output-dir: {config.output_dir} cannot be created ({error.strerror})", every_rank=False
+            ) from error
+        return pathlib.Path(config.output_dir)
+    parent = pathlib.Path("output") / (config.run_name or f"{job.spec.name}_train")
+    if job.state is not None and config.resume == "auto":
+        return _newest_run(parent.name)
+    return checkpoint.new_run(parent)
+
+
+def _headline(job, trainer, device, world):
+    """One line that says what runs where."""
+    plan = job.plan
+    start = f", resumed at epoch {trainer.epoch + 1} step {trainer.step}" if job.state else ""
+    ignored = f" ({job.splits.train.ignored} other files ignored)" if job.splits.train.ignored else ""
+    val = f", {len(job.splits.val)} for validation" if job.splits.val else ""
+    return (
+        f"{job.spec.name}: {len(job.splits.train)} images{ignored} in {len(job.splits.classes)} classes{val}; {world.size} rank(s) on "
+        f"{device.describe()}, {trainer.memory_format}, amp {trainer.amp_type or 'off'}; {plan.steps_per_epoch} steps of "
+        f"{plan.global_batch} images in {plan.num_micro_batches} micro-batch(es){start}; {job.folder}"
+    )

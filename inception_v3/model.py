@@ -1,0 +1,240 @@
+"""Inception v3 (Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", arXiv 1512.00567, 2015).
+
+Parameter names are torchvision's, so its weights and those of the Ascend model zoo load as they are. Input RGB
+[N, 3, H, W] from 75 pixels up, 299 in the paper; output logits [N, K], in training mode (logits, auxiliary logits).
+27,161,264 parameters for 1000 classes, 23,834,568 without the auxiliary head. Batch-norm eps is 1e-3; the average
+pools of the branches count the padding, as in torchvision and unlike Inception v4.
+
+Reported: 78.12 % top-1 after 240 epochs on 8 Ascend 910 (resize 342, crop 299); the weights ported from TensorFlow
+give 77.29 % and expect 0.5/0.5 normalisation (`transform_input`).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AUX_GRID = 5  # the auxiliary head's 5x5 convolution needs a map of this side
+
+
+class BasicConv2d(nn.Module):
+    """Convolution without bias, batch norm, ReLU."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+
+def _average(x):
+    return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1)
+
+
+def _maximum(x):
+    return F.max_pool2d(x, kernel_size=3, stride=2)
+
+
+class Branches(nn.Module):
+    """Parallel branches whose outputs are concatenated along the channels.
+
+    Args:
+      in_channels: channels of the input.
+      branches: each a list of steps: (name, out_channels, kernel_size[, stride]) is a convolution, padded to keep the
+        size unless it has a stride; a function pools; a list of two convolutions is a fork, concatenated.
+    """
+
+    def __init__(self, in_channels, *branches):
+        super().__init__()
+        self.paths, self.out_channels = [], 0
+        for steps in branches:
+            path, channels = [], in_channels
+            for step in steps:
+                if isinstance(step, list):
+                    path.append([self._add(channels, *fork) for fork in step])
+                    channels = sum(fork[1] for fork in step)
+                elif isinstance(step, tuple):
+                    path.append(self._add(channels, *step))
+                    channels = step[1]
+                else:
+                    path.append(step)
+            self.paths.append(path)
+            self.out_channels += channels
+
+    def _add(self, in_channels, name, out_channels, kernel_size, stride=1):
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        padding = (height // 2, width // 2) if stride == 1 else 0
+        self.add_module(name, BasicConv2d(in_channels, out_channels, (height, width), stride, padding))
+        return name
+
+    def _step(self, step, x):
+        return getattr(self, step)(x) if isinstance(step, str) else step(x)
+
+    def forward(self, x):
+        outputs = []
+        for path in self.paths:
+            y = x
+            for step in path:
+                y = (
+                    torch.cat([self._step(fork, y) for fork in step], 1)
+                    if isinstance(step, list)
+                    else self._step(step, y)
+                )
+            outputs.append(y)
+        return torch.cat(outputs, 1)
+
+
+def _grid_35(in_channels, pool_channels):
+    """Figure 5 of the paper: 35x35, a 5x5 and a double 3x3 branch."""
+    return Branches(
+        in_channels,
+        [("branch1x1", 64, 1)],
+        [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
+        [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
+        [_average, ("branch_pool", pool_channels, 1)],
+    )
+
+
+def _reduce_to_17(in_channels):
+    """Figure 10: 35x35 -> 17x17."""
+    return Branches(
+        in_channels,
+        [("branch3x3", 384, 3, 2)],
+        [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3, 2)],
+        [_maximum],
+    )
+
+
+def _grid_17(in_channels, c):
+    """Figure 6 with n = 7: 17x17, `c` channels inside the factorised 7x7 branches."""
+    return Branches(
+        in_channels,
+        [("branch1x1", 192, 1)],
+        [("branch7x7_1", c, 1), ("branch7x7_2", c, (1, 7)), ("branch7x7_3", 192, (7, 1))],
+        [
+            ("branch7x7dbl_1", c, 1),
+            ("branch7x7dbl_2", c, (7, 1)),
+            ("branch7x7dbl_3", c, (1, 7)),
+            ("branch7x7dbl_4", c, (7, 1)),
+            ("branch7x7dbl_5", 192, (1, 7)),
+        ],
+        [_average, ("branch_pool", 192, 1)],
+    )
+
+
+def _reduce_to_8(in_channels):
+    """17x17 -> 8x8."""
+    return Branches(
+        in_channels,
+        [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3, 2)],
+        [
+            ("branch7x7x3_1", 192, 1),
+            ("branch7x7x3_2", 192, (1, 7)),
+            ("branch7x7x3_3", 192, (7, 1)),
+            ("branch7x7x3_4", 192, 3, 2),
+        ],
+        [_maximum],
+    )
+
+
+def _grid_8(in_channels):
+    """Figure 7: 8x8, branches that fork at their end."""
+    return Branches(
+        in_channels,
+        [("branch1x1", 320, 1)],
+        [("branch3x3_1", 384, 1), [("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1))]],
+        [
+            ("branch3x3dbl_1", 448, 1),
+            ("branch3x3dbl_2", 384, 3),
+            [("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))],
+        ],
+        [_average, ("branch_pool", 192, 1)],
+    )
+
+
+class AuxiliaryHead(nn.Module):
+    """Classifier on the 17x17 map, used in training only."""
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.conv0 = BasicConv2d(in_channels, 128, 1)
+        self.conv1 = BasicConv2d(128, 768, AUX_GRID)
+        self.fc = nn.Linear(768, num_classes)
+
+    def forward(self, x):
+        # 17x17 -> 5x5 as published; a map too small for that (inputs below 299) is brought to 5x5 instead.
+        if min(x.shape[-2:]) >= 17:
+            x = F.avg_pool2d(x, kernel_size=5, stride=3)
+        else:
+            x = F.adaptive_avg_pool2d(x, AUX_GRID)
+        x = self.conv1(self.conv0(x))
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+class InceptionV3(nn.Module):
+    """The network.
+
+    Args:
+      num_classes: outputs K.
+      aux: with the auxiliary head, whose logits come second in training mode.
+      transform_input: expect ImageNet-normalised input and convert it to 0.5/0.5 first, for weights that were trained
+        on the latter (those ported from TensorFlow).
+      dropout: probability of dropping a feature before the classifier.
+    """
+
+    def __init__(self, num_classes=1000, aux=True, transform_input=False, dropout=0.5):
+        super().__init__()
+        self.transform_input = transform_input
+        self.Conv2d_1a_3x3 = BasicConv2d(3, 32, 3, stride=2)
+        self.Conv2d_2a_3x3 = BasicConv2d(32, 32, 3)
+        self.Conv2d_2b_3x3 = BasicConv2d(32, 64, 3, padding=1)
+        self.Conv2d_3b_1x1 = BasicConv2d(64, 80, 1)
+        self.Conv2d_4a_3x3 = BasicConv2d(80, 192, 3)
+        self.Mixed_5b = _grid_35(192, 32)
+        self.Mixed_5c = _grid_35(256, 64)
+        self.Mixed_5d = _grid_35(288, 64)
+        self.Mixed_6a = _reduce_to_17(288)
+        self.Mixed_6b = _grid_17(768, 128)
+        self.Mixed_6c = _grid_17(768, 160)
+        self.Mixed_6d = _grid_17(768, 160)
+        self.Mixed_6e = _grid_17(768, 192)
+        self.AuxLogits = AuxiliaryHead(768, num_classes) if aux else None
+        self.Mixed_7a = _reduce_to_8(768)
+        self.Mixed_7b = _grid_8(1280)
+        self.Mixed_7c = _grid_8(2048)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(2048, num_classes)
+        self._initialise()
+
+    def _initialise(self):
+        """Normal with sigma 0.1, cut at two sigma, in every convolution and linear layer; in the auxiliary head 0.01
+        for its 5x5 convolution and 0.001 for its classifier. (The reference sets these as attributes of the wrapper
+        modules, where its initialiser does not find the first.)"""
+        sigma = {self.AuxLogits.conv1.conv: 0.01, self.AuxLogits.fc: 0.001} if self.AuxLogits else {}
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                std = sigma.get(module, 0.1)
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _convert_input(self, x):
+        """From (x - mean) / std of ImageNet to (x - 0.5) / 0.5, channel by channel."""
+        mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        return x * (std / 0.5) + (mean - 0.5) / 0.5
+
+    def forward(self, x):
+        if self.transform_input:
+            x = self._convert_input(x)
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        x = self.Conv2d_3b_1x1(_maximum(x))
+        x = _maximum(self.Conv2d_4a_3x3(x))
+        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
+        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
+        aux_logits = self.AuxLogits(x) if self.training and self.AuxLogits is not None else None
+        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
+        x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+        logits = self.fc(self.dropout(x))
+        return logits if aux_logits is None else (logits, aux_logits)

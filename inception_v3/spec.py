@@ -1,0 +1,36 @@
+"""What is true of Inception v3 alone: sizes, normalisation, how to build it. Importing this does not import torch."""
+
+from common.spec import ModelSpec
+
+
+def _build(**options):
+    from inception_v3.model import InceptionV3
+
+    return InceptionV3(**options)
+
+
+def _infer_options(state_dict):
+    """Build options that a file without any gives away.
+
+    TensorFlow's Inception v3 has no batch-norm scale, so weights ported from it have scales of exactly 1 beside
+    trained statistics; they expect 0.5/0.5 normalisation.
+    """
+    scales = [tensor for key, tensor in state_dict.items() if key.endswith(".bn.weight")]
+    variance = state_dict.get("Conv2d_1a_3x3.bn.running_var")
+    ported = bool(scales) and all(bool((scale == 1).all()) for scale in scales)
+    trained = variance is not None and not bool((variance == 1).all())
+    return {"aux": any(key.startswith("AuxLogits.") for key in state_dict), "transform_input": ported and trained}
+
+
+SPEC = ModelSpec(
+    name="inception_v3",
+    builder=_build,
+    build_options=dict(num_classes=1000, aux=True, transform_input=False, dropout=0.5),
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    aux_weight=0.4,
+    classifiers=("fc", "AuxLogits.fc"),
+    training_modules=("AuxLogits",),
+    infer_options=_infer_options,
+    weight_urls=("https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",),
+)
