@@ -128,7 +128,8 @@ def for_training(path, spec, options, explicit):
     for layer in spec.classifiers:
         name = f"{layer}.weight"
         if name in state_dict and name in own and state_dict[name].shape[0] != own[name].shape[0]:
-            print(f"--pretrained: {layer} has {state_dict[name].shape[0]} classes, not {own[name].shape[0]}; initialised anew")
+            print(f"--pretrained: {layer} has {state_dict[name].shape[0]} classes, not {own[name].shape[0]}; "
+                  "initialised anew")
             state_dict.update({f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")})
     for module in spec.training_modules:
         if not any(key.startswith(f"{module}.") for key in state_dict):

@@ -207,7 +207,8 @@ def load_val(root, classes, flag="--data"):
     folder, label_file = os.path.join(root, "val"), os.path.join(root, "val_label.txt")
     if not os.path.isdir(folder):
         raise UserError(
-            f"{flag}: {root} has no val/ folder; expected val/ with one folder per class, or with images and val_label.txt"
+            f"{flag}: {root} has no val/ folder; expected val/ with one folder per class, "
+            "or val/ with images beside val_label.txt"
         )
     if os.path.isfile(label_file):
         index = load_flat(folder, label_file, flag)

@@ -18,7 +18,7 @@ class StreamConfig:
     device: str = cli.knob("auto", "device of a checkpoint", choices=("auto", "npu", "cuda", "cpu"))
     device_id: int = cli.knob(0, "index of the device", low=0, high=255)
     provider: str = cli.knob("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
-    batch_size: int = cli.knob(16, "images per run; a model of fixed batch keeps its own", "-b", low=1)
+    batch_size: int = cli.knob(64, "images per run; a model of fixed batch keeps its own", "-b", low=1)
     workers: int = cli.knob(2, "processes that decode", "-j", low=0)
     threads: int = cli.knob(0, "cores of the network on a CPU; 0 is all", low=0)
     num_classes: int | None = cli.knob(None, "columns of a checkpoint's output; cuts off a background class", low=1)
@@ -38,6 +38,7 @@ def main(spec, description, recipe=None, argv=None):
             if not value:
                 raise UserError(f"{flag}: missing")
         counts, num_outputs = evaluate_stream(spec, config)
+        print(counts)
         print(scoring.table(counts))
         if config.metrics_json:
             scoring.write_metrics(config.metrics_json, counts, num_outputs)
@@ -63,7 +64,10 @@ def evaluate_stream(spec, config):
                         device.pins_memory)
     start = time.perf_counter()
     group = distributed.Group(distributed.World(), device)
-    counts = evaluate.evaluate(engine, loader, len(index), group)
+    try:
+        counts = evaluate.evaluate(engine, loader, len(index), group)
+    finally:
+        loader.close()
     seconds = time.perf_counter() - start
     print(f"{config.resume}: {counts.seen} images of {config.data} in {seconds:.1f} s "
           f"({counts.seen / seconds:.1f} images/s), {num_outputs} columns, {size} pixels", flush=True)
@@ -87,10 +91,12 @@ def _engine(spec, config, device):
     model, meta = weights.load(config.resume, spec, num_classes=config.num_classes)
     size = config.image_size or meta["image_size"]
     spec.check_image_size(size)
-    layout = device.memory_format("auto")
+    # Layout and precision of the training's own evaluation, where the device has them: the accuracy is then the same.
+    layout = device.memory_format("auto" if device.kind == "npu" else meta.get("memory_format") or "auto")
+    amp_type = meta.get("amp_type") if device.kind != "cpu" or meta.get("amp_type") != "fp16" else None
     model = model.to(device.torch, memory_format=devices.torch_memory_format(layout))
-    return (evaluate.TorchEngine(model, evaluate.Normaliser(spec, device, layout), device), meta["num_classes"], size,
-            meta["classes"])
+    engine = evaluate.TorchEngine(model, evaluate.Normaliser(spec, device, layout), device, amp_type)
+    return engine, meta["num_classes"], size, meta["classes"]
 
 
 def _side(engine, spec):

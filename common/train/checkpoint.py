@@ -1,10 +1,9 @@
-"""Checkpoints and run folders: written whole, verified on reading, never overwritten by a new run.
+"""Checkpoints: written whole, verified on reading.
 
 A file is written under a temporary name, flushed to the disk and renamed. Its integrity is inside: torch's zip format
 carries a CRC-32 of every tensor.
 """
 
-import contextlib
 import os
 import pathlib
 import shutil
@@ -13,9 +12,7 @@ import torch
 
 from common import weights
 from common.errors import UserError
-from common.train import report
-
-NEWEST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
+from common.train.runs import BEST, NEWEST, PREVIOUS
 
 
 def on_host(value):
@@ -90,31 +87,3 @@ def newest_valid(folder, say=print):
     if found:
         raise UserError(f"--resume: no checkpoint in {folder} can be read; remove them to start again")
     return None
-
-
-def holds_run(folder):
-    """Whether a folder already contains something of a run."""
-    names = (report.CONFIG, report.LOG, report.METRICS, report.SUMMARY, NEWEST, PREVIOUS, BEST)
-    return any((pathlib.Path(folder) / name).exists() for name in names)
-
-
-def numbered_runs(parent):
-    """Run folders below `parent` (./output/<name>), oldest first."""
-    parent = pathlib.Path(parent)
-    return (
-        sorted((p for p in parent.glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name))
-        if parent.is_dir()
-        else []
-    )
-
-
-def new_run(parent):
-    """Create the next numbered folder below `parent`; numbers are never used twice, also by two runs at once."""
-    number = int(runs[-1].name) + 1 if (runs := numbered_runs(parent)) else 0
-    pathlib.Path(parent).mkdir(parents=True, exist_ok=True)
-    while True:
-        folder = pathlib.Path(parent) / f"{number:05d}"
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            return folder
-        number += 1

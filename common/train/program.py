@@ -14,7 +14,7 @@ from common.config import TrainConfig
 from common.data import index, order
 from common.errors import UserError
 from common.spec import ModelSpec
-from common.train import report, schedules
+from common.train import report, runs, schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,10 +195,8 @@ def _resumed_state(config, run_name):
 
 
 def _newest_run(run_name):
-    from common.train import checkpoint
-
-    runs = checkpoint.numbered_runs(pathlib.Path("output") / run_name)
-    return runs[-1] if runs else None
+    found = runs.numbered_runs(runs.OUTPUT / run_name)
+    return found[-1] if found else None
 
 
 def _class_count(config, splits, state):
@@ -273,11 +271,9 @@ def _step_plan(config, num_images, world_size, machines, state):
 
 
 def _refuse_used_folder(folder):
-    from common.train import checkpoint
-
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--output-dir: {folder} is not a folder")
-    if checkpoint.holds_run(folder):
+    if runs.holds_run(folder):
         raise UserError(
             f"--output-dir: {folder} already holds a run; choose another folder, or continue it with --resume auto"
         )
@@ -285,8 +281,6 @@ def _refuse_used_folder(folder):
 
 def _create_folder(job):
     """The run folder, on rank 0: the one given, the one that is resumed, or a new numbered one."""
-    from common.train import checkpoint
-
     config = job.config
     if config.output_dir:
         try:
@@ -296,10 +290,10 @@ def _create_folder(job):
                 f"--output-dir: {config.output_dir} cannot be created ({error.strerror})", every_rank=False
             ) from error
         return pathlib.Path(config.output_dir)
-    parent = pathlib.Path("output") / (config.run_name or f"{job.spec.name}_train")
+    parent = runs.OUTPUT / (config.run_name or f"{job.spec.name}_train")
     if job.state is not None and config.resume == "auto":
         return _newest_run(parent.name)
-    return checkpoint.new_run(parent)
+    return runs.new_run(parent)
 
 
 def _headline(job, trainer, device, world):
@@ -309,7 +303,7 @@ def _headline(job, trainer, device, world):
     ignored = f" ({job.splits.train.ignored} other files ignored)" if job.splits.train.ignored else ""
     val = f", {len(job.splits.val)} for validation" if job.splits.val else ""
     return (
-        f"{job.spec.name}: {len(job.splits.train)} images{ignored} in {len(job.splits.classes)} classes{val}; {world.size} rank(s) on "
-        f"{device.describe()}, {trainer.memory_format}, amp {trainer.amp_type or 'off'}; {plan.steps_per_epoch} steps of "
-        f"{plan.global_batch} images in {plan.num_micro_batches} micro-batch(es){start}; {job.folder}"
+        f"{job.spec.name}: {len(job.splits.train)} images{ignored} in {len(job.splits.classes)} classes{val}; "
+        f"{world.size} rank(s) on {device.describe()}, {trainer.memory_format}, amp {trainer.amp_type or 'off'}; "
+        f"{plan.steps_per_epoch} steps of {plan.global_batch} images in {plan.num_micro_batches} micro-batch(es){start}; {job.folder}"
     )

@@ -61,7 +61,8 @@ class Report:
     def progress(self, epoch, epochs, step, num_steps, loss, acc1, lr, fps):
         """A progress line within an epoch; `loss` and `acc1` (percent) are means since the line before."""
         self.line(
-            f"epoch {epoch + 1}/{epochs} step {step}/{num_steps} loss {loss:.4f} acc1 {acc1:.2f} lr {lr:.6g} fps {fps:.1f}"
+            f"epoch {epoch + 1}/{epochs} step {step}/{num_steps} "
+            f"loss {loss:.4f} acc1 {acc1:.2f} lr {lr:.6g} fps {fps:.1f}"
         )
 
     def epoch_done(self, epoch, epochs, counts, is_best):

@@ -59,7 +59,8 @@ class Trainer:
             self._load_state(job.state)
             if job.state["threads"] != threads:
                 say.line(
-                    f"resume: {threads} threads per process, before {job.state['threads']}; results may differ in the last bits"
+                    f"resume: {threads} threads per process, before {job.state['threads']}; "
+                    "results may differ in the last bits"
                 )
         self.threads = threads
         self.network = self._wrapped(torch.compile(self.model, dynamic=False) if config.compile else self.model)
@@ -283,7 +284,7 @@ class Trainer:
                 amp_type=self.amp_type,
                 threads=self.threads,
                 config=dataclasses.asdict(self.config),
-                torch_version=torch.__version__,
+                torch_version=str(torch.__version__),
                 state_dict=self.model.state_dict(),
                 ema_state_dict=self.ema.module.state_dict() if self.ema else None,
                 ema_updates=int(self.ema.n_averaged) if self.ema else 0,
@@ -345,7 +346,8 @@ class Trainer:
         )
         self.say.write(report.SUMMARY, summary)
         self.say.line(
-            f"throughput leaves out the first {self.throughput.left_out} steps and all evaluation; files are in {self.job.folder}"
+            f"throughput leaves out the first {self.throughput.left_out} steps and all evaluation; "
+            f"files are in {self.job.folder}"
         )
         self.say.final(fps, self.best_acc1, duration_s)
         return summary

@@ -1,0 +1,73 @@
+"""demo.py of every model: images in, five named guesses out."""
+import os
+
+from common import cli, weights
+from common.data import decode
+from common.errors import UserError
+from common.train import runs
+
+NUM_GUESSES = 5
+
+
+def main(spec, description, argv=None):
+    """Body of a model's demo script."""
+    with cli.exits():
+        parser = cli.Parser(description)
+        parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+        parser.add_argument("--resume", default="",
+                            help="checkpoint [default ./model_best.pth.tar, else the newest run's]")
+        parser.add_argument("--device", default="auto", choices=("auto", "npu", "cuda", "cpu"), help="where to run")
+        args = parser.parse_args(argv)
+        paths = [path for word in args.images for path in _files(word)]
+        guess = Guesser(spec, args.resume or runs.newest_best(), args.device)
+        for path in paths:
+            print(path)
+            for name, probability in guess(path):
+                print(f"  {100 * probability:6.2f} %  {name}")
+
+
+def _files(word):
+    """The image files that a word of the command line means."""
+    if os.path.isfile(word):
+        return [word]
+    if not os.path.isdir(word):
+        raise UserError(f"IMAGE: {word} is no file or folder")
+    found = sorted(os.path.join(folder, name) for folder, _, names in os.walk(word) for name in names
+                   if name.lower().endswith(decode.EXTENSIONS))
+    if not found:
+        raise UserError(f"IMAGE: {word} holds no images ({', '.join(decode.EXTENSIONS)})")
+    return found
+
+
+class Guesser:
+    """A checkpoint as a function from an image file to [(class name, probability)], the most probable first."""
+
+    def __init__(self, spec, checkpoint, device_kind):
+        from common import device as devices
+        from common import evaluate
+        from common.data import transforms
+
+        device = devices.choose(device_kind)
+        model, meta = weights.load(checkpoint, spec)
+        model.to(device.torch)
+        self._transform = transforms.eval_transform(spec, meta["image_size"])
+        self._engine = evaluate.TorchEngine(model, evaluate.Normaliser(spec, device, "nchw"), device)
+        self._background = spec.background_columns(meta["num_classes"])
+        self._names = meta["classes"] or _default_names(meta["num_classes"] - self._background)
+
+    def __call__(self, path):
+        import torch
+
+        pixels = torch.from_numpy(self._transform(decode.open_rgb(path)))
+        logits = torch.from_numpy(self._engine(pixels[None]))[0, self._background:]
+        probabilities, classes = logits.double().softmax(0).topk(min(NUM_GUESSES, len(logits)))
+        return [(self._names[k], p) for p, k in zip(probabilities.tolist(), classes.tolist(), strict=True)]
+
+
+def _default_names(num_classes):
+    """ImageNet's names for 1000 classes, as torchvision lists them; numbers for any other count."""
+    if num_classes != 1000:
+        return [f"class {k}" for k in range(num_classes)]
+    from torchvision.models import ResNet50_Weights
+
+    return ResNet50_Weights.DEFAULT.meta["categories"]
