@@ -125,7 +125,9 @@ class Group:
         return torch.stack(parts)
 
     def close(self):
+        """Leave the group, together: gloo's threads abort a process whose peers are already gone."""
         if self._host is not None:
+            dist.barrier(group=self._host)
             dist.destroy_process_group()
 
 

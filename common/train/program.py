@@ -94,13 +94,11 @@ class TrainProgram:
             device.activate()
             job = self._prepare(config, explicit, world.size, world.machines)
             group = distributed.Group(world, device)
-            try:
-                if config.evaluate:
-                    self._evaluate(job, world, device, group)
-                else:
-                    self._train(job, world, device, group)
-            finally:
-                group.close()
+            if config.evaluate:
+                self._evaluate(job, world, device, group)
+            else:
+                self._train(job, world, device, group)
+            group.close()
 
     def _train(self, job, world, device, group):
         from common.train.trainer import Trainer

@@ -1,0 +1,70 @@
+"""Shared fixtures: small image folders, and programs run as a user runs them."""
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "realdata" in item.keywords and not REAL_DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason="no folder ../shared/data with photographs"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Indexes of test data do not belong into the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def draw_images(folder, classes, per_class, size=40, seed=0):
+    """JPEGs whose class shows as a brightness and a stripe width; names sort in drawing order."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            rng = np.random.default_rng((seed, label, number))
+            stripes = (np.arange(size) // (2 + 2 * label)) % 2 * 120
+            pixels = rng.integers(0, 100, (size, size + number % 3, 3)) + stripes[:, None, None]
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:04d}.jpg", quality=90)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """Dataset root: 3 classes, 60 training and 21 validation images. Read only."""
+    root = tmp_path_factory.mktemp("images")
+    draw_images(root / "train", ("ant", "bee", "cat"), 20)
+    draw_images(root / "val", ("ant", "bee", "cat"), 7, seed=1)
+    return root
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(*words, check=0) -> CompletedProcess: runs a program in an empty folder, asserts its exit status."""
+    def start(*words, check=0, cwd=tmp_path, env=None, timeout=240):
+        words = [str(word) for word in words]
+        if words[0].endswith(".py"):
+            words.insert(0, sys.executable)
+        if words[0].endswith(".sh"):
+            words.insert(0, "bash")
+        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=timeout,
+                              env={**os.environ, "PYTHON": sys.executable, **(env or {})})
+        assert check is None or done.returncode == check, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return start
+
+
+def user_error(done):
+    """The single line of a mistake: `error: ...` on stderr, nothing else there, no traceback."""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0][len("error: "):]

@@ -1,0 +1,67 @@
+"""Golden arithmetic of learning rates and losses, written out."""
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from common.config import TrainConfig
+from common.errors import UserError
+from common.train import losses, schedules
+
+SEED_8P = dataclasses.replace(TrainConfig(), lr=1.2, epochs=240)
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [
+    (0, 1.2),
+    (1, 1.2 * 0.5 * (1 + math.cos(math.pi / 240))),
+    (120, 0.6),
+    (239, 1.2 * 0.5 * (1 - math.cos(math.pi / 240)))])
+def test_epoch_cosine_of_the_reported_recipe(epoch, expected):
+    lr = schedules.make(SEED_8P, 625)
+    assert lr(epoch, 0) == pytest.approx(expected, rel=1e-12)
+    assert lr(epoch, 624) == lr(epoch, 0)
+
+
+def test_last_epoch_of_the_reported_recipe_is_five_e_minus_five():
+    assert schedules.make(SEED_8P, 625)(239, 0) == pytest.approx(5.1e-5, rel=0.01)
+
+
+def test_epoch_warm_up_rises_to_the_peak():
+    lr = schedules.make(dataclasses.replace(SEED_8P, warm_up_epochs=3), 625)
+    assert [lr(epoch, 0) for epoch in range(4)] == pytest.approx([0.3, 0.6, 0.9, 1.2])
+
+
+def test_step_cosine_warms_up_by_step_and_ends_near_zero():
+    lr = schedules.make(dataclasses.replace(SEED_8P, lr_schedule="cosine-step", warm_up_epochs=2, epochs=10), 5)
+    assert [lr(0, 0), lr(0, 4), lr(1, 4)] == pytest.approx([0.12, 0.6, 1.2])
+    assert lr(2, 0) == pytest.approx(1.2)
+    assert lr(6, 0) == pytest.approx(0.6)  # half of the 40 steps after the warm-up
+    assert lr(9, 4) == pytest.approx(1.2 * 0.5 * (1 + math.cos(math.pi * 39 / 40)))
+
+
+def test_an_unknown_schedule_names_the_known_ones():
+    with pytest.raises(UserError, match="--lr-schedule: banana, must be one of cosine-epoch, cosine-step, constant"):
+        schedules.make(dataclasses.replace(SEED_8P, lr_schedule="banana"), 5)
+
+
+LOGITS = torch.log(torch.tensor([[1.0, 1.0, 2.0]]))  # probabilities 1/4, 1/4, 1/2
+LABEL = torch.tensor([2])
+
+
+def test_smoothing_over_all_classes_by_hand():
+    expected = 0.9 * math.log(2) + 0.1 * (math.log(4) + math.log(4) + math.log(2)) / 3
+    assert losses.smoothed_cross_entropy(LOGITS, LABEL, 0.1).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_smoothing_over_the_other_classes_by_hand():
+    expected = 0.9 * math.log(2) + 0.1 * (math.log(4) + math.log(4)) / 2
+    assert losses.smoothed_cross_entropy(LOGITS, LABEL, 0.1, off="others").item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_both_heads_are_smoothed_and_the_auxiliary_one_counts_four_tenths():
+    config = dataclasses.replace(TrainConfig(), label_smoothing=0.1)
+    one = losses.smoothed_cross_entropy(LOGITS, LABEL, 0.1)
+    other = losses.smoothed_cross_entropy(-LOGITS, LABEL, 0.1)
+    assert losses.training_loss((LOGITS, -LOGITS), LABEL, config, 0.4).item() == pytest.approx((one + 0.4 * other).item())
+    assert losses.training_loss(LOGITS, LABEL, config, 0.4).item() == pytest.approx(one.item())

@@ -1,0 +1,71 @@
+"""Evaluation pixels against PIL by hand and against torchvision."""
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torchvision.transforms import v2
+
+from common.config import TrainConfig
+from common.data import transforms
+from common.device import Device
+from common.evaluate import Normaliser
+from inception_v3.spec import SPEC
+
+
+def photograph(width, height):
+    rng = np.random.default_rng(width * 1000 + height)
+    small = Image.fromarray(rng.integers(0, 256, (12, 17, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_resize_342_crop_299_by_hand():
+    image = photograph(500, 375)
+    resized = image.resize((456, 342), Image.Resampling.BILINEAR)  # int(342 * 500 / 375) = 456
+    # borders (456 - 299) / 2 = 78.5 and (342 - 299) / 2 = 21.5 round half to even: 78 and 22
+    expected = np.asarray(resized)[22:22 + 299, 78:78 + 299]
+    assert np.array_equal(transforms.eval_transform(SPEC)(image), expected)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (342, 342), (300, 800), (1031, 342), (640, 427)])
+def test_pixels_are_torchvisions(size):
+    image = photograph(*size)
+    expected = v2.Compose([v2.Resize(342), v2.CenterCrop(299)])(image)
+    assert np.array_equal(transforms.eval_transform(SPEC)(image), np.asarray(expected))
+
+
+def test_floor_rounding_cuts_one_pixel_earlier():
+    assert transforms.centre_crop_offset(342, 299, "round") == 22
+    assert transforms.centre_crop_offset(342, 299, "floor") == 21
+    floor = dataclasses.replace(SPEC, crop_rounding="floor")
+    image = photograph(342, 342)
+    assert np.array_equal(transforms.eval_transform(floor)(image), np.asarray(image)[21:320, 21:320])
+
+
+def test_the_resize_scales_with_the_image_size():
+    assert SPEC.resize_for(299) == 342
+    assert SPEC.resize_for(160) == 183  # 342 * 160 / 299 = 183.01
+    assert transforms.eval_transform(SPEC, 160)(photograph(500, 375)).shape == (160, 160, 3)
+
+
+def test_normalisation_on_the_device_is_to_tensor_and_normalize_bit_for_bit():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
+    classic = torchvision.transforms.Compose([
+        torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(SPEC.mean, SPEC.std)])
+    expected = torch.stack([classic(image) for image in pixels])
+    for layout in ("nchw", "channels_last"):
+        assert torch.equal(Normaliser(SPEC, Device("cpu"), layout)(torch.from_numpy(pixels)), expected)
+
+
+def test_training_pixels_depend_on_torchs_generator_alone():
+    transform = transforms.train_transform(dataclasses.replace(TrainConfig(), image_size=64, auto_augment="randaugment",
+                                                               random_erasing=0.5, color_jitter=0.4))
+    image, seen = photograph(200, 150), []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        seen.append(transform(image).copy())
+    assert np.array_equal(seen[0], seen[2])
+    assert not np.array_equal(seen[0], seen[1])
+    assert seen[0].shape == (64, 64, 3) and seen[0].dtype == np.uint8

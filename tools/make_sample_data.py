@@ -1,0 +1,180 @@
+"""Draw a small image data set in ImageNet's layout, so that everything can be tried without a download.
+
+    python tools/make_sample_data.py sample_data
+
+Writes train/ and val/ with ten classes of JPEG files. The classes differ in shape and texture while colours are drawn
+at random, so a network must look at structure. As in the wild, sizes and aspect ratios vary, some files are grayscale
+and some carry an EXIF rotation, which readers must ignore. The same arguments draw the same images.
+"""
+import dataclasses
+import math
+import pathlib
+import random
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from common import cli
+from common.errors import UserError
+
+EXIF_ORIENTATION = 0x0112
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Options of this program."""
+
+    train_per_class: int = cli.knob(100, "training images of each class", low=1)
+    val_per_class: int = cli.knob(20, "validation images of each class", low=1)
+    seed: int = cli.knob(0, "which images are drawn", low=0)
+
+    def __post_init__(self):
+        cli.check_ranges(self)
+
+
+class Canvas:
+    """An image in the making: `mask` is drawn white on black and later shows the foreground colour."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        self.width = rng.randint(120, 320)
+        self.height = round(self.width * rng.uniform(0.6, 1.5))
+        self.mask = Image.new("L", (self.width, self.height))
+        self.draw = ImageDraw.Draw(self.mask)
+        self.unit = min(self.width, self.height) * rng.uniform(0.07, 0.13)  # radius of a shape, or width of a stripe
+
+    def scattered(self, paint):
+        """Call paint(x, y, radius) for shapes on a jittered grid, so that every part of the image holds some."""
+        pitch = 3.2 * self.unit
+        for row in range(math.ceil(self.height / pitch) + 1):
+            for column in range(math.ceil(self.width / pitch) + 1):
+                x, y = ((k + self.rng.uniform(-0.12, 0.12)) * pitch for k in (column, row))
+                paint(x, y, self.unit * self.rng.uniform(0.85, 1.15))
+
+    def polygon(self, x, y, radius, corners, turn):
+        """A filled regular polygon around (x, y)."""
+        angles = [turn + 2 * math.pi * k / corners for k in range(corners)]
+        self.draw.polygon([(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles], fill=255)
+
+    def from_function(self, function):
+        """Make pixels white where function(x, y) > 0, x and y in units."""
+        y, x = np.mgrid[:self.height, :self.width] / self.unit
+        self.mask.paste(Image.fromarray(np.uint8(255 * (function(x, y) > 0))))
+
+
+def discs(c):
+    c.scattered(lambda x, y, r: c.draw.ellipse((x - r, y - r, x + r, y + r), fill=255))
+
+
+def rings(c):
+    c.scattered(lambda x, y, r: c.draw.ellipse((x - r, y - r, x + r, y + r), outline=255, width=max(2, round(r / 3))))
+
+
+def squares(c):
+    c.scattered(lambda x, y, r: c.polygon(x, y, r * 1.2, 4, math.pi / 4 + c.rng.uniform(-0.15, 0.15)))
+
+
+def triangles(c):
+    c.scattered(lambda x, y, r: c.polygon(x, y, r * 1.3, 3, -math.pi / 2 + c.rng.uniform(-0.3, 0.3)))
+
+
+def crosses(c):
+    def cross(x, y, r):
+        c.draw.rectangle((x - r, y - r / 3, x + r, y + r / 3), fill=255)
+        c.draw.rectangle((x - r / 3, y - r, x + r / 3, y + r), fill=255)
+
+    c.scattered(cross)
+
+
+def horizontal_stripes(c):
+    phase = c.rng.uniform(0, 6)
+    c.from_function(lambda x, y: np.sin(math.pi * y + phase))
+
+
+def vertical_stripes(c):
+    phase = c.rng.uniform(0, 6)
+    c.from_function(lambda x, y: np.sin(math.pi * x + phase))
+
+
+def checkerboard(c):
+    phase = c.rng.uniform(0, 6)
+    c.from_function(lambda x, y: np.sin(math.pi * x / 1.5 + phase) * np.sin(math.pi * y / 1.5 + phase))
+
+
+def waves(c):
+    phase = c.rng.uniform(0, 6)
+    c.from_function(lambda x, y: np.sin(math.pi * y + 2.5 * np.sin(1.2 * x + phase)))
+
+
+def grain(c):
+    noise = np.random.Generator(np.random.Philox(c.rng.getrandbits(64))).integers(0, 256, (c.height, c.width), np.uint8)
+    blurred = np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(max(1.0, c.unit / 8))))
+    c.mask.paste(Image.fromarray(np.uint8(255 * (blurred > np.median(blurred)))))
+
+
+CLASSES = (checkerboard, crosses, discs, grain, horizontal_stripes, rings, squares, triangles, vertical_stripes, waves)
+
+
+def two_colours(rng):
+    """Foreground and background, far enough apart to be told in gray."""
+    while True:
+        pair = [tuple(rng.randint(0, 255) for _ in range(3)) for _ in range(2)]
+        luma = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in pair]
+        if abs(luma[0] - luma[1]) > 70:
+            return pair
+
+
+def draw(shape, rng):
+    """One RGB or grayscale image of a class."""
+    canvas = Canvas(rng)
+    shape(canvas)
+    foreground, background = two_colours(rng)
+    image = Image.composite(*(Image.new("RGB", canvas.mask.size, colour) for colour in (foreground, background)),
+                            canvas.mask.filter(ImageFilter.GaussianBlur(0.7)))
+    strength, seed = rng.uniform(2, 12), rng.getrandbits(64)
+    noise = np.random.Generator(np.random.Philox(seed)).normal(0, strength, (*canvas.mask.size[::-1], 1))
+    image = Image.fromarray(np.uint8(np.clip(np.asarray(image) + noise, 0, 255)))
+    return image.convert("L") if rng.random() < 0.1 else image
+
+
+def save(image, path, rng):
+    """A JPEG of varying quality; one in ten says in its EXIF data that it should be turned."""
+    options = {"quality": rng.randint(75, 95)}
+    if rng.random() < 0.1:
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = rng.choice((3, 6, 8))
+        options["exif"] = exif
+    image.save(path, "JPEG", **options)
+
+
+def make(folder, config):
+    """Write the data set; returns the number of images.
+
+    Raises:
+      UserError: `folder` exists and is not empty.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"DIR: {folder} exists and is not an empty folder; choose another one")
+    count = 0
+    for part, per_class in (("train", config.train_per_class), ("val", config.val_per_class)):
+        for shape in CLASSES:
+            target = folder / part / shape.__name__
+            target.mkdir(parents=True)
+            for number in range(per_class):
+                rng = random.Random(f"{config.seed} {part} {shape.__name__} {number}")
+                save(draw(shape, rng), target / f"{shape.__name__}_{number:05d}.JPEG", rng)
+                count += 1
+    return count
+
+
+if __name__ == "__main__":
+    with cli.exits():
+        parser = cli.parser_for(SampleConfig(), __doc__)
+        parser.add_argument("folder", metavar="DIR", help="folder to create")
+        given = vars(parser.parse_args())
+        folder = given.pop("folder")
+        print(f"{make(folder, dataclasses.replace(SampleConfig(), **given))} images in {folder}")
