@@ -1,4 +1,5 @@
 """Shared fixtures: small image folders, and programs run as a user runs them."""
+
 import os
 import pathlib
 import subprocess
@@ -49,14 +50,21 @@ def images(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path):
     """run(*words, check=0) -> CompletedProcess: runs a program in an empty folder, asserts its exit status."""
+
     def start(*words, check=0, cwd=tmp_path, env=None, timeout=240):
         words = [str(word) for word in words]
         if words[0].endswith(".py"):
             words.insert(0, sys.executable)
         if words[0].endswith(".sh"):
             words.insert(0, "bash")
-        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=timeout,
-                              env={**os.environ, "PYTHON": sys.executable, **(env or {})})
+        done = subprocess.run(
+            words,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "PYTHON": sys.executable, **(env or {})},
+        )
         assert check is None or done.returncode == check, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -67,4 +75,4 @@ def user_error(done):
     """The single line of a mistake: `error: ...` on stderr, nothing else there, no traceback."""
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    return lines[0][len("error: "):]
+    return lines[0][len("error: ") :]

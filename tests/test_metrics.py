@@ -1,4 +1,5 @@
 """Exact accuracy by hand."""
+
 import numpy as np
 import pytest
 
@@ -26,8 +27,10 @@ def test_top_k_beyond_the_class_count_counts_every_image():
     assert counts.correct.tolist() == [1, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize(("logits", "labels", "message"), [
-    ([[0.0, 1.0]], [2], "outside"), ([[0.0, 1.0]], [0, 1], "fit"), ([[0.0, 1.0], [0.0, np.nan]], [0, 1], "row 1")])
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [([[0.0, 1.0]], [2], "outside"), ([[0.0, 1.0]], [0, 1], "fit"), ([[0.0, 1.0], [0.0, np.nan]], [0, 1], "row 1")],
+)
 def test_impossible_input_is_refused(logits, labels, message):
     with pytest.raises(ValueError, match=message):
         label_ranks(logits, labels)

@@ -1,4 +1,5 @@
 """Which images a step uses: a function of (seed, epoch, step), for any number of ranks."""
+
 import itertools
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Golden arithmetic of learning rates and losses, written out."""
+
 import dataclasses
 import math
 
@@ -12,11 +13,15 @@ from common.train import losses, schedules
 SEED_8P = dataclasses.replace(TrainConfig(), lr=1.2, epochs=240)
 
 
-@pytest.mark.parametrize(("epoch", "expected"), [
-    (0, 1.2),
-    (1, 1.2 * 0.5 * (1 + math.cos(math.pi / 240))),
-    (120, 0.6),
-    (239, 1.2 * 0.5 * (1 - math.cos(math.pi / 240)))])
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [
+        (0, 1.2),
+        (1, 1.2 * 0.5 * (1 + math.cos(math.pi / 240))),
+        (120, 0.6),
+        (239, 1.2 * 0.5 * (1 - math.cos(math.pi / 240))),
+    ],
+)
 def test_epoch_cosine_of_the_reported_recipe(epoch, expected):
     lr = schedules.make(SEED_8P, 625)
     assert lr(epoch, 0) == pytest.approx(expected, rel=1e-12)
@@ -63,5 +68,7 @@ def test_both_heads_are_smoothed_and_the_auxiliary_one_counts_four_tenths():
     config = dataclasses.replace(TrainConfig(), label_smoothing=0.1)
     one = losses.smoothed_cross_entropy(LOGITS, LABEL, 0.1)
     other = losses.smoothed_cross_entropy(-LOGITS, LABEL, 0.1)
-    assert losses.training_loss((LOGITS, -LOGITS), LABEL, config, 0.4).item() == pytest.approx((one + 0.4 * other).item())
+    assert losses.training_loss((LOGITS, -LOGITS), LABEL, config, 0.4).item() == pytest.approx(
+        (one + 0.4 * other).item()
+    )
     assert losses.training_loss(LOGITS, LABEL, config, 0.4).item() == pytest.approx(one.item())

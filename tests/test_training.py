@@ -1,4 +1,5 @@
 """The trainer on a tiny network: exact resume, any number of ranks, every option has an effect."""
+
 import dataclasses
 import json
 import os
@@ -11,15 +12,24 @@ import time
 
 import pytest
 import torch
+from conftest import ROOT, user_error
 from tiny import PROGRAM, RECIPE
 
 from common import cli, weights
-from conftest import ROOT, user_error
 
 TINY = ROOT / "tests" / "tiny.py"
 # Everything that draws random numbers or keeps state beside the weights.
-EVERYTHING = ("--mixup=0.2", "--cutmix=0.5", "--auto-augment=trivialaugment", "--random-erasing=0.3", "--color-jitter=0.2",
-              "--ema=0.9", "--accumulate=2", "--lr-schedule=cosine-step", "--warm-up-epochs=1")
+EVERYTHING = (
+    "--mixup=0.2",
+    "--cutmix=0.5",
+    "--auto-augment=trivialaugment",
+    "--random-erasing=0.3",
+    "--color-jitter=0.2",
+    "--ema=0.9",
+    "--accumulate=2",
+    "--lr-schedule=cosine-step",
+    "--warm-up-epochs=1",
+)
 
 
 def final(folder):
@@ -48,6 +58,7 @@ def same_training(one, other):
 @pytest.fixture
 def train(images, run, tmp_path):
     """train(name, *options, check=0) -> run folder, in a process of its own."""
+
     def start(name, *options, check=0):
         run(TINY, "--data", images, "--output-dir", tmp_path / name, *options, check=check)
         return tmp_path / name
@@ -68,8 +79,13 @@ def stopped_at(process, folder, number, after_steps):
 
 
 def background(*words, cwd):
-    return subprocess.Popen([str(w) for w in words], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            env={**os.environ, "PYTHON": sys.executable})
+    return subprocess.Popen(
+        [str(w) for w in words],
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -95,8 +111,16 @@ def test_a_killed_run_continues_to_the_same_bits(images, train, tmp_path, number
 def test_exact_reduction_gives_the_same_bits_for_any_number_of_ranks(images, run, tmp_path, world_sizes):
     options = ["--reduce=exact", "--ema=0.9", "--epochs=2", "--print-freq=1", "--resume=auto"]
     # Six micro-batches of two images, decided by the first process and kept by every later one.
-    launch = [ROOT / "common" / "launch.py", "tiny", TINY, "--", "--", f"--data_path={images}", "--device=cpu",
-              "--batch_size=12"]
+    launch = [
+        ROOT / "common" / "launch.py",
+        "tiny",
+        TINY,
+        "--",
+        "--",
+        f"--data_path={images}",
+        "--device=cpu",
+        "--batch_size=12",
+    ]
     reference, folder = tmp_path / "one", tmp_path / "many"
     run(*launch, f"--output_dir={reference}", "--", *options, "--accumulate=6")
     run(*launch, f"--output_dir={folder}", "--", *options, "--accumulate=6", "--max-steps=2")
@@ -107,11 +131,23 @@ def test_exact_reduction_gives_the_same_bits_for_any_number_of_ranks(images, run
 
 
 def test_two_ranks_see_the_same_images_and_count_every_validation_image(images, run, tmp_path):
-    out = run(ROOT / "common" / "launch.py", "tiny", TINY, "--", "--", f"--data_path={images}", "--device=cpu",
-              "--devices=2", "--", "--epochs=1").stdout
+    out = run(
+        ROOT / "common" / "launch.py",
+        "tiny",
+        TINY,
+        "--",
+        "--",
+        f"--data_path={images}",
+        "--device=cpu",
+        "--devices=2",
+        "--",
+        "--epochs=1",
+    ).stdout
     assert "2 rank(s)" in out and "(21 images)" in out
     folder = tmp_path / "output" / "tiny" / "00000"
-    evaluated = run(TINY, "--data", images, "--evaluate", "--resume", folder / "model_best.pth.tar", "--batch-size=12").stdout
+    evaluated = run(
+        TINY, "--data", images, "--evaluate", "--resume", folder / "model_best.pth.tar", "--batch-size=12"
+    ).stdout
     printed = next(line for line in out.splitlines() if "Acc@1" in line)
     assert evaluated.splitlines()[-1].split("loss")[0].strip() in printed
 
@@ -119,15 +155,18 @@ def test_two_ranks_see_the_same_images_and_count_every_validation_image(images, 
 def test_batch_norm_statistics_are_the_mean_over_micro_batches(images, train):
     """One step of three micro-batches: the mean of three updates that all start from the initial statistics."""
     folder = train("bn", "--max-steps=1", "--accumulate=3", "--epochs=1")
+    from tiny import SPEC
+
     from common.data import index, loader, order, transforms
     from common.device import Device
     from common.evaluate import Normaliser
-    from tiny import SPEC
 
     splits = index.load_splits(str(images))
     plan = order.StepPlan(len(splits.train), 3, 4)
     config = dataclasses.replace(RECIPE, data=str(images))
-    batches = loader.TrainLoader(splits.train, transforms.train_transform(config), plan, config, 0, 1, 0, False).epoch(0)
+    batches = loader.TrainLoader(splits.train, transforms.train_transform(config), plan, config, 0, 1, 0, False).epoch(
+        0
+    )
     torch.manual_seed(0)
     model = SPEC.build(num_classes=3)
     normalise = Normaliser(SPEC, Device("cpu"), "channels_last")
@@ -141,20 +180,39 @@ def test_batch_norm_statistics_are_the_mean_over_micro_batches(images, train):
 
 
 OPTIONS = {
-    "lr": ["--lr=0.05"], "lr_schedule": ["--lr-schedule=constant"], "warm_up": ["--warm-up-epochs=1"],
-    "momentum": ["--momentum=0.5"], "weight_decay": ["--wd=0.1"], "decay_norm": ["--wd=0.1", "--no-decay-norm"],
-    "label_smoothing": ["--label-smoothing=0.5"], "smoothing_off": ["--smoothing-off=others"], "accumulate": ["--accumulate=2"],
-    "ema": ["--ema=0.5"], "seed": ["--seed=1"], "dropout": ["--dropout=0.9"], "mixup": ["--mixup=1"], "cutmix": ["--cutmix=1"],
-    "randaugment": ["--auto-augment=randaugment"], "trivialaugment": ["--auto-augment=trivialaugment"],
-    "random_erasing": ["--random-erasing=1"], "color_jitter": ["--color-jitter=0.4"], "batch_size": ["-b", "20"],
-    "num_classes": ["-p", "5"], "image_size": ["--image-size=48"], "max_steps": ["--max-steps=3"], "epochs": ["--epochs=1"],
-    "amp": ["--amp", "--amp-dtype=bf16"], "compile": None, "memory_format": None,
+    "lr": ["--lr=0.05"],
+    "lr_schedule": ["--lr-schedule=constant"],
+    "warm_up": ["--warm-up-epochs=1"],
+    "momentum": ["--momentum=0.5"],
+    "weight_decay": ["--wd=0.1"],
+    "decay_norm": ["--wd=0.1", "--no-decay-norm"],
+    "label_smoothing": ["--label-smoothing=0.5"],
+    "smoothing_off": ["--smoothing-off=others"],
+    "accumulate": ["--accumulate=2"],
+    "ema": ["--ema=0.5"],
+    "seed": ["--seed=1"],
+    "dropout": ["--dropout=0.9"],
+    "mixup": ["--mixup=1"],
+    "cutmix": ["--cutmix=1"],
+    "randaugment": ["--auto-augment=randaugment"],
+    "trivialaugment": ["--auto-augment=trivialaugment"],
+    "random_erasing": ["--random-erasing=1"],
+    "color_jitter": ["--color-jitter=0.4"],
+    "batch_size": ["-b", "20"],
+    "num_classes": ["-p", "5"],
+    "image_size": ["--image-size=48"],
+    "max_steps": ["--max-steps=3"],
+    "epochs": ["--epochs=1"],
+    "amp": ["--amp", "--amp-dtype=bf16"],
+    "compile": None,
+    "memory_format": None,
 }
 
 
 @pytest.fixture(scope="module")
 def in_process(images, tmp_path_factory):
     """train(options) -> final state; runs in this process, for speed."""
+
     def start(options):
         folder = tmp_path_factory.mktemp("option") / "run"
         PROGRAM.main(["--data", str(images), "--output-dir", str(folder), "--epochs=2", *options])
@@ -207,8 +265,9 @@ def test_a_non_finite_loss_stops_the_run_and_names_step_and_images(images, run, 
 def test_the_last_four_lines_are_those_of_the_document(images, run):
     lines = run(TINY, "--data", images, "--epochs=1").stdout.splitlines()[-4:]
     assert lines[0] == "------------------ Final result ------------------"
-    for line, label in zip(lines[1:], ("Final Performance images/sec", "Final Train Accuracy", "E2E Training Duration sec"),
-                           strict=True):
+    for line, label in zip(
+        lines[1:], ("Final Performance images/sec", "Final Train Accuracy", "E2E Training Duration sec"), strict=True
+    ):
         name, _, value = line.partition(" : ")
         assert name == label and float(value) >= 0
 
@@ -219,8 +278,14 @@ def test_a_run_folder_is_complete_and_numbered(images, run, tmp_path):
     folders = sorted((tmp_path / "output" / "tiny_train").iterdir())
     assert [folder.name for folder in folders] == ["00000", "00001"]
     assert {path.name for path in folders[0].iterdir()} == {
-        "config.json", "log.txt", "metrics.jsonl", "summary.json", "checkpoint.pth.tar", "checkpoint.prev.pth.tar",
-        "model_best.pth.tar"}
+        "config.json",
+        "log.txt",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoint.pth.tar",
+        "checkpoint.prev.pth.tar",
+        "model_best.pth.tar",
+    }
     summary = json.loads((folders[0] / "summary.json").read_text())
     assert summary["val_images"] == 21 and summary["best_epoch"] == 1
 
@@ -234,8 +299,13 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(imag
     newest = folder / "checkpoint.pth.tar"
     content = newest.read_bytes()
     middle = len(content) // 2
-    newest.write_bytes({"truncated": content[:middle], "empty": b"",
-                        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]}[damage])
+    newest.write_bytes(
+        {
+            "truncated": content[:middle],
+            "empty": b"",
+            "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        }[damage]
+    )
     done = run(TINY, "--data", images, "--output-dir", folder, "--epochs=2", "--resume=auto")
     assert f"resume: {newest}" in done.stdout
     assert "Final Train Accuracy" in done.stdout
@@ -255,8 +325,19 @@ def test_a_broken_image_can_be_skipped(images, run, tmp_path):
 
 def test_pretrained_weights_start_a_training_with_another_class_count(images, run, tmp_path):
     run(TINY, "--data", images, "--output-dir", tmp_path / "a", "--epochs=1")
-    done = run(TINY, "--data", images, "--output-dir", tmp_path / "b", "--pretrained", tmp_path / "a" / "model_best.pth.tar",
-               "-p", 7, "--max-steps=1", "--lr=1e-9")
+    done = run(
+        TINY,
+        "--data",
+        images,
+        "--output-dir",
+        tmp_path / "b",
+        "--pretrained",
+        tmp_path / "a" / "model_best.pth.tar",
+        "-p",
+        7,
+        "--max-steps=1",
+        "--lr=1e-9",
+    )
     assert "fc has 3 classes, not 7; initialised anew" in done.stdout
     a, b = final(tmp_path / "a")["state_dict"], final(tmp_path / "b")["state_dict"]
     assert torch.allclose(a["stem.0.weight"], b["stem.0.weight"], atol=1e-6)
@@ -265,7 +346,8 @@ def test_pretrained_weights_start_a_training_with_another_class_count(images, ru
 
 def test_interrupted_twice_leaves_at_once(images, tmp_path):
     folder = tmp_path / "run"
-    process = background(sys.executable, TINY, "--data", images, "--output-dir", folder, "--epochs=1000", "--print-freq=1",
-                         cwd=tmp_path)
+    process = background(
+        sys.executable, TINY, "--data", images, "--output-dir", folder, "--epochs=1000", "--print-freq=1", cwd=tmp_path
+    )
     assert stopped_at(process, folder, signal.SIGINT, after_steps=3) == 130
     assert (pathlib.Path(folder) / "checkpoint.pth.tar").exists()

@@ -1,4 +1,5 @@
 """Evaluation pixels against PIL by hand and against torchvision."""
+
 import dataclasses
 
 import numpy as np
@@ -25,7 +26,7 @@ def test_resize_342_crop_299_by_hand():
     image = photograph(500, 375)
     resized = image.resize((456, 342), Image.Resampling.BILINEAR)  # int(342 * 500 / 375) = 456
     # borders (456 - 299) / 2 = 78.5 and (342 - 299) / 2 = 21.5 round half to even: 78 and 22
-    expected = np.asarray(resized)[22:22 + 299, 78:78 + 299]
+    expected = np.asarray(resized)[22 : 22 + 299, 78 : 78 + 299]
     assert np.array_equal(transforms.eval_transform(SPEC)(image), expected)
 
 
@@ -52,16 +53,20 @@ def test_the_resize_scales_with_the_image_size():
 
 def test_normalisation_on_the_device_is_to_tensor_and_normalize_bit_for_bit():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
-    classic = torchvision.transforms.Compose([
-        torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(SPEC.mean, SPEC.std)])
+    classic = torchvision.transforms.Compose(
+        [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(SPEC.mean, SPEC.std)]
+    )
     expected = torch.stack([classic(image) for image in pixels])
     for layout in ("nchw", "channels_last"):
         assert torch.equal(Normaliser(SPEC, Device("cpu"), layout)(torch.from_numpy(pixels)), expected)
 
 
 def test_training_pixels_depend_on_torchs_generator_alone():
-    transform = transforms.train_transform(dataclasses.replace(TrainConfig(), image_size=64, auto_augment="randaugment",
-                                                               random_erasing=0.5, color_jitter=0.4))
+    transform = transforms.train_transform(
+        dataclasses.replace(
+            TrainConfig(), image_size=64, auto_augment="randaugment", random_erasing=0.5, color_jitter=0.4
+        )
+    )
     image, seen = photograph(200, 150), []
     for seed in (1, 2, 1):
         torch.manual_seed(seed)

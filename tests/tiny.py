@@ -1,4 +1,5 @@
-"""Train a network of a few thousand parameters with the real trainer; as a script it is what launchers start in tests."""
+"""Train a network of a few thousand parameters with the real trainer; as a script, what launchers start in tests."""
+
 import dataclasses
 import pathlib
 import sys
@@ -18,8 +19,13 @@ def build(num_classes, aux, dropout):
         def __init__(self):
             super().__init__()
             self.stem = nn.Sequential(
-                nn.Conv2d(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-                nn.Conv2d(8, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+                nn.Conv2d(3, 8, 3, 2, bias=False),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.Conv2d(8, 16, 3, 2, bias=False),
+                nn.BatchNorm2d(16),
+                nn.ReLU(),
+            )
             self.head = nn.Linear(16, num_classes) if aux else None
             self.dropout, self.fc = nn.Dropout(dropout), nn.Linear(16, num_classes)
 
@@ -32,10 +38,19 @@ def build(num_classes, aux, dropout):
 
 
 SPEC = ModelSpec(
-    name="tiny", builder=build, build_options={"num_classes": 10, "aux": True, "dropout": 0.25},
-    input_size=32, min_size=16, eval_resize=36, aux_weight=0.4, training_modules=("head",), classifiers=("fc", "head"))
+    name="tiny",
+    builder=build,
+    build_options={"num_classes": 10, "aux": True, "dropout": 0.25},
+    input_size=32,
+    min_size=16,
+    eval_resize=36,
+    aux_weight=0.4,
+    training_modules=("head",),
+    classifiers=("fc", "head"),
+)
 RECIPE = dataclasses.replace(
-    TrainConfig(), image_size=32, batch_size=12, epochs=3, workers=0, lr=0.1, device="cpu", threads=1, print_freq=2)
+    TrainConfig(), image_size=32, batch_size=12, epochs=3, workers=0, lr=0.1, device="cpu", threads=1, print_freq=2
+)
 PROGRAM = TrainProgram(SPEC, RECIPE, __doc__)
 
 if __name__ == "__main__":

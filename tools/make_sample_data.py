@@ -119,12 +119,9 @@ CLASSES = (checkerboard, crosses, discs, grain, horizontal_stripes, rings, squar
 
 
 def two_colours(rng):
-    """Foreground and background, far enough apart to be told in gray."""
-    while True:
-        pair = [tuple(rng.randint(0, 255) for _ in range(3)) for _ in range(2)]
-        luma = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in pair]
-        if abs(luma[0] - luma[1]) > 70:
-            return pair
+    """A dark foreground and a light background, each a gray with a tint of its own."""
+    grays = rng.randint(20, 90), rng.randint(150, 225)
+    return [tuple(min(255, max(0, gray + rng.randint(-30, 30))) for _ in range(3)) for gray in grays]
 
 
 def draw(shape, rng):

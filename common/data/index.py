@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import tempfile
+import zipfile
 
 import numpy as np
 
@@ -151,7 +152,7 @@ def _read_cache(cache, root):
             return FolderIndex(
                 root, tuple(header["classes"]), stored["labels"], header["ignored"], stored["names"], stored["ends"]
             )
-    except (OSError, ValueError, KeyError, EOFError):  # absent, torn or of another version: build it again
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, torn or outdated
         return None
 
 

@@ -82,6 +82,10 @@ class TrainProgram:
         devices.choose(config.device_kind, config.device_index if world_size == 1 else world_size // machines - 1)
         self._prepare(config, explicit, world_size, machines)
 
+    def prepare(self, argv=None):
+        """The checked Job of a single-process run, without a run folder; for programs that drive the Trainer."""
+        return self._prepare(*self.parse(argv), world_size=1, machines=1)
+
     def main(self, argv=None):
         """Train (or, with --evaluate, evaluate) in this process; ends it with the documented exit status."""
         with cli.exits():
@@ -303,5 +307,6 @@ def _headline(job, trainer, device, world):
     return (
         f"{job.spec.name}: {len(job.splits.train)} images{ignored} in {len(job.splits.classes)} classes{val}; "
         f"{world.size} rank(s) on {device.describe()}, {trainer.memory_format}, amp {trainer.amp_type or 'off'}; "
-        f"{plan.steps_per_epoch} steps of {plan.global_batch} images in {plan.num_micro_batches} micro-batch(es){start}; {job.folder}"
+        f"{plan.steps_per_epoch} steps of {plan.global_batch} images "
+        f"in {plan.num_micro_batches} micro-batch(es){start}; {job.folder}"
     )

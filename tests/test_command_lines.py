@@ -1,0 +1,134 @@
+"""The command lines people rely on: flags, spellings, launchers' commands, speed of --help."""
+
+import dataclasses
+import shlex
+import time
+
+import pytest
+from conftest import ROOT
+
+from common import cli
+from common.config import TrainConfig
+from common.errors import UserError
+
+V3 = ROOT / "inception_v3"
+
+# Adding a flag is fine and belongs here; renaming or removing one breaks somebody's script.
+TRAIN_FLAGS = """
+accumulate amp amp-dtype arch auto-augment batch-size cutmix color-jitter compile data decay-norm device device-id
+dropout ema epochs eval-batch-size evaluate image-size label-smoothing loss-scale lr lr-schedule max-steps memory-format mixup
+momentum npu num-classes on-bad-image output-dir pretrained print-freq random-erasing reduce resume run-name save-every
+seed smoothing-off threads transform-input warm-up-epochs warm-up-steps weight-decay workers
+""".split()
+
+
+def test_the_flags_of_training_are_frozen():
+    assert sorted(cli.flag_of(field)[2:] for field in dataclasses.fields(TrainConfig)) == sorted(TRAIN_FLAGS)
+
+
+def parse(*argv):
+    return cli.parse(TrainConfig(), "", argv)[0]
+
+
+def test_every_flag_of_the_document_is_taken():
+    config = parse(
+        *"-a inception_v3 --data D -j 4 --output_dir O -b 64 --lr 0.1 --print-freq 5 --epochs 3 "
+        "--label-smoothing 0.2 --wd 1e-3 -p 7 --amp --npu 2".split()
+    )
+    assert (config.arch, config.data, config.workers, config.output_dir, config.batch_size) == (
+        "inception_v3",
+        "D",
+        4,
+        "O",
+        64,
+    )
+    assert (config.lr, config.print_freq, config.epochs, config.label_smoothing) == (0.1, 5, 3, 0.2)
+    assert (config.weight_decay, config.num_classes, config.amp) == (1e-3, 7, True)
+    assert (config.device_kind, config.device_index) == ("npu", 2)
+
+
+def test_underscores_and_dashes_are_the_same_and_values_keep_theirs():
+    assert (
+        parse("--print_freq=3", "--output_dir", "a_b-c").output_dir
+        == parse("--print-freq", "3", "--output-dir=a_b-c").output_dir
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lr=fast"], "--lr: invalid float value: 'fast'"),
+        (["--lr=0"], "--lr: 0.0, must be above 0"),
+        (["--epoch=3"], "--epoch=3: unknown option; did you mean --epochs?"),
+        (["--device=tpu"], "--device: tpu, must be one of auto, npu, cuda, cpu"),
+        (["--label-smoothing=1.5"], "--label-smoothing: 1.5, must be at least 0 and at most 1"),
+        (["--loss-scale=much"], "--loss-scale: much, must be a positive number or dynamic"),
+        (["--npu=0", "--device=cpu"], "--npu: contradicts --device cpu; give one of them"),
+        (["--evaluate"], "--evaluate: needs --resume FILE or --pretrained FILE"),
+        (["--warm-up-epochs=5", "--epochs=5"], "--warm-up-epochs: 5, must be fewer than --epochs 5"),
+    ],
+)
+def test_mistakes_name_the_flag_what_was_given_and_what_is_allowed(argv, message):
+    with pytest.raises(UserError) as error:
+        parse(*argv)
+    assert str(error.value).startswith(message)
+
+
+RECIPES = {  # launcher: ranks, batch, epochs, lr, wd, loss scale, seed
+    "train_full_1p": (1, "256", "240", "0.045", "2e-4", "1024", None),
+    "train_performance_1p": (1, "256", "1", "0.045", "2e-4", "1024", None),
+    "train_full_8p": (8, "2048", "240", "1.2", "1e-4", "128", "49"),
+    "train_performance_8p": (8, "2048", "1", "0.045", "1e-4", "128", "49"),
+    "train_performance_multinodes": (8, "2048", "1", "0.045", "1e-4", "128", "49"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_launcher_is_its_recipe(run, name):
+    printed = run(
+        V3 / "test" / f"{name}.sh", "--data_path=/data/a b", "--dry_run=true", "--", "--max-steps=3"
+    ).stdout.strip()
+    ranks, batch, epochs, lr, wd, scale, seed = RECIPES[name]
+    assert printed.startswith("[8 ranks] ") == (ranks == 8)
+    words = shlex.split(printed.removeprefix("[8 ranks] "))
+    assert words[1] == str(V3 / "train.py") and words[-1] == "--max-steps=3"
+    config, _ = cli.parse(TrainConfig(), "", words[2:])
+    assert (config.data, config.batch_size, config.epochs, config.lr) == (
+        "/data/a b",
+        int(batch),
+        int(epochs),
+        float(lr),
+    )
+    assert (config.weight_decay, config.loss_scale, config.label_smoothing, config.amp) == (float(wd), scale, 0.1, True)
+    assert config.seed == int(seed or 0) and config.run_name == name and config.lr_schedule == "cosine-epoch"
+
+
+def test_the_users_keys_win_over_the_recipe_and_old_spellings_work(run):
+    printed = run(
+        V3 / "test" / "train_full_8p.sh",
+        "--data_path=D",
+        "--train_epochs=7",
+        "--devices=2",
+        "--device=cpu",
+        "--dry_run=true",
+    ).stdout
+    assert printed.startswith("[2 ranks] ") and "--epochs=7" in printed and "--device=cpu" in printed
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "inception_v3/train.py",
+        "inception_v3/eval.py",
+        "inception_v3/demo.py",
+        "inception_v3/pthtar2onnx.py",
+        "tools/make_sample_data.py",
+    ],
+)
+def test_help_answers_at_once_and_shows_ranges_and_defaults(run, script):
+    started = time.perf_counter()
+    text = run(ROOT / script, "--help").stdout
+    assert time.perf_counter() - started < 3, "--help imports torch"  # well under a second on an idle machine
+    assert f"python {script}" in text
+    if script.endswith("train.py"):
+        assert "images per step of one machine, over all its devices [at least 1;" in " ".join(text.split())

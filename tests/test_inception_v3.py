@@ -1,0 +1,190 @@
+"""Inception v3 against torchvision's, its initialisation, its sizes and its export."""
+
+import math
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from conftest import ROOT, user_error
+
+from common import weights
+from common.data import transforms
+from common.deploy import export
+from common.device import Device
+from common.errors import UserError
+from common.evaluate import Normaliser
+from inception_v3.spec import SPEC
+
+
+@pytest.fixture(scope="module")
+def peer():
+    """torchvision's network with batch-norm statistics of real activations, so that outputs are not vacuous."""
+    torch.manual_seed(0)
+    network = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=True, dropout=0.0)
+    network.train()
+    with torch.no_grad():
+        for _ in range(4):
+            network(torch.randn(4, 3, 299, 299))
+    return network.eval()
+
+
+def ours(state_dict, **options):
+    network = SPEC.build(dropout=0.0, **options)
+    network.load_state_dict(state_dict, strict=True)
+    return network
+
+
+def normalised(seed=1, n=2, size=299):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_parameter_counts():
+    assert sum(p.numel() for p in SPEC.build().parameters()) == 27_161_264
+    assert sum(p.numel() for p in SPEC.build(aux=False).parameters()) == 23_834_568
+
+
+@pytest.mark.parametrize("transform_input", [False, True])
+def test_logits_are_torchvisions_in_evaluation_and_training_mode(peer, transform_input):
+    network, x = ours(peer.state_dict(), transform_input=transform_input), normalised()
+    peer.transform_input = transform_input
+    with torch.no_grad():
+        assert (network.eval()(x) - peer.eval()(x)).abs().max() < 1e-5
+        pairs = zip(network.train()(x), peer.train()(x), strict=True)
+        differences = [(a - b).abs().max() for a, b in pairs]
+    peer.eval()
+    peer.transform_input = False
+    assert len(differences) == 2 and max(differences) < 1e-5
+
+
+def test_input_of_half_half_is_not_confused_with_imagenets(peer):
+    """A network for 0.5/0.5 input gives the same logits for both normalisations if, and only if, it is told which."""
+    pixels = torch.randint(0, 256, (2, 299, 299, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    imagenet = Normaliser(SPEC, Device("cpu"), "nchw")(pixels)
+    half = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    told, untold = (ours(peer.state_dict(), transform_input=flag).eval() for flag in (True, False))
+    with torch.no_grad():
+        expected = untold(half)
+        assert (told(imagenet) - expected).abs().max() < 1e-4
+        assert (untold(imagenet) - expected).abs().max() > 1e-2
+
+
+def test_a_bare_file_tells_by_itself_which_input_it_expects(peer, tmp_path):
+    torch.save(peer.state_dict(), tmp_path / "ported.pth")  # trained statistics beside scales of exactly 1
+    _, meta = weights.load(tmp_path / "ported.pth", SPEC)
+    assert meta["build"]["transform_input"] is True
+    state = {k: v + 0.5 if k.endswith("bn.weight") else v for k, v in peer.state_dict().items()}
+    torch.save(state, tmp_path / "trained.pth")
+    _, meta = weights.load(tmp_path / "trained.pth", SPEC)
+    assert meta["build"]["transform_input"] is False
+    model, meta = weights.load(tmp_path / "ported.pth", SPEC, transform_input=False)
+    assert model.transform_input is False
+
+
+def test_the_initialiser_reaches_every_convolution():
+    """Deviation of a normal cut at two sigma: 0.8796 sigma. The auxiliary head has its own."""
+    torch.manual_seed(0)
+    network = SPEC.build()
+    special = {"AuxLogits.conv1.conv": 0.01, "AuxLogits.fc": 0.001}
+    checked = 0
+    for name, module in network.named_modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            sigma, weight = special.get(name, 0.1), module.weight
+            assert weight.abs().max() <= 2 * sigma, name
+            if weight.numel() > 5000:
+                assert weight.std().item() == pytest.approx(0.8796 * sigma, rel=0.03), name
+            checked += 1
+    assert checked == 96 + 2
+
+
+@pytest.mark.parametrize("size", [75, 96, 160, 224])
+def test_smaller_inputs_train_and_evaluate(size):
+    network = SPEC.build(num_classes=3)
+    main, aux = network.train()(normalised(size=size))
+    (main.sum() + aux.sum()).backward()
+    assert all(p.grad is not None for p in network.parameters())
+    assert network.eval()(normalised(size=size)).shape == (2, 3)
+
+
+def test_other_options_are_refused():
+    with pytest.raises(TypeError, match="pool_padding"):
+        SPEC.build(pool_padding="same")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(peer, tmp_path_factory):
+    """A checkpoint as training writes it, with trained-looking statistics and logits of about a thousand."""
+    state = {k: v.clone() for k, v in peer.state_dict().items()}
+    state["fc.weight"] *= 3000
+    path = tmp_path_factory.mktemp("checkpoint") / "model_best.pth.tar"
+    build = {**SPEC.build_options, "num_classes": 1000}
+    torch.save(
+        {
+            "arch": "inception_v3",
+            "build": build,
+            "image_size": 299,
+            "state_dict": state,
+            "ema_state_dict": None,
+            "classes": [f"n{k:08d}" for k in range(1000)],
+        },
+        path,
+    )
+    return path
+
+
+def test_export_with_dynamic_batch_is_opset_11_and_equals_torch_at_large_logits(checkpoint, run, tmp_path):
+    run(ROOT / "inception_v3" / "pthtar2onnx.py", "--ckpt", checkpoint, "--onnx", tmp_path / "v3.onnx")
+    proto = onnx.load(tmp_path / "v3.onnx")
+    onnx.checker.check_model(proto)
+    assert [entry.version for entry in proto.opset_import] == [11]
+    assert [i.name for i in proto.graph.input] == ["image"] and [o.name for o in proto.graph.output] == ["class"]
+    model, _ = weights.load(checkpoint, SPEC)
+    session = onnxruntime.InferenceSession(tmp_path / "v3.onnx", providers=["CPUExecutionProvider"])
+    for n in (1, 3, 8):
+        images = normalised(seed=n, n=n)
+        with torch.inference_mode():
+            expected = model(images).numpy()
+        found = session.run(None, {"image": images.numpy()})[0]
+        assert np.abs(expected).max() > 100
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_export_takes_a_fixed_batch_and_the_default_checkpoint(checkpoint, run, tmp_path):
+    (tmp_path / "model_best.pth.tar").symlink_to(checkpoint)
+    run(ROOT / "inception_v3" / "pthtar2onnx.py", "--batch=2")
+    shape = onnx.load(tmp_path / "inception_v3.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_value for d in shape] == [2, 3, 299, 299]
+
+
+def test_a_network_that_onnx_runtime_computes_otherwise_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="--onnx: not written, ONNX Runtime differs"):
+        export.export_onnx(SPEC.build(num_classes=2), SPEC, tmp_path / "x.onnx", 75)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_names_five_classes_with_probabilities(checkpoint, images, run):
+    photo = images / "val" / "bee" / "0001.jpg"
+    lines = run(ROOT / "inception_v3" / "demo.py", photo, "--resume", checkpoint, "--device=cpu").stdout.splitlines()
+    assert lines[0] == str(photo) and len(lines) == 6
+    # The same by hand: the evaluation's own pixels, softmax, names from the checkpoint.
+    from common.data.decode import open_rgb
+
+    model, meta = weights.load(checkpoint, SPEC)
+    pixels = torch.from_numpy(transforms.eval_transform(SPEC)(open_rgb(photo)).copy())[None]
+    with torch.inference_mode():
+        expected = model(Normaliser(SPEC, Device("cpu"), "nchw")(pixels)).double().softmax(1)[0].topk(5)
+    for line, probability, k in zip(lines[1:], expected.values.tolist(), expected.indices.tolist(), strict=True):
+        percent, name = line.split("%")
+        assert name.strip() == meta["classes"][k]
+        assert math.isclose(float(percent), 100 * probability, abs_tol=0.02)
+
+
+def test_demo_takes_a_folder_and_says_what_is_wrong(checkpoint, images, run, tmp_path):
+    out = run(ROOT / "inception_v3" / "demo.py", images / "val", "--resume", checkpoint, "--device=cpu").stdout
+    assert out.count(".jpg") == 21
+    for word, message in ((tmp_path / "nothing", "is no file or folder"), (tmp_path, "holds no images")):
+        assert message in user_error(run(ROOT / "inception_v3" / "demo.py", word, "--resume", checkpoint, check=2))
+    assert "no model_best.pth.tar here" in user_error(run(ROOT / "inception_v3" / "demo.py", images / "val", check=2))

@@ -1,0 +1,136 @@
+"""The whole house in a few minutes: draw data, train Inception v3, evaluate, export, run the ONNX file, compare.
+
+    python tools/demo.py
+
+Needs no download, no GPU and no NPU. Everything it makes stays below ./demo_output for a look around.
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from any folder
+
+from common import cli
+from common.train import runs
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoConfig:
+    """Options of this program."""
+
+    folder: str = cli.knob("demo_output", "where to put everything; a new numbered folder below it")
+    train_per_class: int = cli.knob(100, "training images of each of the ten classes", low=2)
+    epochs: int = cli.knob(8, "passes over them", low=1)
+    image_size: int = cli.knob(96, "side of the input, pixels", low=75)
+
+    def __post_init__(self):
+        cli.check_ranges(self)
+
+
+def run(*words):
+    """Run one of the zoo's programs; its output is shown, its failure is ours."""
+    words = [str(word) for word in words]
+    print("\n$ python " + " ".join(words), flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def main():
+    config, _ = cli.parse(DemoConfig(), __doc__)
+    started = time.perf_counter()
+    folder = runs.new_run(config.folder)
+    data, trained, onnx_file = folder / "data", folder / "run", folder / "inception_v3.onnx"
+    run("tools/make_sample_data.py", data, f"--train-per-class={config.train_per_class}")
+    run(
+        "inception_v3/train.py",
+        f"--data={data}",
+        f"--output-dir={trained}",
+        f"--image-size={config.image_size}",
+        f"--epochs={config.epochs}",
+        *RECIPE,
+    )
+    run("inception_v3/pthtar2onnx.py", f"--ckpt={trained / runs.BEST}", f"--onnx={onnx_file}")
+    for engine, model in (("torch", trained / runs.BEST), ("onnx", onnx_file)):
+        run(
+            "inception_v3/eval.py",
+            f"--data={data}",
+            f"--resume={model}",
+            "--device=cpu",
+            f"--metrics-json={folder / engine}.json",
+        )
+    run(
+        "inception_v3/demo.py",
+        data / "val" / "rings" / "rings_00000.JPEG",
+        f"--resume={trained / runs.BEST}",
+        "--device=cpu",
+    )
+    print_table(folder, trained, onnx_file, data, time.perf_counter() - started)
+
+
+def print_table(folder, trained, onnx_file, data, seconds):
+    """What came out, in one table."""
+    summary = json.loads((trained / "summary.json").read_text())
+    rows = [
+        ("top-1 on the validation set, torch", top1(folder / "torch.json")),
+        ("top-1 on the validation set, ONNX Runtime", top1(folder / "onnx.json")),
+        (
+            "largest difference of a logit, torch against ONNX",
+            f"{largest_difference(trained / runs.BEST, onnx_file, data):.1e}",
+        ),
+        ("training speed", f"{summary['images_per_s']:.1f} images/s on {summary['device']}"),
+        ("time in all", f"{seconds:.0f} s"),
+        ("checkpoint", trained / runs.BEST),
+        ("ONNX file", onnx_file),
+        ("log and metrics", trained),
+    ]
+    print("\n" + "\n".join(f"{name:50} {value}" for name, value in rows))
+
+
+def top1(path):
+    """Top-1 accuracy of a metrics file."""
+    values = {entry["key"]: entry["value"] for entry in json.loads(path.read_text())["value"]}
+    return values["Top1 accuracy"]
+
+
+def largest_difference(checkpoint, onnx_file, data):
+    """Largest absolute difference between the two engines' logits over real validation images."""
+    import numpy as np
+    import torch
+
+    from common import weights
+    from common.data import decode, index, transforms
+    from common.deploy import engines
+    from common.device import Device
+    from common.evaluate import Normaliser, TorchEngine
+    from inception_v3.spec import SPEC
+
+    model, meta = weights.load(checkpoint, SPEC)
+    images = index.load_val(str(data), meta["classes"])
+    transform = transforms.eval_transform(SPEC, meta["image_size"])
+    pixels = np.stack([transform(decode.open_rgb(images.path(i))) for i in range(0, len(images), 10)])
+    by_torch = TorchEngine(model, Normaliser(SPEC, Device("cpu"), "nchw"), Device("cpu"))(torch.from_numpy(pixels))
+    by_onnx = engines.Pixels(engines.open_engine(onnx_file), SPEC)(pixels)
+    return np.abs(by_torch - by_onnx).max()
+
+
+# A small set and a small network input want more steps of a smaller batch than ImageNet, and no regularisation.
+RECIPE = (
+    "--device=cpu",
+    "--batch-size=16",
+    "--lr=0.01",
+    "--lr-schedule=cosine-step",
+    "--warm-up-epochs=1",
+    "--dropout=0",
+    "--label-smoothing=0",
+    "--print-freq=20",
+)
+
+if __name__ == "__main__":
+    with cli.exits():
+        main()
