@@ -1,0 +1,35 @@
+"""Every bash block of every README runs, in order, from the repository's root as its reader sees it."""
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+READMES = sorted(path.relative_to(ROOT) for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
+
+
+def blocks(path):
+    return re.findall(r"^```bash\n(.*?)^```", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("readme", [readme for readme in READMES if blocks(readme)], ids=str)
+def test_every_bash_block_runs(readme, tmp_path):
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith("."):
+            (tmp_path / entry.name).symlink_to(entry)
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for block in blocks(readme):
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, capture_output=True, text=True,
+                              timeout=600, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("readme", READMES, ids=str)
+def test_links_to_files_lead_somewhere(readme):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / readme).read_text()):
+        if "://" not in target:
+            assert (ROOT / readme).parent.joinpath(target).exists(), target
