@@ -100,7 +100,8 @@ class Parser(argparse.ArgumentParser):
         # argparse writes "argument -b/--batch-size: invalid int value: 'x'"; ours starts with the long flag.
         if message.startswith("argument "):
             flags, _, reason = message[len("argument ") :].partition(": ")
-            message = f"{flags.split('/')[-1].split()[0]}: {reason}"
+            spellings = flags.split("/")
+            message = f"{next((s for s in spellings if s.startswith('--')), spellings[0])}: {reason}"
         raise UserError(message)
 
 

@@ -46,7 +46,6 @@ class LaunchConfig:
     local_addr: str = cli.knob("", "address of this machine, for nnodes > 1")
     master_addr: str = cli.knob("127.0.0.1", "address of machine 0")
     master_port: int = cli.knob(29500, "free TCP port on machine 0", low=1, high=65535)
-    max_restarts: int = cli.knob(0, "restarts of all ranks after a crash", low=0)
     dry_run: str = cli.knob("false", "true: print the command and stop", choices=("true", "false"))
 
     def __post_init__(self):
@@ -124,7 +123,7 @@ def main(argv):
         if not config.data_path:
             raise UserError("--data_path: missing; give the folder that holds train/ and val/")
         _program(script).check(arguments, config.devices * config.nnodes, config.nnodes)
-        if config.devices * config.nnodes == 1 and not config.max_restarts:
+        if config.devices * config.nnodes == 1:
             sys.stdout.flush()
             os.execv(sys.executable, command)
         return run_agent(config, command)
@@ -150,24 +149,16 @@ def run_agent(config, command):
     Returns:
       0, or the exit status of the first rank that failed; 128 + n for one that signal n ended.
     """
-    from torch.distributed.elastic.agent.server.api import WorkerSpec, WorkerState
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous import registry as rendezvous
 
     class Agent(LocalElasticAgent):
-        """torchrun's agent, which remembers how its ranks ended and does not restart those that meant to end."""
+        """torchrun's agent, which remembers how its ranks ended."""
 
         statuses = ()
-
-        def _monitor_workers(self, worker_group):
-            result = super()._monitor_workers(worker_group)
-            if result.state == WorkerState.FAILED and any(
-                f.exitcode in _FINAL_STATUSES for f in result.failures.values()
-            ):
-                self._remaining_restarts = 0
-            return result
 
         def _shutdown(self, *args, **kwargs):
             super()._shutdown(*args, **kwargs)
@@ -190,7 +181,7 @@ def run_agent(config, command):
         entrypoint=command[0],
         args=tuple(command[1:]),
         rdzv_handler=rendezvous.get_rendezvous_handler(parameters),
-        max_restarts=config.max_restarts,
+        max_restarts=0,
         monitor_interval=0.1,
         master_addr=None if single else config.master_addr,
         master_port=None if single else config.master_port,

@@ -1,0 +1,67 @@
+"""Starting, signals and exit statuses of several ranks through the launcher."""
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+from test_training import TINY, background, final, same_training, stopped_at
+
+from conftest import ROOT
+
+OPTIONS = ["--print-freq=1", "--save-every=2", "--epochs=4", "--ema=0.9", "--accumulate=3"]
+
+
+def launch(images, folder, *keys, options=OPTIONS):
+    return [ROOT / "common" / "launch.py", "tiny", TINY, "--", "--", f"--data_path={images}", "--device=cpu",
+            "--batch_size=12", "--devices=2", f"--output_dir={folder}", *keys, "--", *options]
+
+
+def ranks_of(folder):
+    """Process ids whose command line names `folder`."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(folder).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def all_gone(folder, seconds=60):
+    deadline = time.monotonic() + seconds
+    while ranks_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not ranks_of(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert background(os.sys.executable, *launch(images, folder), cwd=folder.parent).wait(timeout=120) == 0
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_two_ranks_stop_without_a_process_left_and_continue_to_the_same_bits(images, undisturbed, tmp_path, number):
+    folder = tmp_path / "run"
+    words = [os.sys.executable, *launch(images, folder, "--resume=auto")]
+    status = stopped_at(background(*words, cwd=tmp_path), folder, number, after_steps=7)
+    assert status == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert all_gone(folder), "a rank outlived its launcher"
+    stopped = final(folder)
+    assert (stopped["epoch"], stopped["step"]) < (4, 0)
+    assert background(*words, cwd=tmp_path).wait(timeout=120) == 0
+    assert same_training(undisturbed, folder) == []
+
+
+def test_a_killed_rank_ends_the_run_with_its_signals_status(images, tmp_path):
+    folder = tmp_path / "run"
+    process = background(os.sys.executable, *launch(images, folder, options=[*OPTIONS, "--epochs=500"]), cwd=tmp_path)
+    while not (folder / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    victim = max(pid for pid in ranks_of(folder) if pid != process.pid)
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait(timeout=120) != 0
+    assert all_gone(folder)
