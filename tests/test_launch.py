@@ -5,9 +5,8 @@ import signal
 import time
 
 import pytest
-from test_training import TINY, background, final, same_training, stopped_at
-
 from conftest import ROOT
+from test_training import TINY, background, final, same_training, stopped_at
 
 OPTIONS = ["--print-freq=1", "--save-every=2", "--epochs=4", "--ema=0.9", "--accumulate=3"]
 
