@@ -96,7 +96,7 @@ def test_real_photographs(tmp_path):
     from common.deploy import export
     from inception_v4.spec import SPEC
 
-    size, files = 107, sorted((REAL_IMAGES / "val").iterdir())[::6]
+    size, files = SIZE, sorted((REAL_IMAGES / "val").iterdir())[::10]
     inputs = np.stack([plain_input(path, size) for path in files])
     model = calibrated(1001, inputs)
     with torch.inference_mode():
