@@ -112,11 +112,12 @@ def test_real_photographs(tmp_path):
     run_ok("inception_v4/preprocess.py", "--src_path", tmp_path / "val", "--save_path", tmp_path / "prep", "--image-size",
            size)
     run_ok("tools/run_onnx.py", "--model", tmp_path / "net.onnx", "--input", tmp_path / "prep", "--output", tmp_path,
-           "--output_dirname", "result", "--outfmt", "TXT", "--batchsize", 8)
+           "--output_dirname", "result", "--outfmt", "TXT", "--batchsize", 8, "--threads", 1)
     out = run_ok("inception_v4/postprocess.py", "--infer_results", tmp_path / "result", "--anno_file",
                  tmp_path / "val_label.txt", "--metrics_json", tmp_path / "m.json")
     assert hits_printed(out) == list(hits)
-    out = run_ok("inception_v4/eval.py", "--data", tmp_path, "--resume", tmp_path / "net.pth", "--image-size", size)
+    out = run_ok("inception_v4/eval.py", "--data", tmp_path, "--resume", tmp_path / "net.pth", "--image-size", size,
+                 "--threads", 1)
     assert hits_printed(out) == list(hits)
 
 
