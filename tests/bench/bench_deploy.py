@@ -4,15 +4,14 @@
     python tests/bench/bench_deploy.py --what postprocess
     python tests/bench/bench_deploy.py --what run_onnx
 
-Prints the seconds of every turn and the median ratio; preprocess compares the bytes too. FOLDER is repeated until it has
---files images. Everything is written to a temporary folder, and start-up is part of every time.
+Prints the seconds of every turn and the median ratio; preprocess compares the bytes too. FOLDER is repeated until it
+has --files images. Everything is written to a temporary folder, and start-up is part of every time.
 """
 import argparse
 import filecmp
 import itertools
 import os
 import pathlib
-import re
 import shutil
 import statistics
 import subprocess
@@ -51,8 +50,10 @@ def preprocess(photos, num_files, turns, folder):
         shutil.copy(path, source / f"image_{i:05d}.JPEG")
     plain = REPO / "tests" / "bench" / "plain_preprocess.py"
     for dtype in ("float32", "uint8"):
-        ours = [REPO / "inception_v4" / "preprocess.py", "--src_path", source, "--save_path", folder / "b", "--dtype", dtype]
-        in_turns(f"preprocess {dtype}, {num_files} images", lambda: seconds([plain, source, folder / "a"], folder / "a"),
+        ours = [REPO / "inception_v4" / "preprocess.py", "--src_path", source, "--save_path", folder / "b",
+                "--dtype", dtype]
+        in_turns(f"preprocess {dtype}, {num_files} images",
+                 lambda: seconds([plain, source, folder / "a"], folder / "a"),
                  lambda command=ours: seconds(command, folder / "b"), turns)
         if dtype == "float32":
             names = [path.name for path in (folder / "a").iterdir()]
