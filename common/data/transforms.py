@@ -15,11 +15,20 @@ def centre_crop_offset(size, crop, rounding):
     return round(border) if rounding == "round" else int(border)
 
 
-def eval_pixels(image, resize, crop, rounding):
-    """The published evaluation transform up to the pixels: resize the short side bilinearly, cut the centre.
+def resize_short_side(image, short):
+    """Resize a PIL image bilinearly: the short side to `short` pixels, the long one in proportion, rounded down."""
+    width, height = image.size
+    if min(width, height) == short:
+        return image
+    if width <= height:
+        size = (short, int(short * height / width))
+    else:
+        size = (int(short * width / height), short)
+    return image.resize(size, Image.Resampling.BILINEAR)
 
-    The long side becomes int(resize * long / short). PIL resizes in two passes, first all rows, then all columns, with
-    whole numbers between them; cutting off the columns that are not needed between the passes changes no pixel.
+
+def eval_pixels(image, resize, crop, rounding):
+    """The published evaluation transform up to the pixels: resize the short side, cut the centre.
 
     Args:
       image: PIL RGB image.
@@ -29,18 +38,10 @@ def eval_pixels(image, resize, crop, rounding):
     Returns:
       uint8 array [crop, crop, 3], C-contiguous.
     """
-    width, height = image.size
-    short = min(width, height)
-    scaled_width = resize if width == short else int(resize * width / height)
-    scaled_height = resize if height == short else int(resize * height / width)
-    left = centre_crop_offset(scaled_width, crop, rounding)
-    top = centre_crop_offset(scaled_height, crop, rounding)
-    if short != resize:
-        image = image.resize((scaled_width, height), Image.Resampling.BILINEAR)
-    image = image.crop((left, 0, left + crop, height))
-    if short != resize:
-        image = image.resize((crop, scaled_height), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image)[top:top + crop])
+    image = resize_short_side(image, resize)
+    left = centre_crop_offset(image.width, crop, rounding)
+    top = centre_crop_offset(image.height, crop, rounding)
+    return np.ascontiguousarray(np.asarray(image.crop((left, top, left + crop, top + crop))))
 
 
 def normalise_into(planes_CHW, pixels_HWC, mean, std):

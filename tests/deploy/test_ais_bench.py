@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from conftest import SIZE, fails, run_script
+from deployment import SIZE, fails, run_script
 from test_atc import TABLE_310P, tiny
 from test_chain import hits_printed, run_ok
 

@@ -3,7 +3,7 @@ import json
 
 import onnx
 import pytest
-from conftest import SIZE, fails, run_script
+from deployment import SIZE, fails, run_script
 from onnx import TensorProto, helper
 
 SCRIPT = "tools/run_atc.py"

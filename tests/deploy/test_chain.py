@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import REAL_IMAGES, SIZE, calibrated, fails, labels_at_ranks, plain_input, plain_pixels, run_script
+from deployment import REAL_IMAGES, SIZE, calibrated, fails, labels_at_ranks, plain_input, plain_pixels, run_script
 
 from common.deploy import aipp
 
@@ -79,7 +79,7 @@ def test_uint8_files_with_aipp_arithmetic(chain, prepared, tmp_path):
     assert 0 < np.abs(inputs - chain["inputs"]).max() <= 2**-11
     with torch.inference_mode():
         expected = chain["model"](torch.from_numpy(inputs)).numpy()
-    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(actual - expected).max() < 1e-3 * np.abs(expected).max()
     out = run_ok("inception_v4/postprocess.py", "--infer_results", tmp_path / "result", "--anno_file",
                  chain[1001]["labels"], "--metrics_json", tmp_path / "m.json")
     streamed = run_ok("inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", chain[1001]["onnx"],

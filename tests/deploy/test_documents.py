@@ -3,7 +3,7 @@ import json
 import re
 
 import numpy as np
-from conftest import REPO, run_script
+from deployment import REPO, run_script
 
 FOLDER = REPO / "inception_v4"
 OURS = ("preprocess.py", "pth2onnx.py", "postprocess.py", "eval.py", "spec.py", "model.py", "README.md")

@@ -3,7 +3,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import SIZE, fails, run_script
+from deployment import SIZE, fails, run_script
 
 from common.deploy import export
 from common.errors import UserError

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import fails, run_script
+from deployment import fails, run_script
 
 SCRIPT = "inception_v4/postprocess.py"
 

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REAL_IMAGES, REPO, SIZE, fails, plain_input, plain_pixels, run_script
+from deployment import REAL_IMAGES, REPO, SIZE, fails, plain_input, plain_pixels, run_script
 from PIL import Image
 
 SCRIPT = "inception_v4/preprocess.py"
@@ -125,3 +125,10 @@ def test_scripts_without_torch(script):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
                           env=os.environ | {"PYTHONPATH": str(REPO)})
     assert done.returncode == 0, done.stderr
+
+
+def test_smaller_inputs_equal_the_same_arithmetic(photos, tmp_path):
+    """Tall images among them: PIL then swaps its two passes, so nothing may be cut off between them."""
+    convert(photos, tmp_path / "prep", "--dtype", "uint8")
+    for source in sorted(photos.iterdir()):
+        assert (tmp_path / "prep" / f"{source.name.split('.')[0]}.bin").read_bytes() == plain_pixels(source).tobytes()

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import REPO
+from deployment import REPO
 
 from common import weights
 from inception_v4.spec import SPEC
