@@ -37,7 +37,8 @@ def open_rgb(path):
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return image.convert("RGB")
+                image.load()
+                return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # PIL raises SyntaxError for broken PNG chunks, ValueError and OSError for the rest.
         raise BadImage(path, f"{type(error).__name__}: {error}".replace(str(path), "the file")) from error

@@ -13,6 +13,7 @@ import shutil
 import time
 
 import numpy as np
+from PIL import Image
 
 from common import cli
 from common.data.decode import EXTENSIONS, open_rgb
@@ -222,6 +223,7 @@ def _convert_all(todo, encoder, target, names, workers):
     """Spread the files over processes; the first failure stops the rest and is raised here."""
     pairs = [(path, target / names[path]) for path in todo]
     tasks = [pairs[i:i + FILES_PER_TASK] for i in range(0, len(pairs), FILES_PER_TASK)]
+    Image.preinit()  # so that the processes inherit PIL's plugins instead of importing them one by one
     with Progress(len(todo), "images") as advance:
         try:
             for count in parallel.unordered(_convert_some, tasks, workers, _start_worker, (encoder,)):

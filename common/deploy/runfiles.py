@@ -37,7 +37,7 @@ def list_inputs(argument):
         files = parts
         missing = [path for path in files if not path.is_file()]
         if missing or not files:
-            raise UserError(f"--input: {', '.join(map(str, missing[:3])) or argument!r} does not exist; expected one "
+            raise UserError(f"--input: {', '.join(map(str, missing[:3])) or argument} does not exist; expected one "
                             "folder, or files separated by commas")
     if len({path.suffix.lower() for path in files}) > 1:
         raise UserError(f"--input: {argument} mixes .bin and .npy files")

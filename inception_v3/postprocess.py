@@ -1,0 +1,17 @@
+"""Score the results of Inception v3.
+
+    python inception_v3/postprocess.py --infer_results result_bs8 --anno_file imageNet/val_label.txt \\
+        --metrics_json metrics.json
+
+Reads TXT, NPY or BIN results of 1000 columns; --num-classes allows another number.
+"""
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
+
+from common.deploy import scoring
+from inception_v3.spec import SPEC
+
+if __name__ == "__main__":
+    scoring.main(SPEC, __doc__)

@@ -1,0 +1,147 @@
+"""Speed of the deployment chain against plain programs, in turns (A B A B) on this machine.
+
+    python tests/bench/bench_deploy.py --what preprocess --photos FOLDER
+    python tests/bench/bench_deploy.py --what postprocess
+    python tests/bench/bench_deploy.py --what run_onnx
+
+Prints the seconds of every turn and the median ratio; preprocess compares the bytes too. FOLDER is repeated until it
+has --files images. Everything is written to a temporary folder, and start-up is part of every time.
+"""
+import argparse
+import filecmp
+import itertools
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+
+
+def seconds(command, fresh=None):
+    """Wall-clock time of a command that must succeed; `fresh` is deleted first."""
+    if fresh is not None:
+        shutil.rmtree(fresh, ignore_errors=True)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def in_turns(name, plain, ours, turns):
+    """Median of plain/ours over `turns` pairs; prints them all."""
+    pairs = [(plain(), ours()) for _ in range(turns)]
+    ratios = [a / b for a, b in pairs]
+    print(f"{name}: plain {' '.join(f'{a:.2f}' for a, _ in pairs)} s, ours {' '.join(f'{b:.2f}' for _, b in pairs)} s, "
+          f"median ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    return statistics.median(ratios)
+
+
+def preprocess(photos, num_files, turns, folder):
+    """Both dtypes against the plain float32 program."""
+    source = folder / "val"
+    source.mkdir()
+    for i, path in zip(range(num_files), itertools.cycle(sorted(pathlib.Path(photos).iterdir()))):
+        shutil.copy(path, source / f"image_{i:05d}.JPEG")
+    plain = REPO / "tests" / "bench" / "plain_preprocess.py"
+    for dtype in ("float32", "uint8"):
+        ours = [REPO / "inception_v4" / "preprocess.py", "--src_path", source, "--save_path", folder / "b",
+                "--dtype", dtype]
+        in_turns(f"preprocess {dtype}, {num_files} images",
+                 lambda: seconds([plain, source, folder / "a"], folder / "a"),
+                 lambda command=ours: seconds(command, folder / "b"), turns)
+        if dtype == "float32":
+            names = [path.name for path in (folder / "a").iterdir()]
+            _, different, missing = filecmp.cmpfiles(folder / "a", folder / "b", names, shallow=False)
+            print(f"bytes: {len(names)} files compared, {len(different) + len(missing)} differ")
+
+
+def postprocess(num_files, turns, folder):
+    """TXT results of 1001 numbers."""
+    rng = np.random.default_rng(0)
+    rows = ["%f " * 1001 % tuple((3 * rng.normal(size=1001)).tolist()) + "\n" for _ in range(500)]
+    (folder / "res").mkdir()
+    with (folder / "labels.txt").open("w") as labels:
+        for i in range(num_files):
+            (folder / "res" / f"image_{i:05d}_0.txt").write_text(rows[i % 500])
+            labels.write(f"image_{i:05d}.JPEG {7 * i % 1000}\n")
+    ours = [REPO / "inception_v4" / "postprocess.py", "--infer_results", folder / "res", "--anno_file",
+            folder / "labels.txt", "--metrics_json", folder / "m.json"]
+    plain = [REPO / "tests" / "bench" / "plain_postprocess.py", folder / "res", folder / "labels.txt"]
+    in_turns(f"postprocess, {num_files} results", lambda: seconds(plain), lambda: seconds(ours), turns)
+    command = [sys.executable, *map(str, ours)]
+    done = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, _, usage = os.wait4(done.pid, 0)
+    print(f"largest process: {usage.ru_maxrss / 1024:.0f} MB")
+
+
+def run_onnx(num_files, turns, folder, size, batch):
+    """End to end, without loading the model, against ONNX Runtime on arrays in memory."""
+    import onnxruntime
+
+    sys.path.insert(0, str(REPO))
+    from common.deploy import export
+    from inception_v4.spec import SPEC
+
+    export.export_onnx(SPEC.build(num_classes=1001), SPEC, folder / "net.onnx", size)
+    (folder / "prep").mkdir()
+    images = np.random.default_rng(0).normal(size=(num_files, 3, size, size)).astype(np.float32)
+    for i, image in enumerate(images):
+        image.tofile(folder / "prep" / f"image_{i:05d}.bin")
+    session = onnxruntime.InferenceSession(str(folder / "net.onnx"), providers=["CPUExecutionProvider"])
+
+    def ready_arrays():
+        start = time.perf_counter()
+        for i in range(0, num_files, batch):
+            session.run(None, {"image": images[i:i + batch]})
+        return time.perf_counter() - start
+
+    from common.deploy import onnx_run
+
+    def files():
+        shutil.rmtree(folder / "res", ignore_errors=True)
+        (folder / "res_summary.json").unlink(missing_ok=True)
+        config = onnx_run.RunConfig(model=str(folder / "net.onnx"), input=str(folder / "prep"), output=str(folder),
+                                    output_dirname="res", outfmt="TXT", batchsize=batch, warmup_count=0)
+        start = time.perf_counter()
+        onnx_run.run(config)
+        return time.perf_counter() - start
+
+    def load():
+        start = time.perf_counter()
+        onnxruntime.InferenceSession(str(folder / "net.onnx"), providers=["CPUExecutionProvider"])
+        return time.perf_counter() - start
+
+    ready_arrays()
+    loading = statistics.median(load() for _ in range(3))
+    print(f"loading the model: {loading:.2f} s, taken off our times")
+    in_turns(f"run_onnx, {num_files} images of {size} pixels, batch {batch}, TXT", ready_arrays,
+             lambda: files() - loading, turns)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", required=True, choices=("preprocess", "postprocess", "run_onnx"))
+    parser.add_argument("--photos", help="folder of images for preprocess")
+    parser.add_argument("--files", type=int, help="how many files (900, 50000, 64)")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--image-size", type=int, default=299)
+    parser.add_argument("--batch", type=int, default=8)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        if args.what == "preprocess":
+            preprocess(args.photos, args.files or 900, args.turns, folder)
+        elif args.what == "postprocess":
+            postprocess(args.files or 50_000, args.turns, folder)
+        else:
+            run_onnx(args.files or 64, args.turns, folder, args.image_size, args.batch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""run_atc against the stand-in: its commands, the chip, what is refused before and what atc's own words become."""
+import json
+
+import onnx
+import pytest
+from deployment import SIZE, fails, run_script
+from onnx import TensorProto, helper
+
+SCRIPT = "tools/run_atc.py"
+TABLE_310P = """
++-------------------+-----------------+------------------------------------------------------+
+| npu-smi 22.0.0                           Version: 22.0.0                                   |
+| NPU     Name      | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
+| Chip    Device    | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
++===================+=================+======================================================+
+| 0       310P3     | OK              | 15.8         42                0    / 0              |
+| 0       0         | 0000:82:00.0    | 0            1074 / 21534                            |
++===================+=================+======================================================+
+| 1       310P3     | OK              | 15.4         43                0    / 0              |
+| 0       1         | 0000:89:00.0    | 0            1070 / 21534                            |
++===================+=================+======================================================+
+"""
+TABLE_A2 = """
+| npu-smi 25.2.0                   Version: 25.2.0                                               |
+| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
+| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
++===========================+===============+====================================================+
+| 0     910B3               | Warning       | 94.6        36                0    / 0             |
+| 0                         | 0000:C1:00.0  | 0           0    / 0          37705/ 65536         |
++===========================+===============+====================================================+
+| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |
+| 0       0                 | 310910        | python                   | 310                     |
+"""
+TABLE_A3 = """
+| 0     Ascend910           | OK            | 172.6       52                0    / 0             |
+| 0     0                   | 0000:9D:00.0  | 0           0    / 0          3119 / 65536         |
+| 0     Ascend910           | OK            | -           54                0    / 0             |
+| 1     1                   | 0000:9F:00.0  | 0           0    / 0          2870 / 65536         |
+"""
+BOARD_A3 = """
+        NPU ID                         : 0
+        Chip ID                        : 0
+        Chip Type                      : Ascend
+        Chip Name                      : Ascend910
+        NPU Name                       : 9392
+"""
+TABLE_310B = """
+| 0       310B4     | Alarm           | 8.0          50                15   / 15             |
+| 0       0         | NA              | 0            1400 / 7545                             |
+"""
+TABLE_950 = """
+| 0     Ascend950PR         | OK            | 172.6       52                0    / 0             |
+| 0     0                   | 0000:9D:00.0  | 0           0    / 0          3119 / 65536         |
+"""
+BOARD_950 = "  Chip Name : Ascend950PR\n  NPU Name : 9579\n"
+EMPTY = "| NPU     Name      | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |\n"
+
+
+def tiny(path, opset=11, name="image", shape=("N", 3, SIZE, SIZE), inputs=1, extra=()):
+    """A one-layer ONNX file with whatever is wrong about it."""
+    names = [name, *(f"other{i}" for i in range(inputs - 1))]
+    graph = helper.make_graph(
+        [helper.make_node("GlobalAveragePool", [name], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["class"]),
+         *extra], "net",
+        [helper.make_tensor_value_info(each, TensorProto.FLOAT, list(shape)) for each in names],
+        [helper.make_tensor_value_info("class", TensorProto.FLOAT, [shape[0], 3])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=6)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def work(tmp_path):
+    tiny(tmp_path / "net.onnx")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("table", "board", "chip"), [
+    (TABLE_310P, "", "Ascend310P3"), (TABLE_A2, "", "Ascend910B3"), (TABLE_A3, BOARD_A3, "Ascend910_9392"),
+    (TABLE_310B, "", "Ascend310B4"), (TABLE_950, BOARD_950, "Ascend950PR_9579")])
+def test_chip_is_found_in_every_layout(table, board, chip, work, fake_tools):
+    (work / "info.txt").write_text(table)
+    (work / "board.txt").write_text(board)
+    done = run_script(SCRIPT, "--model", "net.onnx", "--dry-run", cwd=work,
+                      env=fake_tools | {"FAKE_NPU_SMI": str(work)})
+    assert f"--soc_version={chip}" in done.stdout.split(), done.stderr
+
+
+def test_no_card_no_driver_no_npu_smi(work, fake_tools):
+    arguments = (SCRIPT, "--model", "net.onnx", "--dry-run")
+    (work / "info.txt").write_text(EMPTY)
+    fails(run_script(*arguments, cwd=work, env=fake_tools | {"FAKE_NPU_SMI": str(work)}), "shows no card",
+          "--soc-version Ascend310P3")
+    (work / "info.txt").write_text(TABLE_310P + TABLE_A2.replace("| 0     910", "| 2     910"))
+    fails(run_script(*arguments, cwd=work, env=fake_tools | {"FAKE_NPU_SMI": str(work)}),
+          "Ascend310P3, Ascend910B3", "choose one")
+    fails(run_script(*arguments, cwd=work, env=fake_tools), "ended with 1", "ret is -8005", "--soc-version")
+    fails(run_script(*arguments, cwd=work, env={"PATH": "/nowhere"}), "no npu-smi", "--soc-version")
+
+
+def test_dry_run_prints_the_seeds_command(work):
+    done = run_script(SCRIPT, "--model", "net.onnx", "--batch", "8", "--soc-version", "310P3", "--dry-run", cwd=work)
+    assert done.stdout.strip() == (
+        f"atc --framework=5 --model={work}/net.onnx --output={work}/net_bs8 --input_format=NCHW "
+        f"--input_shape=image:8,3,{SIZE},{SIZE} --log=error --soc_version=Ascend310P3")
+    assert sorted(path.name for path in work.iterdir()) == ["net.onnx"]
+
+
+def convert(work, fake_tools, *more, env=None):
+    return run_script(SCRIPT, "--model", "net.onnx", "--soc-version", "Ascend310P3", *more, cwd=work,
+                      env=fake_tools | (env or {}))
+
+
+def test_six_batch_sizes_in_one_command(work, fake_tools):
+    done = convert(work, fake_tools, "--batch", "1,4,8,16,32,64", "--output", "out", "--output_type", "FP32",
+                   "--precision_mode", "force_fp32")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in work.glob("*.om")) == sorted(f"out_bs{n}.om" for n in (1, 4, 8, 16, 32, 64))
+    assert "--output_type=FP32" in done.stdout and "--precision_mode=force_fp32" in done.stdout
+    assert json.loads((work / "out_bs4.om.json").read_text())["batch"] == 4
+    assert not (work / "fusion_result.json").exists() and not (work / "kernel_meta").exists()
+
+
+def test_gears_aipp_and_the_real_output_name(work, fake_tools):
+    done = convert(work, fake_tools, "--dynamic_batch", "1,4,8", "--aipp", "--arch", "inception_v4",
+                   env={"FAKE_ATC_HOST": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "--dynamic_batch_size=1,4,8" in done.stdout and "--input_shape=image:-1,3," in done.stdout
+    assert f"{work}/net_bs1-4-8_linux_x86_64.om: " in done.stdout
+    text = (work / "net_aipp.cfg").read_text()
+    assert "min_chn_0: 127.5" in text and "var_reci_chn_2: 0.0078431372549" in text and "mean_chn" not in text
+    assert json.loads((work / "net_bs1-4-8_linux_x86_64.om.json").read_text())["dtype"] == "uint8"
+
+
+def test_normalisation_comes_from_the_file_itself(work, fake_tools):
+    model = onnx.load(work / "net.onnx")
+    helper.set_model_props(model, {"mean": "[0.485, 0.456, 0.406]", "std": "[0.229, 0.224, 0.225]"})
+    onnx.save(model, work / "net.onnx")
+    assert convert(work, fake_tools, "--aipp").returncode == 0
+    text = (work / "net_aipp.cfg").read_text()  # the numbers of the ATC manual's own example
+    for line in ("min_chn_0: 123.675", "min_chn_1: 116.28", "min_chn_2: 103.53", "var_reci_chn_0: 0.01712475383166",
+                 "var_reci_chn_1: 0.01750700280112", "var_reci_chn_2: 0.01742919389978"):
+        assert line in text
+
+
+REFUSED = {
+    "batch 0": (["--batch", "0"], ["--batch: 0", "at least 1"]),
+    "batch words": (["--batch", "1,x"], ["--batch: 1,x"]),
+    "batch twice": (["--batch", "4,4"], ["--batch: 4,4", "twice"]),
+    "both kinds": (["--batch", "1", "--dynamic-batch", "1,2"], ["--dynamic-batch", "not together with --batch"]),
+    "one gear": (["--dynamic-batch", "8"], ["--dynamic-batch: 1 numbers", "2 to 100"]),
+    "too many gears": (["--dynamic-batch", ",".join(map(str, range(1, 102)))], ["101 numbers"]),
+    "gear 0": (["--dynamic-batch", "0,1"], ["--dynamic-batch: 0,1"]),
+    "gear twice": (["--dynamic-batch", "2,2"], ["twice"]),
+    "both precision modes": (["--precision-mode", "force_fp16", "--precision-mode-v2", "fp16"], ["not together"]),
+    "precision mode": (["--precision-mode", "fp8"], ["--precision-mode: fp8", "force_fp16"]),
+    "chip": (["--soc-version", "Ascend42"], ["--soc-version: Ascend42", "Ascend310P3"]),
+    "output folder": (["--output", "no/such/x"], ["--output", "is not a folder"]),
+    "characters": (["--output", "a b"], ["--output", "a b", "atc refuses"]),
+    "no arch": (["--aipp"], ["--arch: missing"]),
+    "wrong arch": (["--aipp", "--arch", "no_such_net"], ["--arch: no_such_net"]),
+    "no model": (["--model", "x.onnx"], ["--model: x.onnx does not exist"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_atc_starts(name, work, fake_tools):
+    arguments, words = REFUSED[name]
+    fails(convert(work, fake_tools, *arguments), *words)
+    assert not list(work.glob("*.om"))
+
+
+BAD_FILES = {
+    "opset": ({"opset": 19}, ["opset 19", "9 to 18", "--opset 11"]),
+    "reduce mean of 18": ({"opset": 18, "extra": (helper.make_node("ReduceMean", ["image"], ["m"]),)}, ["ReduceMean"]),
+    "input name": ({"name": "image:0"}, ["'image:0'", "rename"]),
+    "two inputs": ({"inputs": 2}, ["2 inputs (image, other0)"]),
+    "shape": ({"shape": ("N", 3)}, ["shape [None, 3]"]),
+    "fixed batch": ({"shape": (16, 3, SIZE, SIZE)}, ["--batch: 8", "fixed to 16"]),
+    "open size": ({"shape": ("N", 3, "H", "W")}, ["--image-size"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_file_that_atc_cannot_take(name, work, fake_tools):
+    change, words = BAD_FILES[name]
+    tiny(work / "net.onnx", **change)
+    fails(convert(work, fake_tools, "--batch", "8"), *words)
+
+
+def test_file_that_is_no_onnx(work, fake_tools):
+    (work / "net.onnx").write_bytes(b"<html>")
+    fails(convert(work, fake_tools), "net.onnx", "not an ONNX file")
+
+
+@pytest.mark.parametrize(("code", "hint"), [("E16002", "--opset 11"), ("E19010", "--opset 11"), ("EZ3003", "ops package"),
+                                            ("E10501", "--opset 11"), ("E40000", "pip install")])
+def test_atcs_own_failure_is_passed_on(code, hint, work, fake_tools):
+    done = convert(work, fake_tools, env={"FAKE_ATC_CODE": code, "HOME": str(work)})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    line, = done.stderr.splitlines()
+    assert line.startswith(f"error: atc: exit status 255, {code}: ") and hint in line
+    assert f"{work}/ascend/log/debug/plog" in line
+
+
+def test_atc_absent(work):
+    fails(run_script(SCRIPT, "--model", "net.onnx", "--soc-version", "Ascend310P3", cwd=work, env={"PATH": "/nowhere"}),
+          "atc: not on the PATH", "set_env.sh", "--dry-run")
+
+
+# Options that only the stand-in sees, because run_atc cannot produce them: they prove that it refuses as the table says.
+DIRECT = [
+    ("E10054", {"soc_version": None}), ("E10007", {"framework": "3"}), ("E10016", {"input_shape": "wrong:1,3,75,75"}),
+    ("E10049", {"input_shape": "image:1,3"}), ("E10001", {"input_shape": "image:0,3,75,75"}),
+    ("E10031", {"dynamic_batch_size": "1,2"}), ("E10018", {"dynamic_batch_size": "1,2", "input_shape": "image:-1,3,-1,75"}),
+    ("E10040", {"dynamic_batch_size": "1,2", "input_shape": "image:-1,3,75~80,75"}),
+    ("E10035", {"dynamic_batch_size": "1", "input_shape": "image:-1,3,75,75"}),
+    ("E10039", {"dynamic_batch_size": "2,2", "input_shape": "image:-1,3,75,75"}),
+    ("E10038", {"dynamic_batch_size": "0,2", "input_shape": "image:-1,3,75,75"}),
+    ("E10009", {"dynamic_batch_size": "1,2", "dynamic_dims": "1;2", "input_shape": "image:-1,3,75,75"}),
+    ("E10056", {"precision_mode": "force_fp16", "precision_mode_v2": "fp16"}),
+]
+
+
+@pytest.mark.parametrize(("code", "change"), DIRECT)
+def test_stand_in_refuses_as_the_real_one(code, change, work):
+    options = {"framework": "5", "model": str(work / "net.onnx"), "output": str(work / "x"), "soc_version": "Ascend310P3",
+               "input_format": "NCHW", "input_shape": "image:1,3,75,75", **change}
+    done = run_script("tests/fake_bin/atc.py", *(f"--{key}={value}" for key, value in options.items() if value), cwd=work)
+    assert done.returncode == 255 and f"\n{code}: " in done.stdout and "ATC run failed" in done.stdout

@@ -1,0 +1,134 @@
+"""Input files: their bytes, what a second run does, and every input that must be refused."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from deployment import REAL_IMAGES, REPO, SIZE, fails, plain_input, plain_pixels, run_script
+from PIL import Image
+
+SCRIPT = "inception_v4/preprocess.py"
+SMALL = ("--image-size", SIZE)
+
+
+@pytest.mark.parametrize(("dtype", "format", "size"), [("float32", "bin", 1_072_812), ("uint8", "bin", 268_203),
+                                                       ("float32", "npy", 1_072_812 + 128), ("uint8", "npy", 268_203 + 128)])
+def test_every_file_equals_the_published_arithmetic(dtype, format, size, photos, tmp_path):
+    target = tmp_path / "prep"
+    done = run_script(SCRIPT, "--src_path", photos, "--save_path", target, "--dtype", dtype, "--format", format)
+    assert done.returncode == 0, done.stderr
+    assert len(list(target.glob(f"*.{format}"))) == 24 and "24 files" in done.stdout
+    for source in sorted(photos.iterdir()):
+        path = target / f"{source.name.split('.')[0]}.{format}"
+        expected = plain_input(source, 299) if dtype == "float32" else plain_pixels(source, 299)
+        assert path.stat().st_size == size and path.stat().st_mode & 0o777 == 0o640
+        if format == "npy":
+            array = np.load(path)
+            assert array.shape == (1, *expected.shape) and array.tobytes() == expected.tobytes()
+        else:
+            assert path.read_bytes() == expected.tobytes()
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason="the real photographs are not here")
+def test_real_photographs_equal_the_plain_program(tmp_path):
+    source = tmp_path / "val"
+    source.mkdir()
+    for path in sorted((REAL_IMAGES / "val").iterdir())[::5]:
+        (source / path.name).symlink_to(path)
+    subprocess.run([sys.executable, REPO / "tests/bench/plain_preprocess.py", source, tmp_path / "plain"], check=True)
+    assert run_script(SCRIPT, "--src-path", source, "--save-path", tmp_path / "prep").returncode == 0
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "prep" / path.name).read_bytes(), path.name
+
+
+def convert(photos, target, *more):
+    done = run_script(SCRIPT, "--src_path", photos, "--save_path", target, *SMALL, *more)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def copies(photos, tmp_path):
+    folder = tmp_path / "val"
+    folder.mkdir()
+    for path in sorted(photos.iterdir())[:6]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_second_run_converts_only_what_is_missing_or_changed(copies, tmp_path):
+    target = tmp_path / "prep"
+    convert(copies, target)
+    first, second, third, *_ = sorted(target.glob("*.bin"))
+    kept = first.stat().st_mtime_ns, first.stat().st_ino
+    second.unlink()
+    third.write_bytes(third.read_bytes()[:100])  # torn by something else
+    changed = sorted(copies.iterdir())[3]
+    Image.new("RGB", (100, 90), (1, 2, 3)).save(changed, "JPEG")
+    out = convert(copies, target)
+    assert ": 3 files" in out and "3 kept" in out
+    assert (first.stat().st_mtime_ns, first.stat().st_ino) == kept
+    assert (target / f"{changed.name.split('.')[0]}.bin").read_bytes() == plain_input(changed).tobytes()
+    assert ": 6 files" in convert(copies, target, "--no-resume")
+
+
+def test_folder_of_other_settings_or_other_images_is_refused(copies, tmp_path):
+    target = tmp_path / "prep"
+    convert(copies, target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    arguments = ("--src_path", copies, "--save_path", target, "--image-size", 99)
+    fails(run_script(SCRIPT, *arguments), "--save-path", "image_size 75 instead of 99", "--no-resume")
+    sorted(copies.iterdir())[0].unlink()
+    fails(run_script(SCRIPT, "--src_path", copies, "--save_path", target, *SMALL), "belong to no image")
+    assert before == {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+def test_colliding_names_are_refused_before_anything_is_written(copies, tmp_path):
+    (copies / "ILSVRC2012_val_00000001.old.JPEG").write_bytes(b"")
+    fails(run_script(SCRIPT, "--src_path", copies, "--save_path", tmp_path / "prep"),
+          "ILSVRC2012_val_00000001.JPEG and ILSVRC2012_val_00000001.old.JPEG", "rename")
+    assert not (tmp_path / "prep").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unreadable_image_is_named_and_the_rest_can_go_on_later(workers, copies, tmp_path):
+    broken = sorted(copies.iterdir())[2]
+    broken.write_bytes(broken.read_bytes()[:200])
+    arguments = ("--src_path", copies, "--save_path", tmp_path / "prep", *SMALL, "--workers", workers)
+    fails(run_script(SCRIPT, *arguments), str(broken), "does not decode")
+    assert not list((tmp_path / "prep").glob(f"{broken.name.split('.')[0]}*"))
+    Image.new("RGB", (80, 90)).save(broken, "JPEG")
+    assert run_script(SCRIPT, *arguments).returncode == 0
+
+
+def test_other_files_are_left_out_and_counted(copies, tmp_path):
+    (copies / "val_label.txt").write_text("x 1\n")
+    assert "1 entries that are no images" in convert(copies, tmp_path / "prep")
+
+
+def test_no_images(tmp_path):
+    fails(run_script(SCRIPT, "--src_path", tmp_path, "--save_path", tmp_path / "prep"), "--src-path", "no images")
+    fails(run_script(SCRIPT, "--src_path", tmp_path / "x", "--save_path", tmp_path / "prep"), "is not a folder")
+    fails(run_script(SCRIPT, "--src_path", tmp_path), "--save-path: missing")
+    assert not (tmp_path / "prep").exists()
+
+
+@pytest.mark.parametrize("script", ["preprocess", "postprocess"])
+def test_scripts_without_torch(script):
+    code = (f"import sys, runpy; sys.argv = ['x', '--help']\n"
+            f"try: runpy.run_path({str(REPO / 'inception_v4' / (script + '.py'))!r}, run_name='__main__')\n"
+            "except SystemExit: pass\n"
+            "import common.deploy.binfiles, common.deploy.scoring\n"
+            "assert not {'torch', 'onnxruntime', 'onnx'} & set(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env=os.environ | {"PYTHONPATH": str(REPO)})
+    assert done.returncode == 0, done.stderr
+
+
+def test_smaller_inputs_equal_the_same_arithmetic(photos, tmp_path):
+    """Tall images among them: PIL then swaps its two passes, so nothing may be cut off between them."""
+    convert(photos, tmp_path / "prep", "--dtype", "uint8")
+    for source in sorted(photos.iterdir()):
+        assert (tmp_path / "prep" / f"{source.name.split('.')[0]}.bin").read_bytes() == plain_pixels(source).tobytes()

@@ -1,0 +1,1 @@
+"""Stands in for Ascend's inference tool of this name; see __main__.py."""
