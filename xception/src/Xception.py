@@ -1,7 +1,7 @@
 """Xception (Chollet 2017, arXiv 1610.02357, figure 5).
 
-Input float32 [N, 3, H, W] normalised to [-1, 1], output logits [N, num_classes]; 22,855,952 trainable parameters at 1000
-classes. Module names are those of the public PyTorch weights (Cadene, timm `legacy_xception`), which MindSpore's
+Input float32 [N, 3, H, W] normalised to [-1, 1], output logits [N, num_classes]; 22,855,952 trainable parameters at
+1000 classes. Module names are those of the public PyTorch weights (Cadene, timm `legacy_xception`), which MindSpore's
 network shares. Weights exist in two variants of the same layers:
 
     weights                     pool_padding   bn_eps   reported top-1
@@ -11,7 +11,6 @@ network shares. Weights exist in two variants of the same layers:
 
 Legend: N batch, C channel, H W pixel.
 """
-import torch
 import torch.nn.functional as F
 from torch import nn
 
