@@ -138,8 +138,3 @@ def _initialise(module):
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
         nn.init.zeros_(module.bias)
-
-
-def build(num_classes, dropout, pool_padding, bn_eps):
-    """What SPEC.build calls, see common/spec.py."""
-    return Xception(num_classes, dropout, pool_padding, bn_eps)
