@@ -16,14 +16,8 @@ import torch
 
 from common.errors import UserError
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _NORM_KERAS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-
-
-def looks_like(head, path):
-    """Whether a file with these first bytes is an HDF5 file."""
-    return head.startswith(_SIGNATURE)
 
 
 def read(path):

@@ -29,11 +29,6 @@ _NORM_NAMES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
 _OPTIMIZER_STATE = ("moments.", "moment.", "moment1.", "moment2.", "accum.", "mean_square.", "mean_grad.")
 
 
-def looks_like(head, path):
-    """Whether a file with these first bytes may be one of MindSpore's: a message of field 1, in a file named .ckpt."""
-    return head[:1] == b"\x0a" and path.suffix == ".ckpt"
-
-
 def read(path):
     """Read the network's tensors of a MindSpore checkpoint; what belongs to the optimizer is left out.
 

@@ -38,7 +38,7 @@ MODES = {"linear": linear, "steps": steps, "poly": poly, "cosine": cosine}
 
 
 def mode(word, say=print):
-    """The mode a configuration names; `liner`, the spelling of the seed's Ascend recipe, is `linear`, and `say` says so.
+    """The mode that a word names; `liner`, as the seed's Ascend recipe spells it, is `linear`, and `say` says so.
 
     Raises:
       UserError: another word (the original took any word for `linear` without telling).

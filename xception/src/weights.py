@@ -6,21 +6,23 @@ import re
 
 
 def _keras_layers():
-    """Our layer name -> the one of keras.applications.Xception; the four shortcuts have numbers instead of names."""
-    layers = {"conv1": "block1_conv1", "bn1": "block1_conv1_bn", "conv2": "block1_conv2", "bn2": "block1_conv2_bn",
-              "conv3": "block14_sepconv1", "bn3": "block14_sepconv1_bn",
-              "conv4": "block14_sepconv2", "bn4": "block14_sepconv2_bn", "fc": "predictions"}
+    """Our layer name -> the one of keras.applications.Xception, in the order of Keras' files."""
+    layers = {"conv1": "block1_conv1", "bn1": "block1_conv1_bn", "conv2": "block1_conv2", "bn2": "block1_conv2_bn"}
+    shortcuts = 0
     for block in range(1, 13):
-        first, count = (0, 2) if block == 1 else (1, 2) if block in (2, 3, 12) else (1, 3)
-        for i in range(count):
-            keras = f"block{block + 1}_sepconv{i + 1}"
-            layers[f"block{block}.rep.{first + 3 * i}"] = keras
-            layers[f"block{block}.rep.{first + 3 * i + 1}"] = keras + "_bn"
-    return layers
+        for i in range(3 if 4 <= block <= 11 else 2):
+            position, keras = 3 * i + (block > 1), f"block{block + 1}_sepconv{i + 1}"
+            layers[f"block{block}.rep.{position}"], layers[f"block{block}.rep.{position + 1}"] = keras, keras + "_bn"
+        if block in (1, 2, 3, 12):  # the shortcuts have no names of their own: Keras numbers them
+            number = f"_{shortcuts}" if shortcuts else ""
+            layers[f"block{block}.skip"] = f"conv2d{number}"
+            layers[f"block{block}.skipbn"] = f"batch_normalization{number}"
+            shortcuts += 1
+    return layers | {"conv3": "block14_sepconv1", "bn3": "block14_sepconv1_bn",
+                     "conv4": "block14_sepconv2", "bn4": "block14_sepconv2_bn", "fc": "predictions"}
 
 
 KERAS_LAYERS = _keras_layers()
-SHORTCUTS = ("block1", "block2", "block3", "block12")  # in Keras' order
 
 
 def from_torch(state_dict):
@@ -44,37 +46,32 @@ def from_mindspore(state_dict):
 
 
 def from_keras(state_dict):
-    """keras.applications: names of layers differ, and shortcut layers are known by their order of creation."""
-    layers = {keras: layer for layer, keras in KERAS_LAYERS.items()}
-    unnamed = {layer for layer in (name.partition(".")[0] for name in state_dict) if layer not in layers}
-    for kind, ours in (("conv", "skip"), ("batch", "skipbn")):
-        numbered = sorted((layer for layer in unnamed if layer.startswith(kind)), key=_number)
-        layers.update(zip(numbered, (f"{block}.{ours}" for block in SHORTCUTS), strict=False))
-    return {_with_layer(name, layers).replace(".depthwise.", ".conv1."): tensor
-            for name, tensor in state_dict.items()}
+    """keras.applications: layers have other names, and the numbers of the shortcuts depend on what was built before."""
+    ours = {keras: layer for layer, keras in KERAS_LAYERS.items()}
+    for prefix in ("conv2d", "batch_normalization"):
+        numbered = re.compile(rf"{prefix}(_\d+)?")
+        shortcuts = [layer for keras, layer in ours.items() if numbered.fullmatch(keras)]
+        found = {layer for layer in (name.partition(".")[0] for name in state_dict) if numbered.fullmatch(layer)}
+        # Of unequal length for another network, whose layers then differ by name.
+        ours.update(zip(sorted(found, key=_number), shortcuts, strict=False))
+    renamed = {}
+    for name, tensor in state_dict.items():
+        layer, _, last = name.partition(".")
+        renamed[f"{ours.get(layer, layer)}.{last}".replace(".depthwise.", ".conv1.")] = tensor
+    return renamed
 
 
 def to_keras(state_dict):
     """The inverse of `from_keras`, with the numbers a fresh Keras gives; batch counters are left out."""
-    theirs = dict(KERAS_LAYERS)
-    for i, block in enumerate(SHORTCUTS):
-        number = f"_{i}" if i else ""
-        theirs[f"{block}.skip"], theirs[f"{block}.skipbn"] = f"conv2d{number}", f"batch_normalization{number}"
     renamed = {}
-    for name, tensor in state_dict.items():
-        if name.endswith(".num_batches_tracked"):
-            continue
-        layer = max((layer for layer in theirs if name.startswith(layer + ".")), key=len)
-        renamed[theirs[layer] + name[len(layer):].replace(".conv1.", ".depthwise.")] = tensor
+    for layer, keras in KERAS_LAYERS.items():
+        for name, tensor in state_dict.items():
+            last = name.removeprefix(layer + ".")
+            if last != name and last != "num_batches_tracked":
+                renamed[f"{keras}.{last}".replace(".conv1.", ".depthwise.")] = tensor
     return renamed
 
 
 def _number(layer):
     """conv2d -> 0, conv2d_3 -> 3."""
-    found = re.search(r"_(\d+)$", layer)
-    return int(found[1]) if found else 0
-
-
-def _with_layer(name, layers):
-    layer, _, last = name.partition(".")
-    return f"{layers.get(layer, layer)}.{last}"
+    return int(layer.rpartition("_")[2]) if layer[-1].isdigit() and "_" in layer else 0
