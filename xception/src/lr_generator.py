@@ -49,3 +49,24 @@ def mode(word, say=print):
     if word not in MODES:
         raise UserError(f"--lr-decay-mode: {word}, must be one of {', '.join(MODES)}")
     return word
+
+
+def _schedule(word):
+    """The mode as a schedule of common/train/schedules.py."""
+    def factory(config, steps_per_epoch):
+        total, warm = config.epochs * steps_per_epoch, config.warm_up_epochs * steps_per_epoch
+
+        def lr(epoch, step):
+            i = epoch * steps_per_epoch + step
+            return MODES[mode(word, _silent)](i, total, warm, config.lr_init, config.lr, config.lr_end)
+
+        return lr
+
+    return factory
+
+
+def _silent(line):
+    pass
+
+
+SCHEDULES = {word: _schedule(word) for word in (*MODES, "liner")}
