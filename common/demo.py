@@ -65,7 +65,7 @@ class Guesser:
 
 
 def _class_names(known, num_classes):
-    """Names that the checkpoint knows, else ImageNet's for 1000 classes, as torchvision lists them; numbers for others."""
+    """Names the checkpoint knows, else ImageNet's for 1000 classes, as torchvision lists them; numbers for others."""
     if known or num_classes != 1000:
         names = list(known or [])
         return names + [f"class {k}" for k in range(len(names), num_classes)]

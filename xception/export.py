@@ -17,8 +17,8 @@ from common.errors import UserError
 from xception.src import config as recipes
 from xception.src.report import newest_checkpoint
 
-NEEDS_MINDSPORE = ("is written by MindSpore alone: convert the checkpoint with tools/convert_weights.py to MindSpore's .ckpt "
-                   "and export it there, or use ONNX, from which tools/run_atc.py makes an OM file for the same devices")
+NEEDS_MINDSPORE = ("is written by MindSpore alone; convert the checkpoint to its .ckpt with tools/convert_weights.py "
+                   "and export it there, or use ONNX, of which tools/run_atc.py makes an OM file for the same devices")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ class XceptionReport(Report):
 
     def progress(self, epoch, epochs, step, num_steps, loss, acc1, lr, fps, last_loss):
         """The loss of the step it names, as float32 prints; the time of the epoch where it ends."""
-        self.line(f"epoch: {epoch + 1} step: {step}, loss is {np.float32(last_loss)}")
+        self.line(f"epoch: {epoch + 1} step: {step}, loss is {np.float32(last_loss)!s}")
         if step == num_steps:
             ms, steps = 1000 * (time.perf_counter() - self._since), step - self._first_step
             self.line(f"epoch time: {ms:.3f} ms, per step time: {ms / steps:.3f} ms")
