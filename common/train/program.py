@@ -141,7 +141,7 @@ class TrainProgram:
         """Everything that is the same on all ranks, checked: a Job without its folder."""
         state = _resumed_state(config, self.name_of_run(config))
         splits = self.load_data(config)
-        num_classes = _class_count(config, splits, state)
+        num_classes = _class_count(config, explicit, splits, state)
         build_options = {**self.spec.build_options, **self._build_options(config, explicit), "num_classes": num_classes}
         if state is not None:
             config, build_options = _agree_with_checkpoint(self.spec, config, explicit, state, splits)
@@ -225,13 +225,13 @@ def _newest_run(run_name):
     return found[-1] if found else None
 
 
-def _class_count(config, splits, state):
+def _class_count(config, explicit, splits, state):
     """Number of classes: --num-classes, else the checkpoint's, else the folders'."""
     folders = len(splits.classes)
     count = config.num_classes or folders
     if state is not None:
         stored = state["build"]["num_classes"]
-        if config.num_classes and config.num_classes != stored:
+        if "num_classes" in explicit and config.num_classes != stored:
             raise UserError(f"--num-classes: {config.num_classes}, but {config.resume} was trained with {stored}")
         count = stored
     if count < folders:
