@@ -58,7 +58,7 @@ class Guesser:
     def __call__(self, path):
         import torch
 
-        pixels = torch.from_numpy(self._transform(decode.open_rgb(path)))
+        pixels = torch.tensor(self._transform(decode.open_rgb(path)))
         logits = torch.from_numpy(self._engine(pixels[None]))[0, self._background:]
         probabilities, classes = logits.double().softmax(0).topk(min(NUM_GUESSES, len(logits)))
         return [(self._names[k], p) for p, k in zip(probabilities.tolist(), classes.tolist(), strict=True)]

@@ -15,6 +15,7 @@ from PIL import Image
 from common import mindspore_ckpt, weights
 from common.errors import UserError
 from xception.src.config import SPEC
+from xception.src.program import XceptionProgram
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "xception" / "scripts"
@@ -153,6 +154,16 @@ def test_training_goes_on_from_a_mindspore_checkpoint(home):
     assert (config["finish_epoch"], config["amp"]) == (4, True)
     newest = torch.load(cwd / "output" / "run_train_gpu_fp16" / "00000" / "checkpoint.pth.tar")
     assert (newest["epoch"], newest["step"]) == (4, 1)
+
+
+def test_a_training_keeps_the_phase_of_the_weights_it_starts_from(home):
+    """timm's weights want padding 1; without weights the network is MindSpore's."""
+    torch.save(SPEC.build(num_classes=2).state_dict(), home / "timm.pth")
+    program = XceptionProgram("")
+    for pretrained, phase in ((home / "timm.pth", "torch"), ("", "same")):
+        arguments = ["--device_target=CPU", f"--dataset_path={home}/data/train", "--batch_size=4", "--num_classes=2"]
+        job = program._prepare(*program.parse([*arguments, f"--pretrained={pretrained}"]), 1, 1)
+        assert job.build_options["pool_padding"] == phase
 
 
 # ---- evaluation and deployment ---------------------------------------------------------------------------------------
@@ -303,7 +314,5 @@ def test_real_photographs(tmp_path):
 
 
 def test_user_errors_of_the_program_are_raised_before_any_process(tmp_path):
-    from xception.src.program import XceptionProgram
-
     with pytest.raises(UserError, match="--dataset-path"):
         XceptionProgram("").check(["--device_target", "CPU", "--dataset_path", str(tmp_path / "none")])
