@@ -1,5 +1,6 @@
 """Xception's network: the same function as the public programs compute with the same weights."""
 import closed_form
+import onnx
 import onnxruntime
 import pretrainedmodels
 import pytest
@@ -11,8 +12,17 @@ from xception.src.config import SPEC
 from xception.src.Xception import SamePool
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small images: on a shared machine, several threads spend their time in waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def state():
+def state(one_thread):
     """Random weights, with batch-norm statistics from a pass over images, so that no logit is vacuous."""
     torch.manual_seed(0)
     model = SPEC.build(pool_padding="torch")
@@ -96,8 +106,7 @@ def keras_forward(w, x, eps):
     return x.mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]
 
 
-@pytest.mark.parametrize("size", [71, 96, 101, 299])
-@pytest.mark.parametrize("eps", [1e-5, 1e-3])
+@pytest.mark.parametrize(("size", "eps"), [(71, 1e-5), (96, 1e-3), (101, 1e-5), (299, 1e-3)])
 def test_same_padding_is_keras_and_mindspores(state, size, eps):
     with torch.inference_mode():
         x = images(size)[:1]
@@ -119,9 +128,9 @@ def test_the_two_phases_differ_where_a_side_is_even(state):
         assert SamePool()(x).shape[-1] == 37
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_same_padding_survives_the_export(tmp_path):
     """Odd and even sides in one graph at opset 11, batch axis dynamic, one MaxPool and nothing else."""
-    onnx = pytest.importorskip("onnx")
     file = tmp_path / "pool.onnx"
     torch.onnx.export(SamePool(), (torch.zeros(1, 3, 74, 37),), str(file), opset_version=11, dynamo=False,
                       input_names=["x"], dynamic_axes={"x": {0: "batch"}})

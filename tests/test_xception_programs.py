@@ -46,7 +46,8 @@ def home(tmp_path_factory):
 
 
 def run(command, cwd, status=0):
-    environment = {**os.environ, "PYTHON": sys.executable, "XDG_CACHE_HOME": str(cwd / "cache")}
+    # One thread: where a machine is shared, several spend their time in waiting for each other.
+    environment = {**os.environ, "PYTHON": sys.executable, "XDG_CACHE_HOME": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, env=environment)
     assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
