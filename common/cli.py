@@ -15,7 +15,7 @@ EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was saved
 
 
-def knob(default, help, *flags, low=None, high=None, above=None, choices=None, group="options"):
+def knob(default, help, *flags, low=None, high=None, above=None, choices=None, group="options", name=None):
     """A field of a config dataclass.
 
     Args:
@@ -27,13 +27,32 @@ def knob(default, help, *flags, low=None, high=None, above=None, choices=None, g
       above: exclusive lower bound.
       choices: the allowed words.
       group: heading in --help.
+      name: long flag that --help and messages show in place of `--field-name`, which stays valid.
     """
-    metadata = dict(help=help, flags=flags, low=low, high=high, above=above, choices=choices, group=group)
+    metadata = dict(help=help, flags=flags, low=low, high=high, above=above, choices=choices, group=group, name=name)
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def renamed(config_class, field_name, name, **changes):
+    """The knob of a base dataclass under another long flag, for a subclass that declares the field again.
+
+    Args:
+      config_class: dataclass that has the knob.
+      field_name: its field.
+      name: the long flag to show, "--epoch-size"; the old spellings stay valid.
+      changes: arguments of `knob` that differ, `default` among them.
+    """
+    field = config_class.__dataclass_fields__[field_name]
+    meta = {**field.metadata, "default": field.default, **changes, "name": name}
+    return knob(meta.pop("default"), meta.pop("help"), *meta.pop("flags"), **meta)
+
+
 def flag_of(field):
-    """The long flag of a dataclass field: batch_size -> --batch-size."""
+    """The long flag of a dataclass field: its own name for it, else batch_size -> --batch-size."""
+    return field.metadata.get("name") or _field_flag(field)
+
+
+def _field_flag(field):
     return "--" + field.name.replace("_", "-")
 
 
@@ -99,9 +118,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         # argparse writes "argument -b/--batch-size: invalid int value: 'x'"; ours starts with the long flag.
         if message.startswith("argument "):
-            flags, _, reason = message[len("argument ") :].partition(": ")
-            spellings = flags.split("/")
-            message = f"{next((s for s in spellings if s.startswith('--')), spellings[0])}: {reason}"
+            flags, _, reason = message[len("argument "):].partition(": ")
+            long = [flag for flag in flags.split("/") if flag.startswith("--")] or [flags]
+            message = f"{long[0].split()[0]}: {reason}"
         raise UserError(message)
 
 
@@ -123,8 +142,9 @@ def parser_for(recipe, description):
         kind, allowed = _value_type(field, hints), _allowed(meta)
         notes = [note for note in (allowed if not meta["choices"] else "", _default_note(kind, default)) if note]
         help_text = (meta["help"] + (f" [{'; '.join(notes)}]" if notes else "")).replace("%", "%%")
-        flags = [flag for flag in meta["flags"] if not flag.startswith("--")] + [flag_of(field)]
-        flags[len(flags) :] = [flag for flag in meta["flags"] if flag.startswith("--")]
+        short = [flag for flag in meta["flags"] if not flag.startswith("--")]
+        long = [flag_of(field), _field_flag(field), *(flag for flag in meta["flags"] if flag.startswith("--"))]
+        flags = [*short, *dict.fromkeys(long)]
         # SUPPRESS: the namespace then holds only what the user gave, so "explicit" can be told from "default".
         options = dict(dest=field.name, default=argparse.SUPPRESS, help=help_text)
         if kind is bool:

@@ -9,8 +9,8 @@ from common.train import runs
 NUM_GUESSES = 5
 
 
-def main(spec, description, argv=None):
-    """Body of a model's demo script."""
+def main(spec, description, argv=None, default_ckpt=runs.newest_best):
+    """Body of a model's demo script; `default_ckpt` gives the path where --resume does not."""
     with cli.exits():
         parser = cli.Parser(description)
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
@@ -19,7 +19,7 @@ def main(spec, description, argv=None):
         parser.add_argument("--device", default="auto", choices=("auto", "npu", "cuda", "cpu"), help="where to run")
         args = parser.parse_args(argv)
         paths = [path for word in args.images for path in _files(word)]
-        guess = Guesser(spec, args.resume or runs.newest_best(), args.device)
+        guess = Guesser(spec, args.resume or default_ckpt(), args.device)
         for path in paths:
             print(path)
             for name, probability in guess(path):
@@ -53,21 +53,22 @@ class Guesser:
         self._transform = transforms.eval_transform(spec, meta["image_size"])
         self._engine = evaluate.TorchEngine(model, evaluate.Normaliser(spec, device, "nchw"), device)
         self._background = spec.background_columns(meta["num_classes"])
-        self._names = meta["classes"] or _default_names(meta["num_classes"] - self._background)
+        self._names = _class_names(meta["classes"], meta["num_classes"] - self._background)
 
     def __call__(self, path):
         import torch
 
-        pixels = torch.from_numpy(self._transform(decode.open_rgb(path)))
+        pixels = torch.tensor(self._transform(decode.open_rgb(path)))
         logits = torch.from_numpy(self._engine(pixels[None]))[0, self._background:]
         probabilities, classes = logits.double().softmax(0).topk(min(NUM_GUESSES, len(logits)))
         return [(self._names[k], p) for p, k in zip(probabilities.tolist(), classes.tolist(), strict=True)]
 
 
-def _default_names(num_classes):
-    """ImageNet's names for 1000 classes, as torchvision lists them; numbers for any other count."""
-    if num_classes != 1000:
-        return [f"class {k}" for k in range(num_classes)]
+def _class_names(known, num_classes):
+    """Names the checkpoint knows, else ImageNet's for 1000 classes, as torchvision lists them; numbers for others."""
+    if known or num_classes != 1000:
+        names = list(known or [])
+        return names + [f"class {k}" for k in range(len(names), num_classes)]
     from torchvision.models import ResNet50_Weights
 
     return ResNet50_Weights.DEFAULT.meta["categories"]

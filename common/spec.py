@@ -41,6 +41,8 @@ class ModelSpec:
       infer_options: called with a state dict in our names that came without build options, returns those that its
         keys and shapes give away, for example {"aux": True}; the class count is read from `classifiers`.
       weight_urls: where the public weights lie, best first; the file name carries its hash, as torch.hub's do.
+      origins: format name of a foreign checkpoint -> build options of the network whose weights such files hold.
+      export_maps: format name -> inverse of the function in `key_maps`; none where the names are ours.
     """
 
     name: str
@@ -62,6 +64,8 @@ class ModelSpec:
     training_modules: tuple[str, ...] = ()
     infer_options: Callable[[dict], dict] = _no_options
     weight_urls: tuple[str, ...] = ()
+    origins: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    export_maps: Mapping[str, Callable[[dict], dict]] = dataclasses.field(default_factory=dict)
 
     def build(self, **options):
         """Build the network (an nn.Module with initialised weights).

@@ -1,4 +1,4 @@
-"""Readers of checkpoint files: our own, torchvision's, timm's and Cadene's `.pth`, and safetensors.
+"""Readers of checkpoint files: our own, torchvision's, timm's and Cadene's `.pth`, safetensors, MindSpore and Keras.
 
 `read` turns a file into a state dict in our names and what the file knows about itself; `load` builds the network that
 fits and fills it strictly. Nothing is unpickled that could run code, and a damaged file is never half read.
@@ -66,7 +66,8 @@ def read(path, spec):
     for reader in READERS:
         if reader.recognises(head, path):
             return _with_inferred_options(reader.read(path, spec), spec)
-    raise UserError(f"{path}: not a checkpoint format known here; expected a .pth/.pth.tar/.pt or .safetensors file")
+    raise UserError(f"{path}: not a checkpoint format known here; expected .pth, .pth.tar, .pt, .safetensors, "
+                    "MindSpore's .ckpt or Keras' .h5")
 
 
 def load(path, spec, **explicit):
@@ -272,7 +273,7 @@ def _bare(path, spec, state_dict, metadata):
         raise UserError(f"{path}: not a state dict ({', '.join(map(str, foreign[:5])) or 'empty'} is no tensor)")
     if "state_dict" in spec.key_maps:
         state_dict = spec.key_maps["state_dict"](state_dict)
-    return Loaded(state_dict, {}, metadata, "state_dict")
+    return Loaded(state_dict, dict(spec.origins.get("state_dict", {})), metadata, "state_dict")
 
 
 def _read_safetensors(path, spec):
@@ -292,7 +293,31 @@ def _read_safetensors(path, spec):
     return dataclasses.replace(loaded, format="safetensors")
 
 
+def _read_mindspore(path, spec):
+    from common import mindspore_ckpt
+
+    return _foreign(path, spec, "mindspore", mindspore_ckpt.read)
+
+
+def _read_keras(path, spec):
+    from common import keras_h5
+
+    return _foreign(path, spec, "keras", keras_h5.read)
+
+
+def _foreign(path, spec, name, read_tensors):
+    """The weights of another framework, for a network whose spec knows the names there."""
+    if name not in spec.key_maps:
+        raise UserError(f"{path}: a {name} file, which {spec.name} cannot read; it reads .pth, .safetensors"
+                        f"{''.join(f', {known}' for known in spec.key_maps if known != 'state_dict')}")
+    state_dict = spec.key_maps[name](read_tensors(path))
+    return Loaded(state_dict, dict(spec.origins.get(name, {})), {}, name)
+
+
 READERS = (
+    Reader(lambda head, path: head.startswith(b"\x89HDF\r\n\x1a\n"), _read_keras),
+    # the first field of a protobuf message; our own runs may write .ckpt files too, but those are zip archives
+    Reader(lambda head, path: head.startswith(b"\x0a") and path.suffix == ".ckpt", _read_mindspore),
     Reader(lambda head, path: head[8:9] == b"{" or path.suffix == ".safetensors", _read_safetensors),
     # a zip archive, or the protocol-2 pickle that torch wrote before version 1.6
     Reader(lambda head, path: head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")), _read_torch),

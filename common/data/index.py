@@ -216,11 +216,19 @@ def load_val(root, classes, flag="--data"):
         if len(index) and index.labels.max() >= len(classes):
             raise UserError(f"{label_file}: label {index.labels.max()}, the classes are 0..{len(classes) - 1}")
         return dataclasses.replace(index, classes=tuple(classes))
-    index = load_folder(folder, flag)
+    return in_classes(load_folder(folder, flag), classes, flag)
+
+
+def in_classes(index, classes, flag="--data"):
+    """A validation index with labels counted in the classes of the training set.
+
+    Raises:
+      UserError: a class that `classes` does not have.
+    """
     unknown = sorted(set(index.classes) - set(classes))
     if unknown:
         raise UserError(
-            f"{flag}: val/ has class folders that train/ lacks: {', '.join(unknown[:5])}"
+            f"{flag}: {index.root} has class folders that the training set lacks: {', '.join(unknown[:5])}"
             f"{' ...' if len(unknown) > 5 else ''}; move or remove them"
         )
     return index.relabelled(classes)

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import pathlib
 import tempfile
+import warnings
 
 from common import cli, weights
 from common.errors import UserError
@@ -48,17 +49,22 @@ def main(spec, description, recipe=None, default_ckpt=None, argv=None):
       argv: command line for tests.
     """
     with cli.exits():
-        config, explicit = cli.parse(recipe or ExportConfig(), description, argv)
-        ckpt = config.ckpt or (default_ckpt or (lambda: weights.download(spec)))()
-        model, meta = weights.load(ckpt, spec, num_classes=config.num_classes)
-        size = config.image_size or meta["image_size"]
-        if "image_size" in explicit and meta["format"] == "zoo" and size != meta["image_size"]:
-            raise UserError(f"--image-size: {size}, but {ckpt} was trained at {meta['image_size']}")
-        spec.check_image_size(size)
-        difference = export_onnx(model, spec, config.onnx, size, batch_size(config.batch), config.opset, meta)
-        print(f"{config.onnx}: {spec.name} from {ckpt} ({meta['format']}), {spec.onnx_input} "
-              f"[{config.batch}, 3, {size}, {size}] -> {spec.onnx_output} [{config.batch}, {meta['num_classes']}], "
-              f"opset {config.opset}; largest difference from torch {difference:.2e}")
+        config, _ = cli.parse(recipe or ExportConfig(), description, argv)
+        export(spec, config, default_ckpt)
+
+
+def export(spec, config, default_ckpt=None):
+    """Write the ONNX file that an ExportConfig asks for and print what it is. Arguments and errors: see `main`."""
+    ckpt = config.ckpt or (default_ckpt or (lambda: weights.download(spec)))()
+    model, meta = weights.load(ckpt, spec, num_classes=config.num_classes)
+    size = config.image_size or meta["image_size"]
+    if config.image_size and meta["format"] == "zoo" and size != meta["image_size"]:
+        raise UserError(f"--image-size: {size}, but {ckpt} was trained at {meta['image_size']}")
+    spec.check_image_size(size)
+    difference = export_onnx(model, spec, config.onnx, size, batch_size(config.batch), config.opset, meta)
+    print(f"{config.onnx}: {spec.name} from {ckpt} ({meta['format']}), {spec.onnx_input} "
+          f"[{config.batch}, 3, {size}, {size}] -> {spec.onnx_output} [{config.batch}, {meta['num_classes']}], "
+          f"opset {config.opset}; largest difference from torch {difference:.2e}")
 
 
 def export_onnx(model, spec, path, image_size, batch=None, opset=11, meta=None):
@@ -108,9 +114,12 @@ def _trace(model, spec, path, image_size, batch, opset):
     device = next(model.parameters()).device
     dummy = torch.zeros(batch or 1, 3, image_size, image_size, device=device)
     axes = None if batch else {spec.onnx_input: {0: "batch"}, spec.onnx_output: {0: "batch"}}
-    # dynamo=True cannot write opset 11, and its ReduceMean is one that atc reads wrongly
-    torch.onnx.export(model, (dummy,), str(path), input_names=[spec.onnx_input], output_names=[spec.onnx_output],
-                      opset_version=opset, dynamic_axes=axes, dynamo=False)
+    with warnings.catch_warnings():
+        # A side that a network reads becomes a constant of the graph, as it should: only the batch axis is dynamic.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        # dynamo=True cannot write opset 11, and its ReduceMean is one that atc reads wrongly
+        torch.onnx.export(model, (dummy,), str(path), input_names=[spec.onnx_input], output_names=[spec.onnx_output],
+                          opset_version=opset, dynamic_axes=axes, dynamo=False)
 
 
 def _facts(spec, image_size, meta):

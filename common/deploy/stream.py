@@ -44,9 +44,13 @@ def main(spec, description, recipe=None, argv=None):
             scoring.write_metrics(config.metrics_json, counts, num_outputs)
 
 
-def evaluate_stream(spec, config):
+def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0):
     """Score the validation images of a folder.
 
+    Args:
+      spec: ModelSpec.
+      config: StreamConfig.
+      smoothing: number of columns -> label smoothing of the loss.
     Returns:
       (Counts, number of columns of the model).
     Raises:
@@ -65,7 +69,7 @@ def evaluate_stream(spec, config):
     start = time.perf_counter()
     group = distributed.Group(distributed.World(), device)
     try:
-        counts = evaluate.evaluate(engine, loader, len(index), group)
+        counts = evaluate.evaluate(engine, loader, len(index), group, smoothing(num_outputs))
     finally:
         loader.close()
     seconds = time.perf_counter() - start

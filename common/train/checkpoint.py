@@ -44,7 +44,7 @@ def save(state, folder, is_best=False):
             file.flush()
             os.fsync(file.fileno())
         if is_best:
-            _link(temporary, folder / BEST)
+            link(temporary, folder / BEST)
         if newest.exists():
             os.replace(newest, folder / PREVIOUS)
         os.replace(temporary, newest)
@@ -53,7 +53,7 @@ def save(state, folder, is_best=False):
         temporary.unlink(missing_ok=True)
 
 
-def _link(source, target):
+def link(source, target):
     """Make `target` the same file as `source`, by a hard link where the file system has them."""
     temporary = target.with_name(target.name + ".tmp")
     temporary.unlink(missing_ok=True)

@@ -61,6 +61,7 @@ class Window:
 
     def restart(self):
         self._losses, self._hits, self._seen, self._since, self._steps = [], [], 0, time.perf_counter(), set()
+        self._in_last_step = 0
 
     def add(self, epoch, step, loss, outputs, labels_N):
         """Note a micro-batch: its loss, its network outputs (logits, or a tuple that begins with them), its labels."""
@@ -68,6 +69,7 @@ class Window:
         self._losses.append(loss.detach())
         self._hits.append((logits_NK.detach().argmax(dim=1) == labels_N).sum())
         self._seen += len(labels_N)
+        self._in_last_step = self._in_last_step + 1 if (epoch, step) in self._steps else 1
         self._steps.add((epoch, step))
         self._unchecked.append((epoch, step, self._losses[-1]))
 
@@ -80,11 +82,13 @@ class Window:
         return next(((e, s, v) for (e, s, _), v in zip(pending, values, strict=True) if not math.isfinite(v)), None)
 
     def means(self, group):
-        """(mean loss, top-1 in percent) over all ranks; a collective call."""
-        loss_sum = float(torch.stack(self._losses).double().sum()) if self._losses else 0.0
+        """(mean loss, top-1 in percent, mean loss of the last step alone) over all ranks; a collective call."""
+        losses = torch.stack(self._losses).double() if self._losses else torch.zeros(0)
         hits = int(torch.stack(self._hits).sum()) if self._hits else 0
-        loss_sum, count, hits, seen = group.sum([loss_sum, len(self._losses), hits, self._seen])
-        return loss_sum / max(count, 1), 100.0 * hits / max(seen, 1)
+        last = losses[len(losses) - self._in_last_step :]
+        local = [float(losses.sum()), len(losses), hits, self._seen, float(last.sum()), len(last)]
+        loss_sum, count, hits, seen, last_sum, last_count = group.sum(local)
+        return loss_sum / max(count, 1), 100.0 * hits / max(seen, 1), last_sum / max(last_count, 1)
 
     def images_per_s(self, images_per_step):
         """Speed since the last restart, everything included."""

@@ -31,6 +31,7 @@ class Job:
       weights: state dict of --pretrained, or None.
       folder: run folder, or None until it is known (and on ranks other than 0).
       schedules: the model's own learning-rate schedules by name.
+      first_epoch: epoch to begin with, counted from 0, where there is no `state`.
     """
 
     spec: ModelSpec
@@ -43,6 +44,7 @@ class Job:
     weights: dict | None = None
     folder: pathlib.Path | None = None
     schedules: dict | None = None
+    first_epoch: int = 0
 
 
 class TrainProgram:
@@ -109,7 +111,7 @@ class TrainProgram:
 
         folder = group.from_main(_create_folder(job) if world.is_main else None)
         job = dataclasses.replace(job, folder=folder)
-        say = self.make_report(folder if world.is_main else None)
+        say = self.report(folder if world.is_main else None, job)
         try:
             say.write(
                 report.CONFIG,
@@ -139,11 +141,12 @@ class TrainProgram:
         """Everything that is the same on all ranks, checked: a Job without its folder."""
         state = _resumed_state(config, self.name_of_run(config))
         splits = self.load_data(config)
-        num_classes = _class_count(config, splits, state)
+        num_classes = _class_count(config, explicit, splits, state)
         build_options = {**self.spec.build_options, **self._build_options(config, explicit), "num_classes": num_classes}
         if state is not None:
             config, build_options = _agree_with_checkpoint(self.spec, config, explicit, state, splits)
-        plan = _step_plan(config, len(splits.train), world_size, machines, state)
+        global_batch = self.global_batch(config, explicit, state, world_size, machines)
+        plan = _step_plan(config, len(splits.train), world_size, machines, state, global_batch)
         schedules.make(config, plan.steps_per_epoch, self.schedules)
         weights = None
         if config.pretrained and state is None:
@@ -154,8 +157,29 @@ class TrainProgram:
             _refuse_used_folder(config.output_dir)
         memory_format = config.memory_format if state is None or "memory_format" in explicit else state["memory_format"]
         return Job(
-            self.spec, config, splits, plan, build_options, memory_format, state, weights, schedules=self.schedules
+            self.spec,
+            config,
+            splits,
+            plan,
+            build_options,
+            memory_format,
+            state,
+            weights,
+            schedules=self.schedules,
+            first_epoch=self.first_epoch(config, explicit, state),
         )
+
+    def report(self, folder, job):
+        """The voice of a run in `folder`, which is None on silent ranks."""
+        return self.make_report(folder)
+
+    def global_batch(self, config, explicit, state, world_size, machines):
+        """Images of one step over all ranks; --batch-size counts those of a machine."""
+        return config.batch_size * machines
+
+    def first_epoch(self, config, explicit, state):
+        """Epoch to begin with, counted from 0, when no checkpoint of a run is resumed."""
+        return 0
 
     def name_of_run(self, config):
         """Folder below ./output for this program's runs."""
@@ -201,13 +225,13 @@ def _newest_run(run_name):
     return found[-1] if found else None
 
 
-def _class_count(config, splits, state):
+def _class_count(config, explicit, splits, state):
     """Number of classes: --num-classes, else the checkpoint's, else the folders'."""
     folders = len(splits.classes)
     count = config.num_classes or folders
     if state is not None:
         stored = state["build"]["num_classes"]
-        if config.num_classes and config.num_classes != stored:
+        if "num_classes" in explicit and config.num_classes != stored:
             raise UserError(f"--num-classes: {config.num_classes}, but {config.resume} was trained with {stored}")
         count = stored
     if count < folders:
@@ -242,9 +266,8 @@ def _agree_with_checkpoint(spec, config, explicit, state, splits):
     return config, dict(state["build"])
 
 
-def _step_plan(config, num_images, world_size, machines, state):
+def _step_plan(config, num_images, world_size, machines, state, global_batch):
     """How a step is cut into micro-batches; a resumed run keeps its micro-batches for any number of ranks."""
-    global_batch = config.batch_size * machines
     if state is not None:
         plan = order.StepPlan(num_images, state["num_micro_batches"], state["micro_batch_size"])
         if plan.global_batch != global_batch:

@@ -58,12 +58,16 @@ class Report:
         if self._bar:
             self._bar.update()
 
-    def progress(self, epoch, epochs, step, num_steps, loss, acc1, lr, fps):
-        """A progress line within an epoch; `loss` and `acc1` (percent) are means since the line before."""
+    def progress(self, epoch, epochs, step, num_steps, loss, acc1, lr, fps, last_loss):
+        """A progress line within an epoch; `loss` and `acc1` (percent) are means since the line before, `last_loss` is
+        that of the last step alone."""
         self.line(
             f"epoch {epoch + 1}/{epochs} step {step}/{num_steps} "
             f"loss {loss:.4f} acc1 {acc1:.2f} lr {lr:.6g} fps {fps:.1f}"
         )
+
+    def epoch_saved(self, checkpoint, epochs_done, num_steps):
+        """The checkpoint at the end of an epoch of `num_steps` steps is on disk, validation included."""
 
     def epoch_done(self, epoch, epochs, counts, is_best):
         """The validation result of an epoch."""

@@ -54,7 +54,7 @@ class Trainer:
         self.my_micro_batches = self.plan.micro_batches_of(world.rank, world.size)
 
         # Resume > pretrained > scratch.
-        self.epoch, self.step, self.best_acc1, self.best_epoch = 0, 0, 0.0, None
+        self.epoch, self.step, self.best_acc1, self.best_epoch = job.first_epoch, 0, 0.0, None
         if job.state is not None:
             self._load_state(job.state)
             if job.state["threads"] != threads:
@@ -121,6 +121,8 @@ class Trainer:
             if self.step == self.plan.steps_per_epoch:
                 self.epoch, self.step = self.epoch + 1, 0
             self._save(is_best)
+            if self.step == 0:
+                self.say.epoch_saved(self.job.folder / checkpoint.NEWEST, self.epoch, self.plan.steps_per_epoch)
         return self._finish(counts)
 
     def _reached_max_steps(self):
@@ -243,9 +245,10 @@ class Trainer:
 
     def _print_progress(self):
         self.group.go_on(error=self._non_finite())
-        loss, acc1 = self.window.means(self.group)
+        loss, acc1, last_loss = self.window.means(self.group)
         lr, fps = self.optimizer.param_groups[0]["lr"], self.window.images_per_s(self.plan.global_batch)
-        self.say.progress(self.epoch, self.config.epochs, self.step, self.plan.steps_per_epoch, loss, acc1, lr, fps)
+        steps = self.plan.steps_per_epoch
+        self.say.progress(self.epoch, self.config.epochs, self.step, steps, loss, acc1, lr, fps, last_loss)
         self.say.numbers(kind="train", epoch=self.epoch + 1, step=self.step, loss=loss, acc1=acc1, lr=lr, fps=fps)
         self.window.restart()
 

@@ -1,0 +1,264 @@
+"""Weight files of other programs: MindSpore's and Keras' own fixtures, Cadene's and timm's names, conversions."""
+import binascii
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import closed_form
+import pytest
+import torch
+
+from common import convert, keras_h5, mindspore_ckpt, weights
+from common.errors import UserError
+from xception.src.config import SPEC
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MINDSPORE = ROOT / "tests" / "fixtures" / "mindspore_slice.ckpt"  # by MindSpore 2.10.0, chunks of 1 kB, crc_check=True
+KERAS = ROOT / "tests" / "fixtures" / "keras_layers.h5"  # by Keras 3.15.1, model.save("x.h5")
+SIZE = 96
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small images: on a shared machine, several threads spend their time in waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def state(one_thread):
+    """Closed-form weights under our names."""
+    state = SPEC.build().state_dict()
+    closed_form.fill(state)
+    return state
+
+
+def logits(path, **options):
+    model, meta = weights.load(path, SPEC, **options)
+    with torch.inference_mode():
+        return model(torch.from_numpy(closed_form.image(SIZE))), meta["build"]
+
+
+def expected(state, **options):
+    model = SPEC.build(**options).eval()
+    model.load_state_dict(state)
+    with torch.inference_mode():
+        return model(torch.from_numpy(closed_form.image(SIZE)))
+
+
+# ---- MindSpore -------------------------------------------------------------------------------------------------------
+
+def test_a_file_written_by_mindspore_is_read():
+    assert MINDSPORE.stat().st_size < 50_000
+    raw = mindspore_ckpt.read_raw(MINDSPORE)
+    assert raw["global_step"].shape == (1,)
+    assert raw["epoch_num"].item() == 3
+    assert "note" not in raw  # a text, not a tensor
+    read = mindspore_ckpt.read(MINDSPORE)
+    assert {name.partition(".")[0] for name in read} == {"conv1", "bn1", "bn2", "block1", "fc", "half"}
+    assert {name for name in read if name.startswith("bn1.")} == {"bn1.weight", "bn1.bias", "bn1.running_mean",
+                                                                  "bn1.running_var"}
+    own = SPEC.build().state_dict()
+    for name, tensor in read.items():
+        if name == "half.weight":
+            assert tensor.dtype == torch.float16
+            assert torch.equal(tensor, torch.from_numpy(closed_form.uniform(name, (4, 3))).half())
+        else:
+            assert tensor.shape == own[name].shape
+            assert torch.equal(tensor, torch.from_numpy(closed_form.tensor(name, tuple(tensor.shape)))), name
+
+
+def test_mindspores_chunks_are_really_there():
+    message, _ = mindspore_ckpt._checkpoint_message()
+    values = message.FromString(MINDSPORE.read_bytes()[:-17]).value
+    assert [value.tag for value in values].count("conv1.weight") == 4  # 3456 bytes in parts of 1024
+
+
+def test_a_damaged_mindspore_file_is_refused(tmp_path):
+    content = bytearray(MINDSPORE.read_bytes())
+    content[2000] ^= 1
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(content)
+    with pytest.raises(UserError, match="damaged, its checksum is wrong"):
+        weights.load(broken, SPEC)
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(MINDSPORE.read_bytes()[:9000])
+    with pytest.raises(UserError, match=r"cut.ckpt: not a MindSpore checkpoint, or truncated"):
+        weights.load(cut, SPEC)
+    content[2000] ^= 1
+    stated = binascii.crc32(content[:-17])
+    assert int.from_bytes(content[-10:], "big") == stated
+
+
+def test_a_mindspore_file_of_another_network_lists_what_differs():
+    with pytest.raises(UserError) as error:
+        weights.load(MINDSPORE, SPEC)
+    message = str(error.value)
+    assert "does not fit xception" in message
+    shown = [part.split()[1] for part in message.split("differ: ")[1].split("; ") if part.startswith("missing")]
+    assert shown == sorted(shown)
+    assert len(shown) >= 10
+
+
+def test_mindspore_files_round_trip_with_optimizer_extras(state, tmp_path, monkeypatch):
+    monkeypatch.setattr(mindspore_ckpt, "CHUNK_BYTES", 100_000)
+    moments = {f"moments.{name}": tensor for name, tensor in state.items() if name.startswith("conv1.")}
+    mindspore_ckpt.write(tmp_path / "a.ckpt", {**state, **moments, "global_step": torch.tensor([7])})
+    assert set(mindspore_ckpt.read_raw(tmp_path / "a.ckpt")) > {"global_step", "moments.conv1.weight", "bn1.gamma"}
+    ours, build = logits(tmp_path / "a.ckpt")
+    assert build == {"num_classes": 1000, "dropout": 0.5, "pool_padding": "same", "bn_eps": 1e-5}
+    assert torch.equal(ours, expected(state, pool_padding="same", bn_eps=1e-5))
+
+
+def test_mindcv_names(state, tmp_path):
+    def theirs(name):
+        name = name.replace("fc.", "classifier.")
+        if name.startswith("block"):
+            number, _, rest = name[len("block"):].partition(".")
+            name = f"blocks.{int(number) - 1}.{rest}"
+        return name
+
+    mindspore_ckpt.write(tmp_path / "mindcv.ckpt", {theirs(name): tensor for name, tensor in state.items()})
+    assert "blocks.11.skipbn.gamma" in mindspore_ckpt.read_raw(tmp_path / "mindcv.ckpt")
+    assert torch.equal(logits(tmp_path / "mindcv.ckpt")[0], expected(state))
+
+
+# ---- Keras -----------------------------------------------------------------------------------------------------------
+
+def test_a_file_written_by_keras_is_read():
+    read = keras_h5.read(KERAS)
+    shapes = {"block1_conv1.weight": (8, 3, 3, 3), "block2_sepconv1.depthwise.weight": (8, 1, 3, 3),
+              "block2_sepconv1.pointwise.weight": (12, 8, 1, 1), "predictions.weight": (5, 12),
+              "predictions.bias": (5,)}
+    for layer, channels, names in (("block1_conv1_bn", 8, ("weight", "bias", "running_mean", "running_var")),
+                                   ("no_scale_bn", 12, ("bias", "running_mean", "running_var"))):
+        shapes |= {f"{layer}.{name}": (channels,) for name in names}
+    assert {name: tuple(tensor.shape) for name, tensor in read.items()} == shapes
+    for name, shape in shapes.items():
+        assert torch.equal(read[name], torch.from_numpy(closed_form.tensor(name, shape))), name
+
+
+def test_keras_files_round_trip(state, tmp_path):
+    keras_h5.write(tmp_path / "a.h5", SPEC.export_maps["keras"](state))
+    ours, build = logits(tmp_path / "a.h5")
+    assert build["bn_eps"] == 1e-3
+    assert build["pool_padding"] == "same"
+    assert torch.equal(ours, expected(state, pool_padding="same", bn_eps=1e-3))
+
+
+def test_keras_shortcuts_keep_their_order_whatever_was_built_before(state, tmp_path):
+    theirs = SPEC.export_maps["keras"](state)
+    later = {}
+    for name, tensor in theirs.items():
+        layer, _, last = name.partition(".")
+        if layer.startswith(("conv2d", "batch_normalization")):
+            kind, number = (layer.rpartition("_")[0], int(layer.rpartition("_")[2])) if layer[-1].isdigit() and "_" in \
+                layer.removeprefix("batch_") else (layer, 0)
+            layer = f"{kind}_{number + 9}"  # crosses from one digit to two
+        later[f"{layer}.{last}"] = tensor
+    assert "conv2d_12.weight" in later
+    assert "batch_normalization_9.bias" in later
+    keras_h5.write(tmp_path / "later.h5", later)
+    assert torch.equal(logits(tmp_path / "later.h5")[0], expected(state, bn_eps=1e-3))
+
+
+def test_layers_of_keras_files_are_in_keras_order(state):
+    """Keras loads by position: a shortcut comes after the two separable convolutions beside it."""
+    order = list(dict.fromkeys(name.partition(".")[0] for name in SPEC.export_maps["keras"](state)))
+    assert order[:12] == ["block1_conv1", "block1_conv1_bn", "block1_conv2", "block1_conv2_bn", "block2_sepconv1",
+                          "block2_sepconv1_bn", "block2_sepconv2", "block2_sepconv2_bn", "conv2d",
+                          "batch_normalization", "block3_sepconv1", "block3_sepconv1_bn"]
+    assert order[-7:] == ["conv2d_3", "batch_normalization_3", "block14_sepconv1", "block14_sepconv1_bn",
+                          "block14_sepconv2", "block14_sepconv2_bn", "predictions"]
+
+
+def test_an_hdf5_file_that_is_not_keras_is_refused(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = [1.0]
+    with pytest.raises(UserError, match="without Keras' layer_names"):
+        weights.load(tmp_path / "other.h5", SPEC)
+    (tmp_path / "cut.h5").write_bytes(KERAS.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"cut.h5: truncated or damaged"):
+        weights.load(tmp_path / "cut.h5", SPEC)
+
+
+# ---- Cadene, timm ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("head", ["fc", "last_linear"])
+def test_cadene_files_with_matrices_for_pointwise_kernels(state, tmp_path, head):
+    theirs = {name.replace("fc.", f"{head}."): tensor[:, :, 0, 0] if ".pointwise." in name else tensor
+              for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save(theirs, tmp_path / "xception.pth")
+    ours, build = logits(tmp_path / "xception.pth")
+    assert build["pool_padding"] == "torch"
+    assert torch.equal(ours, expected(state, pool_padding="torch"))
+
+
+# ---- conversions -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def files(state, tmp_path_factory):
+    """One file per origin."""
+    folder = tmp_path_factory.mktemp("origins")
+    mindspore_ckpt.write(folder / "mindspore.ckpt", state)
+    keras_h5.write(folder / "keras.h5", SPEC.export_maps["keras"](state))
+    torch.save(state, folder / "timm.pth")
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The conversion's own proof at a small image."""
+    import dataclasses
+
+    return dataclasses.replace(SPEC, input_size=SIZE)
+
+
+@pytest.mark.parametrize(("source", "target"), [
+    ("mindspore.ckpt", "a.pth.tar"), ("mindspore.ckpt", "a.ckpt"), ("keras.h5", "a.pth.tar"), ("keras.h5", "a.h5"),
+    ("timm.pth", "a.pth.tar"), ("timm.pth", "a.safetensors"), ("timm.pth", "a.pth")])
+def test_conversions_keep_every_logit(files, small, tmp_path, source, target):
+    done = convert.convert(files / source, tmp_path / target, small)
+    assert done.difference == 0
+    (before, build), (after, build_after) = logits(files / source), logits(tmp_path / target)
+    assert build == build_after
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(("source", "target", "reason"), [
+    ("keras.h5", "a.pth", "pool_padding same, bn_eps 0.001, but a file of this format means pool_padding torch, "),
+    ("keras.h5", "a.ckpt", "bn_eps 0.001, but a file of this format means bn_eps 1e-05"),
+    ("mindspore.ckpt", "a.safetensors", "pool_padding same, but a file of this format means pool_padding torch"),
+    ("mindspore.ckpt", "a.h5", "bn_eps 1e-05, but a file of this format means bn_eps 0.001"),
+    ("timm.pth", "a.ckpt", "pool_padding torch, but a file of this format means pool_padding same")])
+def test_what_a_format_cannot_say_is_named_and_nothing_is_written(files, small, tmp_path, source, target, reason):
+    (tmp_path / target).write_text("precious")
+    with pytest.raises(UserError, match=reason):
+        convert.convert(files / source, tmp_path / target, small)
+    assert (tmp_path / target).read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == [target]
+
+
+def test_the_phase_survives_by_way_of_our_own_checkpoint(files, small, tmp_path):
+    convert.convert(files / "keras.h5", tmp_path / "a.pth.tar", small)
+    convert.convert(tmp_path / "a.pth.tar", tmp_path / "b.h5", small)
+    assert torch.equal(logits(files / "keras.h5")[0], logits(tmp_path / "b.h5")[0])
+
+
+def test_the_command_says_what_it_did(files, tmp_path):
+    shutil.copy(files / "timm.pth", tmp_path / "in.pth")
+    program = str(ROOT / "tools" / "convert_weights.py")
+    command = [sys.executable, program, "in.pth", "out.pth.tar", "--arch", "xception"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("out.pth.tar: zoo from state_dict, num_classes 1000, dropout 0.5, ")
+    command[3] = "out.onnx"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: out.onnx: unknown format")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,1 @@
+"""Xception: the network and its bindings to the shared parts."""

@@ -1,0 +1,51 @@
+"""Top-1 and top-5 accuracy of Xception, over every image of a folder of class folders.
+
+    python xception/eval.py --device_target GPU --checkpoint_path ckpt_0/Xception-rank0-250_1251.ckpt \\
+        --dataset_path /dataset/val
+
+Reads checkpoints of this zoo, MindSpore, Keras, timm and Cadene, and .onnx and .om files. `Loss` is the smoothed loss,
+as in training. The result also goes to eval.log (Ascend) or eval_gpu.log in the current folder.
+"""
+import dataclasses
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
+
+from common import cli
+from common.deploy import stream
+from common.errors import UserError
+from xception.src import config as recipes
+from xception.src.report import EVAL_LOGS, result_line
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(stream.StreamConfig):
+    """The shared evaluation's options under the seed's names."""
+
+    data: str = cli.renamed(stream.StreamConfig, "data", "--dataset-path")
+    resume: str = cli.renamed(stream.StreamConfig, "resume", "--checkpoint-path")
+    device: str = recipes.device_knob(stream.StreamConfig)
+    label_smooth_factor: float = cli.knob(0.1, "smoothing of the reported loss", low=0, high=1)
+    log_file: str = cli.knob("", "file to add the result to; default eval.log on Ascend, else eval_gpu.log")
+
+
+def main():
+    config, _ = cli.parse(EvalConfig(), __doc__)
+    for flag, value in (("--dataset-path", config.data), ("--checkpoint-path", config.resume)):
+        if not value:
+            raise UserError(f"{flag}: missing")
+    config = dataclasses.replace(config, device=recipes.DEVICES.get(config.device, config.device))
+    from common.train.losses import torch_smoothing
+
+    counts, _ = stream.evaluate_stream(
+        recipes.SPEC, config, lambda columns: torch_smoothing(config.label_smooth_factor, "others", columns))
+    print(result_line(counts))
+    log = config.log_file or EVAL_LOGS["Ascend" if config.device == "npu" else "GPU"]
+    with open(log, "a") as file:
+        file.write(result_line(counts) + "\n")
+
+
+if __name__ == "__main__":
+    with cli.exits():
+        main()

@@ -1,0 +1,1 @@
+"""What is Xception's own: network, recipes, learning rates, loss and data."""

@@ -1,0 +1,43 @@
+"""Xception's data: random crop to 299, flip and colour jitter 0.4 for training; 320 -> 299 for evaluation."""
+import dataclasses
+
+from common.data import index
+from common.errors import UserError
+from xception.src.config import GPU, SPEC
+
+
+def load_splits(config):
+    """Images of --dataset_path and, where it is given, of --eval_path; both are folders of class folders."""
+    if not config.data:
+        raise UserError("--dataset-path: missing; give the folder that holds one folder of images per class")
+    train = index.load_folder(config.data, "--dataset-path")
+    if set(train.classes) <= {"train", "val", "test"}:
+        raise UserError(f"--dataset-path: {config.data} holds {', '.join(train.classes)}; give {config.data}/train")
+    if not config.eval_path:
+        return index.Splits(train, None)
+    return index.Splits(train, index.in_classes(index.load_folder(config.eval_path, "--eval-path"), train.classes,
+                                                "--eval-path"))
+
+
+def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, workers=8, seed=GPU.seed):
+    """The images of one rank, in an order and with augmentations that are functions of `seed`.
+
+    Args:
+      dataset_path: folder of class folders.
+      do_train: augmented batches of a fixed size, or every image once, cut as published.
+      batch_size: images per batch.
+      device_num, rank: count of ranks, and which one this is.
+      workers: processes that decode.
+    Returns:
+      For training a loader whose `epoch(n)` iterates over epoch n, else an iterable; both of common.data.loader.Batch,
+      uint8 [N, 299, 299, 3]. common.evaluate.Normaliser makes (x - 127.5) / 127.5 of them on the device.
+    """
+    from common.data import loader, order, transforms
+
+    images = index.load_folder(dataset_path, "--dataset-path")
+    if not do_train:
+        return loader.EvalLoader(images, transforms.eval_transform(SPEC), batch_size, "fail", rank, device_num, workers,
+                                 False)
+    config = dataclasses.replace(GPU, data=dataset_path, seed=seed)
+    plan, augment = order.StepPlan(len(images), device_num, batch_size), transforms.train_transform(config)
+    return loader.TrainLoader(images, augment, plan, config, rank, device_num, workers, False)
