@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from common import device as devices
-from common.data import loader, transforms
 from common.data.decode import BadImage
 from common.distributed import RUN, STOP
 from common.metrics import Counts
@@ -69,45 +68,3 @@ def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lamb
     total = Counts(np.array(correct, np.int64), int(seen), int(skipped), loss_sum)
     assert total.seen + total.skipped == num_images, f"counted {total.seen} + {total.skipped} of {num_images} images"
     return total
-
-
-def evaluate_job(job, world, device, group):
-    """Evaluate the weights of a training Job on its validation set and print the result (train.py --evaluate)."""
-    model = job.spec.build(**job.build_options)
-    averaged = job.state and job.state["ema_state_dict"]
-    model.load_state_dict(job.weights or averaged or job.state["state_dict"])
-    amp_type = job.state["amp_type"] if job.state else device.amp_type(job.config.amp, job.config.amp_dtype)
-    return evaluate_model(
-        model, job.spec, job.splits.val, job.config, job.memory_format, amp_type, world, device, group
-    )
-
-
-def evaluate_model(model, spec, index, config, memory_format, amp_type, world, device, group):
-    """Evaluate an nn.Module on the images of a FolderIndex and print the result.
-
-    Args:
-      config: has image_size, eval_batch_size, on_bad_image, workers, threads, label_smoothing and smoothing_off.
-    Returns:
-      Counts over all ranks.
-    """
-    devices.set_threads(config.threads, world.local_size)
-    memory_format = device.memory_format(memory_format)
-    model.to(device.torch, memory_format=devices.torch_memory_format(memory_format))
-    batches = loader.EvalLoader(
-        index,
-        transforms.eval_transform(spec, config.image_size),
-        config.eval_batch_size,
-        config.on_bad_image,
-        world.rank,
-        world.size,
-        loader.workers_per_process(config.workers, world.local_size),
-        device.pins_memory,
-    )
-    engine = TorchEngine(model, Normaliser(spec, device, memory_format), device, amp_type)
-    try:
-        counts = evaluate(engine, batches, len(index), group)
-    finally:
-        batches.close()
-    if world.is_main:
-        print(counts)
-    return counts

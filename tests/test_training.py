@@ -146,7 +146,7 @@ def test_two_ranks_see_the_same_images_and_count_every_validation_image(images, 
     assert "2 rank(s)" in out and "(21 images)" in out
     folder = tmp_path / "output" / "tiny" / "00000"
     evaluated = run(
-        TINY, "--data", images, "--evaluate", "--resume", folder / "model_best.pth.tar", "--batch-size=12"
+        TINY, "--data", images, "--evaluate", "--resume", folder / "model_best.pth.tar"
     ).stdout
     printed = next(line for line in out.splitlines() if "Acc@1" in line)
     assert evaluated.splitlines()[-1].split("loss")[0].strip() in printed

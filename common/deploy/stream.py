@@ -23,6 +23,7 @@ class StreamConfig:
     threads: int = cli.knob(0, "cores of the network on a CPU; 0 is all", low=0)
     num_classes: int | None = cli.knob(None, "columns of a checkpoint's output; cuts off a background class", low=1)
     image_size: int | None = cli.knob(None, "side of the input, pixels (default: as stored)", low=1)
+    transform_input: bool | None = cli.knob(None, "convert ImageNet-normalised input to 0.5/0.5; default: as stored")
     aipp_config: str = cli.knob("", "AIPP file: normalise as the device would, in float16")
     metrics_json: str = cli.knob("", "file to write the accuracies to, as postprocess.py does")
 
@@ -44,41 +45,51 @@ def main(spec, description, recipe=None, argv=None):
             scoring.write_metrics(config.metrics_json, counts, num_outputs)
 
 
-def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0):
+def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None):
     """Score the validation images of a folder.
 
     Args:
       spec: ModelSpec.
       config: StreamConfig.
       smoothing: number of columns -> label smoothing of the loss.
+      world: distributed.World of this process; every rank scores its share and rank 0 prints.
     Returns:
-      (Counts, number of columns of the model).
+      (Counts over all ranks, number of columns of the model).
     Raises:
       UserError: model, data and options that do not fit together, or a broken image (with its path).
     """
     from common import device as devices
     from common import distributed, evaluate
-    from common.data.loader import EvalLoader
+    from common.data.loader import EvalLoader, workers_per_process
     from common.data.transforms import eval_transform
 
-    device = devices.choose(config.device, config.device_id)
-    engine, num_outputs, size, classes = _engine(spec, config, device)
-    index = _index(config.data, classes, num_outputs, spec.background_columns(num_outputs))
-    loader = EvalLoader(index, eval_transform(spec, size), config.batch_size, "fail", 0, 1, config.workers,
-                        device.pins_memory)
+    world = world or distributed.World()
+    device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
+    device.activate()
+    engine, index, num_outputs, size = prepare(spec, config, device, world)
+    loader = EvalLoader(index, eval_transform(spec, size), config.batch_size, "fail", world.rank, world.size,
+                        workers_per_process(config.workers, world.local_size), device.pins_memory)
     start = time.perf_counter()
-    group = distributed.Group(distributed.World(), device)
+    group = distributed.Group(world, device)
     try:
         counts = evaluate.evaluate(engine, loader, len(index), group, smoothing(num_outputs))
     finally:
         loader.close()
+    group.close()
     seconds = time.perf_counter() - start
-    print(f"{config.resume}: {counts.seen} images of {config.data} in {seconds:.1f} s "
-          f"({counts.seen / seconds:.1f} images/s), {num_outputs} columns, {size} pixels", flush=True)
+    if world.is_main:
+        print(f"{config.resume}: {counts.seen} images of {config.data} in {seconds:.1f} s "
+              f"({counts.seen / seconds:.1f} images/s), {num_outputs} columns, {size} pixels", flush=True)
     return counts, num_outputs
 
 
-def _engine(spec, config, device):
+def prepare(spec, config, device, world):
+    """(engine, index of the images, columns, image size): everything that can be wrong is found here."""
+    engine, num_outputs, size, classes = _engine(spec, config, device, world)
+    return engine, _index(config.data, classes, num_outputs, spec.background_columns(num_outputs)), num_outputs, size
+
+
+def _engine(spec, config, device, world):
     """(function from uint8 batch to logits, columns, image size, class names or None) for the file to evaluate."""
     from common import device as devices
     from common import evaluate
@@ -91,8 +102,8 @@ def _engine(spec, config, device):
         return engines.Pixels(engine, spec, table), engine.num_outputs, size, engine.facts.get("classes")
     if config.aipp_config:
         raise UserError(f"--aipp-config: {config.resume} is a checkpoint; AIPP belongs to .onnx models")
-    devices.set_threads(config.threads, 1)
-    model, meta = weights.load(config.resume, spec, num_classes=config.num_classes)
+    devices.set_threads(config.threads, world.local_size)
+    model, meta = weights.load(config.resume, spec, num_classes=config.num_classes, **_input_option(spec, config))
     size = config.image_size or meta["image_size"]
     spec.check_image_size(size)
     # Layout and precision of the training's own evaluation, where the device has them: the accuracy is then the same.
@@ -101,6 +112,15 @@ def _engine(spec, config, device):
     model = model.to(device.torch, memory_format=devices.torch_memory_format(layout))
     engine = evaluate.TorchEngine(model, evaluate.Normaliser(spec, device, layout), device, amp_type)
     return engine, meta["num_classes"], size, meta["classes"]
+
+
+def _input_option(spec, config):
+    """--transform-input as an argument of weights.load."""
+    if config.transform_input is None:
+        return {}
+    if "transform_input" not in spec.build_options:
+        raise UserError(f"--transform-input: {spec.name} has no such option")
+    return {"transform_input": config.transform_input}
 
 
 def _side(engine, spec):

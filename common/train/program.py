@@ -81,8 +81,14 @@ class TrainProgram:
         from common import device as devices
 
         config, explicit = self.parse(argv)
-        devices.choose(config.device_kind, config.device_index if world_size == 1 else world_size // machines - 1)
-        self._prepare(config, explicit, world_size, machines)
+        device = devices.choose(config.device_kind, config.device_index if world_size == 1 else world_size // machines - 1)
+        if config.evaluate:
+            from common.deploy import stream
+            from common.distributed import World
+
+            stream.prepare(self.spec, self.evaluation(config, explicit), device, World())
+        else:
+            self._prepare(config, explicit, world_size, machines)
 
     def prepare(self, argv=None):
         """The checked Job of a single-process run, without a run folder; for programs that drive the Trainer."""
@@ -96,14 +102,14 @@ class TrainProgram:
             from common import distributed
 
             world = distributed.world_from_environment()
+            if config.evaluate:
+                self._evaluate(config, explicit, world)
+                return
             device = devices.choose(config.device_kind, world.local_rank if world.size > 1 else config.device_index)
             device.activate()
             job = self._prepare(config, explicit, world.size, world.machines)
             group = distributed.Group(world, device)
-            if config.evaluate:
-                self._evaluate(job, world, device, group)
-            else:
-                self._train(job, world, device, group)
+            self._train(job, world, device, group)
             group.close()
 
     def _train(self, job, world, device, group):
@@ -132,10 +138,29 @@ class TrainProgram:
         finally:
             say.close()
 
-    def _evaluate(self, job, world, device, group):
-        from common.evaluate import evaluate_job
+    def _evaluate(self, config, explicit, world):
+        from common.deploy import stream
 
-        evaluate_job(job, world, device, group)
+        counts, _ = stream.evaluate_stream(self.spec, self.evaluation(config, explicit), world=world)
+        if world.is_main:
+            print(counts)
+
+    def evaluation(self, config, explicit):
+        """--evaluate as a configuration of the evaluation that eval.py does."""
+        from common.deploy.stream import StreamConfig
+
+        return StreamConfig(
+            data=config.data,
+            resume=config.resume or config.pretrained,
+            device=config.device_kind,
+            device_id=config.device_index,
+            batch_size=config.eval_batch_size,
+            workers=config.workers,
+            threads=config.threads or 0,
+            num_classes=config.num_classes if "num_classes" in explicit else None,
+            image_size=config.image_size if "image_size" in explicit else None,
+            transform_input=config.transform_input,
+        )
 
     def _prepare(self, config, explicit, world_size, machines):
         """Everything that is the same on all ranks, checked: a Job without its folder."""

@@ -36,6 +36,9 @@ class XceptionProgram(TrainProgram):
     def report(self, folder, job):
         return XceptionReport(folder, job)
 
+    def evaluation(self, config, explicit):
+        return dataclasses.replace(super().evaluation(config, explicit), data=config.eval_path)
+
     def global_batch(self, config, explicit, state, world_size, machines):
         """--batch-size counts images per device, as in the seed; a resumed run keeps its own where none is given."""
         if state is not None and "batch_size" not in explicit:
