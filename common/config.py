@@ -82,12 +82,16 @@ class TrainConfig:
                 positive = False
             if not positive:
                 raise UserError(f"--loss-scale: {self.loss_scale}, must be a positive number or dynamic")
-        if self.warm_up_epochs > self.epochs:
-            raise UserError(f"--warm-up-epochs: {self.warm_up_epochs}, must not be more than --epochs {self.epochs}")
+        self.check_warm_up()
         if self.npu is not None and self.device not in ("auto", "npu"):
             raise UserError(f"--npu: contradicts --device {self.device}; give one of them")
         if self.evaluate and not (self.resume or self.pretrained):
             raise UserError("--evaluate: needs --resume FILE or --pretrained FILE")
+
+    def check_warm_up(self):
+        """Raise UserError for a run that would only warm up."""
+        if self.warm_up_epochs >= self.epochs and self.warm_up_epochs:
+            raise UserError(f"--warm-up-epochs: {self.warm_up_epochs}, must be fewer than --epochs {self.epochs}")
 
     @property
     def device_kind(self):

@@ -269,6 +269,7 @@ ON_DATA = [*CPU, "--dataset_path", "DATA/train", "--batch_size", "2"]
     ("train.py", [*CPU, "--dataset_path", "DATA"], "--dataset-path: DATA holds train, val; give DATA/train"),
     ("train.py", [*CPU, "--lr_decay_mode", "step"], "--lr-decay-mode: step, must be one of"),
     ("train.py", [*CPU, "--epoch_size", "0"], "--epoch-size: 0, must be at least 1"),
+    ("train.py", [*CPU, "--epoch_size", "1", "--warmup_epochs", "2"], "--warmup-epochs: 2, more than --epoch-size 1"),
     ("train.py", [*CPU, "--finish_epoch", "250"], "--finish-epoch: 250, must be fewer than --epoch-size 250"),
     ("train.py", [*ON_DATA, "--finish_epoch", "3"], "--finish-epoch: 3, needs the weights to go on with"),
     ("train.py", [*ON_DATA, "--pretrained", "SLICE"], "SLICE: does not fit xception, "),

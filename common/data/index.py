@@ -219,8 +219,8 @@ def load_val(root, classes, flag="--data"):
     return in_classes(load_folder(folder, flag), classes, flag)
 
 
-def in_classes(index, classes, flag="--data"):
-    """A validation index with labels counted in the classes of the training set.
+def in_classes(index, classes, flag="--data", where="val/", of="train/"):
+    """A validation index with labels counted in the classes of the training set; `where` and `of` name both to people.
 
     Raises:
       UserError: a class that `classes` does not have.
@@ -228,7 +228,7 @@ def in_classes(index, classes, flag="--data"):
     unknown = sorted(set(index.classes) - set(classes))
     if unknown:
         raise UserError(
-            f"{flag}: {index.root} has class folders that the training set lacks: {', '.join(unknown[:5])}"
+            f"{flag}: {where} has class folders that {of} lacks: {', '.join(unknown[:5])}"
             f"{' ...' if len(unknown) > 5 else ''}; move or remove them"
         )
     return index.relabelled(classes)

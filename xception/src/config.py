@@ -89,6 +89,11 @@ class XceptionConfig(TrainConfig):
         if self.finish_epoch >= self.epochs:
             raise UserError(f"--finish-epoch: {self.finish_epoch}, must be fewer than --epoch-size {self.epochs}")
 
+    def check_warm_up(self):
+        """The seed's recipe warms up for one epoch; a run of that one epoch is legal, as it was."""
+        if self.warm_up_epochs > self.epochs:
+            raise UserError(f"--warmup-epochs: {self.warm_up_epochs}, more than --epoch-size {self.epochs}")
+
     @property
     def device_kind(self):
         """The device in our words."""

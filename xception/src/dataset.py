@@ -15,8 +15,8 @@ def load_splits(config):
         raise UserError(f"--dataset-path: {config.data} holds {', '.join(train.classes)}; give {config.data}/train")
     if not config.eval_path:
         return index.Splits(train, None)
-    return index.Splits(train, index.in_classes(index.load_folder(config.eval_path, "--eval-path"), train.classes,
-                                                "--eval-path"))
+    val = index.load_folder(config.eval_path, "--eval-path")
+    return index.Splits(train, index.in_classes(val, train.classes, "--eval-path", config.eval_path, config.data))
 
 
 def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, workers=8, seed=GPU.seed):
