@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test check bench tables
+.PHONY: venv demo test check bench
 
 # Runs pip only when a requirement file changed since.
 venv: $(VENV)/.installed
@@ -20,14 +20,12 @@ demo: venv
 	$(BIN)/python tools/demo.py
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # more threads than cores wait for each other
 
 check: venv
 	$(BIN)/ruff check .
 	for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script" || exit 1; done
 
 bench: venv
-	$(BIN)/python tools/bench.py
-
-tables: venv
-	$(BIN)/python tools/make_tables.py
+	$(BIN)/python tests/bench/bench_training.py
+	$(BIN)/python tests/bench/bench_deploy.py

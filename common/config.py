@@ -61,7 +61,7 @@ class TrainConfig:
     loss_scale: str = _device("dynamic", "fp16 loss scale: a number or dynamic")
     memory_format: str = _device("auto", "layout; auto: nchw on npu, else channels_last", choices=("auto", "nchw", "channels_last"))
     compile: bool = _device(False, "torch.compile the network (minutes before the first step)")
-    threads: int | None = _device(None, "CPU threads of each process; default: its share of the cores", low=1)
+    threads: int | None = _device(None, "CPU threads of each process; default: OMP_NUM_THREADS, else its share of the cores", low=1)
     reduce: str = _device("fast", "gradient sum: fast, or exact (same bits for any number of ranks)", choices=("fast", "exact"))
 
     # Run

@@ -164,7 +164,12 @@ def _why_missing(kind):
 
 
 def set_threads(threads, processes):
-    """Set the CPU threads of this process: `threads`, or its share of the cores. Returns the number."""
-    threads = threads or max(1, len(os.sched_getaffinity(0)) // processes)
+    """Set the CPU threads of this process: `threads`, else OMP_NUM_THREADS, else its share of the cores.
+
+    Returns:
+      the number.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = threads or (int(asked) if asked.isdigit() else 0) or max(1, len(os.sched_getaffinity(0)) // processes)
     torch.set_num_threads(threads)
     return threads

@@ -8,9 +8,11 @@ untouched; a later option wins, so the user's come last.
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import pathlib
 import shlex
+import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -149,6 +151,8 @@ def run_agent(config, command):
     Returns:
       0, or the exit status of the first rank that failed; 128 + n for one that signal n ended.
     """
+    # Its own log lines would stand beside the trainer's message; how ranks ended is said below.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -200,6 +204,10 @@ def run_agent(config, command):
     first = min(
         result.failures.values(), key=lambda failure: (failure.exitcode not in _FINAL_STATUSES, failure.timestamp)
     )
+    if first.exitcode < 0:
+        name = signal.Signals(-first.exitcode).name
+        print(f"error: rank {first.local_rank} of this machine was ended by {name}; --resume=auto continues from the "
+              "last saved step", file=sys.stderr, flush=True)
     return _exit_status(first.exitcode)
 
 

@@ -81,7 +81,8 @@ class TrainProgram:
         from common import device as devices
 
         config, explicit = self.parse(argv)
-        device = devices.choose(config.device_kind, config.device_index if world_size == 1 else world_size // machines - 1)
+        last = world_size // machines - 1
+        device = devices.choose(config.device_kind, config.device_index if world_size == 1 else last)
         if config.evaluate:
             from common.deploy import stream
             from common.distributed import World
