@@ -13,20 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.layers import BasicConv2d
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUX_GRID = 5  # the auxiliary head's 5x5 convolution needs a map of this side
-
-
-class BasicConv2d(nn.Module):
-    """Convolution without bias, batch norm, ReLU."""
-
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
-
-    def forward(self, x):
-        return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
 def _average(x):

@@ -14,17 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-
-class BasicConv2d(nn.Module):
-    """Convolution, batch norm, ReLU."""
-
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
-
-    def forward(self, x):
-        return functional.relu(self.bn(self.conv(x)), inplace=True)
+from common.layers import BasicConv2d
 
 
 def same(in_channels, out_channels, height, width):
