@@ -2,6 +2,7 @@
 import os
 import pathlib
 import signal
+import subprocess
 import time
 
 import pytest
@@ -53,6 +54,20 @@ def test_two_ranks_stop_without_a_process_left_and_continue_to_the_same_bits(ima
     assert (stopped["epoch"], stopped["step"]) < (4, 0)
     assert background(*words, cwd=tmp_path).wait(timeout=120) == 0
     assert same_training(undisturbed, folder) == []
+
+
+def test_a_signal_to_every_process_of_a_job_is_a_signal_to_the_trainer(images, tmp_path):
+    """Schedulers and `timeout` signal loader processes too; those must not die first."""
+    folder = tmp_path / "run"
+    words = [str(w) for w in (os.sys.executable, TINY, "--data", images, "--output-dir", folder, "--workers=2",
+                              "--print-freq=1", "--epochs=1000")]
+    process = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (folder / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143 and errors == ""
+    assert (folder / "checkpoint.pth.tar").exists() and all_gone(folder)
 
 
 def test_a_killed_rank_ends_the_run_with_its_signals_status(images, tmp_path):

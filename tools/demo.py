@@ -25,7 +25,7 @@ class DemoConfig:
 
     folder: str = cli.knob("demo_output", "where to put everything; a new numbered folder below it")
     train_per_class: int = cli.knob(100, "training images of each of the ten classes", low=2)
-    epochs: int = cli.knob(8, "passes over them", low=1)
+    epochs: int = cli.knob(16, "passes over them", low=1)
     image_size: int = cli.knob(96, "side of the input, pixels", low=75)
 
     def __post_init__(self):

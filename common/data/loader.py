@@ -101,10 +101,10 @@ def _collate(items):
 
 
 def _quiet_worker(_worker_id):
-    # The fork brought the trainer's handlers along. Ctrl-C is the trainer's affair; SIGTERM must end a worker, also
-    # because that is how multiprocessing ends those that are left over.
+    # A terminal or a scheduler signals every process of a job. The trainer saves first and then ends its workers; one
+    # that died before it would be an error in the middle of a step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Loader:
@@ -123,10 +123,13 @@ class _Loader:
         )
 
     def close(self):
-        """End the workers now. At interpreter exit multiprocessing would kill them and torch would complain of it."""
+        """End the workers now: they ignore the SIGTERM with which multiprocessing would end them at exit."""
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
             iterator._shutdown_workers()
+            for worker in iterator._workers:
+                worker.kill()  # one that hangs in a read would keep the process for ever
+                worker.join()
 
 
 class TrainLoader(_Loader):

@@ -1,7 +1,6 @@
 """Being asked to stop."""
 
 import signal
-import time
 
 
 class Interrupt:
@@ -20,10 +19,3 @@ class Interrupt:
 
     def __bool__(self):
         return self.signal is not None
-
-    def soon(self, seconds=2.0):
-        """Whether a signal came or comes within `seconds`."""
-        deadline = time.monotonic() + seconds
-        while not self and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return bool(self)

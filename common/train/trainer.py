@@ -165,11 +165,6 @@ class Trainer:
                     self.say.numbers(kind="bad_image", path=path, reason=reason)
         except BadImage as error:
             return [], error
-        except RuntimeError:
-            # A scheduler that stops a job signals its loader processes too; their death is then no failure.
-            if not self.interrupt.soon():
-                raise
-            return [], None
         return mine, None
 
     def _train_step(self, batches):
