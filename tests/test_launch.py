@@ -61,7 +61,8 @@ def test_a_signal_to_every_process_of_a_job_is_a_signal_to_the_trainer(images, t
     folder = tmp_path / "run"
     words = [str(w) for w in (os.sys.executable, TINY, "--data", images, "--output-dir", folder, "--workers=2",
                               "--print-freq=1", "--epochs=1000")]
-    process = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(words, start_new_session=True, text=True, **pipes)
     while not (folder / "metrics.jsonl").exists():
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)

@@ -7,8 +7,10 @@ Both read the same JPEGs with the same number of loader processes on the same de
 
 import argparse
 import dataclasses
+import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,22 +18,21 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench"), str(ROOT / "tools")]
 
-from make_sample_data import SampleConfig, make
-from plain_training import PlainTraining
-
-from common import device as devices
-from common import distributed
-from common.train.report import Report
-from common.train.trainer import Trainer
-from inception_v3.train import PROGRAM
-
 WARM_UP_ROUNDS = 2
+# Taken before the zoo's own settings (OpenMP's) are in it: the plain program runs as its users run it.
+ENVIRONMENT = dict(os.environ)
 
 
 class ZooTraining:
     """The real trainer, one step at a time."""
 
     def __init__(self, root, batch_size, image_size, workers, *options):
+        from common import device as devices
+        from common import distributed
+        from common.train.report import Report
+        from common.train.trainer import Trainer
+        from inception_v3.train import PROGRAM
+
         argv = [
             f"--data={root}",
             f"--batch-size={batch_size}",
@@ -57,26 +58,63 @@ class ZooTraining:
         trainer.step += 1
         trainer._non_finite()  # as often as the plain program looks at its losses
 
+    def close(self):
+        self.trainer.close()
+
+
+class Process:
+    """A training in a process of its own, which does a step whenever it is told to."""
+
+    def __init__(self, name, *arguments):
+        command = [sys.executable, __file__, "--serve", name, *map(str, arguments)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                         env=ENVIRONMENT)
+
+    def step(self):
+        """Seconds of one step."""
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(name, root, *arguments):
+    """The other end of a Process."""
+    if name == "plain":
+        from plain_training import PlainTraining as Training
+    else:
+        Training = ZooTraining
+    program = Training(root, *map(int, arguments[:3]), *arguments[3:])
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        program.step()
+        print(time.perf_counter() - started, flush=True)
+    program.close()
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, default=299)
     parser.add_argument("-b", "--batch-size", type=int, default=16)
-    parser.add_argument("-j", "--workers", type=int, default=1)
+    parser.add_argument("-j", "--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="torch.compile the zoo's network")
     args = parser.parse_args()
+    from make_sample_data import SampleConfig, make
+
     with tempfile.TemporaryDirectory() as folder:
         make(f"{folder}/data", SampleConfig(train_per_class=40, val_per_class=1))
         shape = (f"{folder}/data", args.batch_size, args.image_size, args.workers)
-        programs = {"plain": PlainTraining(*shape), "zoo": ZooTraining(*shape, *["--compile"] * args.compile)}
+        programs = {"plain": Process("plain", *shape), "zoo": Process("zoo", *shape, *["--compile"] * args.compile)}
         seconds = {name: [] for name in programs}
         for _ in range(args.rounds):
             for name, program in programs.items():
-                started = time.perf_counter()
-                program.step()
-                seconds[name].append(time.perf_counter() - started)
-        programs["zoo"].trainer.close()
+                seconds[name].append(program.step())
+        for program in programs.values():
+            program.close()
     kept = {name: values[WARM_UP_ROUNDS:] for name, values in seconds.items()}
     for name, values in kept.items():
         median = statistics.median(values)
@@ -92,4 +130,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--serve"]:
+        serve(*sys.argv[2:])
+    else:
+        main()

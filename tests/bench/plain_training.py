@@ -49,3 +49,6 @@ class PlainTraining:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+
+    def close(self):
+        del self.batches
