@@ -25,6 +25,7 @@ class TrainConfig:
     batch_size: int = _data(256, "images per step of one machine, over all its devices", "-b", low=1)
     eval_batch_size: int = _data(64, "images per device and batch of evaluation", low=1)
     on_bad_image: str = _data("fail", "what to do with a file that does not decode", choices=("fail", "skip"))
+    min_crop: float = _data(0.08, "smallest share of an image's area that a training crop keeps", above=0, high=1)
     auto_augment: str = _data("none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment"))
     color_jitter: float = _data(0.0, "strength of brightness, contrast and saturation jitter", low=0, high=1)
     random_erasing: float = _data(0.0, "probability of erasing a rectangle", low=0, high=1)
@@ -49,6 +50,7 @@ class TrainConfig:
     label_smoothing: float = _optim(0.1, "share of the target given to all classes", low=0, high=1)
     smoothing_off: str = _optim("all", "who gets the smoothed share: all classes or the others", choices=("all", "others"))
     accumulate: int = _optim(1, "micro-batches per device and step", low=1)
+    clip_grad: float = _optim(0.0, "largest norm of a step's gradient; 0: off", low=0)
     ema: float = _optim(0.0, "decay of the exponential moving average of the weights; 0: off", low=0, high=1)
     seed: int = _optim(0, "order, augmentation, dropout and initial weights are functions of it", low=0)
 

@@ -114,6 +114,10 @@ class LossScaler:
     def scale(self, loss):
         return self._scaler.scale(loss)
 
+    def unscale(self, optimizer):
+        """Bring the gradients to their true size before the step, for clipping."""
+        self._scaler.unscale_(optimizer)
+
     def step(self, optimizer):
         """Unscale, step unless the gradients overflowed, and adapt a dynamic scale."""
         self._scaler.step(optimizer)

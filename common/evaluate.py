@@ -6,6 +6,7 @@ import torch
 from common import device as devices
 from common.data.decode import BadImage
 from common.distributed import RUN, STOP
+from common.errors import RunError
 from common.metrics import Counts
 
 
@@ -50,6 +51,7 @@ def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lamb
       Counts over all ranks, or None when a rank was interrupted.
     Raises:
       BadImage: a file does not decode (unless the loader skips those).
+      RunError: a score is NaN.
     """
     counts, error, stopped = Counts(), None, False
     try:
@@ -59,8 +61,12 @@ def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lamb
             batch.raise_if_failed()
             counts.skipped += len(batch.bad)
             if len(batch.labels_N):
-                counts.add(engine(batch.pixels_NHWC), batch.labels_N.numpy(), smoothing)
-    except BadImage as found:
+                logits_NK = engine(batch.pixels_NHWC)
+                if np.isnan(logits_NK).any():
+                    raise RunError("the network's scores of validation images are not numbers (NaN): the training "
+                                   "diverged; lower --lr, or evaluate an earlier checkpoint")
+                counts.add(logits_NK, batch.labels_N.numpy(), smoothing)
+    except (BadImage, RunError) as found:
         error = found
     if group.go_on(STOP if stopped else RUN, error):
         return None

@@ -190,6 +190,7 @@ OPTIONS = {
     "smoothing_off": ["--smoothing-off=others"],
     "accumulate": ["--accumulate=2"],
     "ema": ["--ema=0.5"],
+    "clip_grad": ["--clip-grad=0.1"], "min_crop": ["--min-crop=0.9"],
     "seed": ["--seed=1"],
     "dropout": ["--dropout=0.9"],
     "mixup": ["--mixup=1"],

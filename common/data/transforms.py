@@ -72,14 +72,17 @@ def eval_transform(spec, image_size=None):
 def train_transform(config):
     """The training augmentation of a TrainConfig: a function from PIL RGB image to uint8 [image_size, image_size, 3].
 
-    Random resized crop (scale 0.08-1, ratio 3/4-4/3), horizontal flip, then the optional colour jitter, policy and
+    Random resized crop (scale min_crop-1, ratio 3/4-4/3), horizontal flip, then the optional colour jitter, policy and
     erasing, all torchvision's. They draw from torch's global generator, which the loader seeds for every image.
     """
     import torch
     from torchvision.transforms import v2
 
     size = config.image_size
-    steps = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+    steps = [
+        v2.RandomResizedCrop(size, scale=(config.min_crop, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(),
+    ]
     if config.color_jitter:
         steps.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
     if config.auto_augment != "none":

@@ -184,6 +184,9 @@ class Trainer:
                 self.scaler.scale(loss / divisor).backward()
             self.reduction.micro_batch_done(is_last)
         self.reduction.end_step(len(self.my_micro_batches))
+        if self.config.clip_grad:
+            self.scaler.unscale(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
         self.scaler.step(self.optimizer)
         if self.ema:
             self.ema.update_parameters(self.model)
