@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Path(__file__).resolve().parent)]
 
-REAL_DATA = ROOT.parent / "shared" / "data"
+from support import REAL_DATA
 
 
 def pytest_collection_modifyitems(items):
@@ -69,10 +68,3 @@ def run(tmp_path):
         return done
 
     return start
-
-
-def user_error(done):
-    """The single line of a mistake: `error: ...` on stderr, nothing else there, no traceback."""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    return lines[0][len("error: ") :]

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, user_error
+from support import ROOT, user_error
 from tiny import PROGRAM
 
 TINY = ROOT / "tests" / "tiny.py"

@@ -5,7 +5,7 @@ import shlex
 import time
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 from common import cli
 from common.config import TrainConfig

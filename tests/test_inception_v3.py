@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, user_error
+from support import ROOT, user_error
 
 from common import weights
 from common.data import transforms

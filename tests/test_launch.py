@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 from test_training import TINY, background, final, same_training, stopped_at
 
 OPTIONS = ["--print-freq=1", "--save-every=2", "--epochs=4", "--ema=0.9", "--accumulate=3"]

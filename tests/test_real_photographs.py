@@ -2,7 +2,7 @@
 import re
 
 import pytest
-from conftest import REAL_DATA, ROOT
+from support import REAL_DATA, ROOT
 
 V3 = ROOT / "inception_v3"
 

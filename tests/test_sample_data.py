@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from conftest import ROOT, user_error
 from PIL import Image
+from support import ROOT, user_error
 
 from common.data import index
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, user_error
+from support import ROOT, user_error
 from tiny import PROGRAM, RECIPE
 
 from common import cli, weights
