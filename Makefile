@@ -28,4 +28,3 @@ check: venv
 
 bench: venv
 	$(BIN)/python tests/bench/bench_training.py
-	$(BIN)/python tests/bench/bench_deploy.py

@@ -91,7 +91,7 @@ def load(path, spec, **explicit):
         stored = options.get(name, value)
         if name == "num_classes" and stored != value == stored - spec.background_columns(stored):
             drop_background(state_dict, spec)
-        elif stored != value:
+        elif stored != value and (found.format == "zoo" or name not in spec.infer_options(state_dict)):
             raise UserError(f"--{name.replace('_', '-')}: {value}, but {path} holds {stored}")
         options[name] = value
     unknown = sorted(set(options) - set(spec.build_options))

@@ -212,8 +212,9 @@ class InceptionV3(nn.Module):
 
     def _convert_input(self, x):
         """From (x - mean) / std of ImageNet to (x - 0.5) / 0.5, channel by channel."""
-        mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        return x * (std / 0.5) + (mean - 0.5) / 0.5
+        scale = x.new_tensor([std / 0.5 for std in IMAGENET_STD]).view(1, 3, 1, 1)
+        shift = x.new_tensor([(mean - 0.5) / 0.5 for mean in IMAGENET_MEAN]).view(1, 3, 1, 1)
+        return x * scale + shift
 
     def forward(self, x):
         if self.transform_input:

@@ -79,7 +79,7 @@ def test_an_empty_class_folder(run, tmp_path, data):
 
 def test_a_class_in_val_that_train_lacks(run, tmp_path, data):
     (data / "val" / "bee").rename(data / "val" / "eel")
-    every_way(run, tmp_path, data, "has class folders that the training set lacks: eel")
+    every_way(run, tmp_path, data, "val/ has class folders that train/ lacks: eel")
 
 
 def test_batch_size_zero(run, tmp_path, data):

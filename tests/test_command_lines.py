@@ -18,8 +18,8 @@ TRAIN_FLAGS = """
 accumulate amp amp-dtype arch auto-augment batch-size clip-grad color-jitter compile cutmix data decay-norm device
 device-id dropout ema epochs eval-batch-size evaluate image-size label-smoothing loss-scale lr lr-schedule max-steps
 memory-format min-crop mixup momentum npu num-classes on-bad-image output-dir pretrained print-freq random-erasing
-reduce resume run-name save-every seed smoothing-off threads transform-input warm-up-epochs warm-up-steps weight-
-decay workers
+reduce resume run-name save-every seed smoothing-off threads transform-input warm-up-epochs warm-up-steps
+weight-decay workers
 """.split()
 
 
@@ -66,7 +66,7 @@ def test_underscores_and_dashes_are_the_same_and_values_keep_theirs():
         (["--loss-scale=much"], "--loss-scale: much, must be a positive number or dynamic"),
         (["--npu=0", "--device=cpu"], "--npu: contradicts --device cpu; give one of them"),
         (["--evaluate"], "--evaluate: needs --resume FILE or --pretrained FILE"),
-        (["--warm-up-epochs=6", "--epochs=5"], "--warm-up-epochs: 6, must not be more than --epochs 5"),
+        (["--warm-up-epochs=6", "--epochs=5"], "--warm-up-epochs: 6, must be fewer than --epochs 5"),
     ],
 )
 def test_mistakes_name_the_flag_what_was_given_and_what_is_allowed(argv, message):

@@ -19,15 +19,26 @@ from common.evaluate import Normaliser
 from inception_v3.spec import SPEC
 
 
+def smooth(n, seed=None):
+    """Images of large patches, normalised: unlike white noise, they differ from each other after many layers."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return torch.nn.functional.interpolate(2 * torch.randn(n, 3, 6, 6, generator=generator), 299, mode="bicubic")
+
+
 @pytest.fixture(scope="module")
 def peer():
     """torchvision's network with batch-norm statistics of real activations, so that outputs are not vacuous."""
     torch.manual_seed(0)
     network = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=True, dropout=0.0)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the plain average over the passes, without the initial zeros and ones
     network.train()
     with torch.no_grad():
-        for _ in range(4):
-            network(torch.randn(4, 3, 299, 299))
+        for _ in range(3):
+            network(smooth(4))
+    for norm in norms:
+        norm.momentum = 0.1
     return network.eval()
 
 
@@ -61,7 +72,7 @@ def test_logits_are_torchvisions_in_evaluation_and_training_mode(peer, transform
 
 def test_input_of_half_half_is_not_confused_with_imagenets(peer):
     """A network for 0.5/0.5 input gives the same logits for both normalisations if, and only if, it is told which."""
-    pixels = torch.randint(0, 256, (2, 299, 299, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = (smooth(2, seed=3) * 60 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     imagenet = Normaliser(SPEC, Device("cpu"), "nchw")(pixels)
     half = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
     told, untold = (ours(peer.state_dict(), transform_input=flag).eval() for flag in (True, False))
