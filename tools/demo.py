@@ -25,7 +25,7 @@ class DemoConfig:
 
     folder: str = cli.knob("demo_output", "where to put everything; a new numbered folder below it")
     train_per_class: int = cli.knob(100, "training images of each of the ten classes", low=2)
-    epochs: int = cli.knob(14, "passes over them", low=1)
+    epochs: int = cli.knob(12, "passes over them", low=1)
     image_size: int = cli.knob(96, "side of the input, pixels", low=75)
 
     def __post_init__(self):
@@ -123,13 +123,12 @@ def largest_difference(checkpoint, onnx_file, data):
 RECIPE = (
     "--device=cpu",
     "--batch-size=16",
-    "--lr=0.008",
+    "--lr=0.01",
     "--lr-schedule=cosine-step",
     "--warm-up-epochs=1",
-    "--clip-grad=5",
-    "--min-crop=0.25",
     "--dropout=0",
-    "--print-freq=31",
+    "--label-smoothing=0",
+    "--print-freq=62",
 )
 
 if __name__ == "__main__":
