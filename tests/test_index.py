@@ -44,7 +44,7 @@ def test_a_second_start_does_not_walk_and_a_change_is_noticed(tmp_path, images, 
 def test_a_damaged_cache_is_built_again(images, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = index.load_folder(images / "train")
-    (cache,) = (tmp_path / "inception-zoo").iterdir()
+    (cache,) = (tmp_path / "image-zoo").iterdir()
     cache.write_bytes(cache.read_bytes()[:100])
     assert index.load_folder(images / "train").fingerprint == first.fingerprint
 

@@ -137,7 +137,7 @@ def _pack(root, classes, names, labels, ignored):
 
 def _cache_file(root):
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "inception-zoo", hashlib.sha256(os.fsencode(root)).hexdigest()[:24] + ".npz")
+    return os.path.join(base, "image-zoo", hashlib.sha256(os.fsencode(root)).hexdigest()[:24] + ".npz")
 
 
 def _read_cache(cache, root):
