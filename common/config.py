@@ -44,7 +44,8 @@ class TrainConfig:
     lr: float = _optim(0.045, "peak learning rate", "--learning-rate", above=0)
     lr_schedule: str = _optim("cosine-epoch", "how the learning rate falls")
     warm_up_epochs: int = _optim(0, "epochs of rising learning rate", low=0)
-    momentum: float = _optim(0.9, "momentum of SGD", low=0, high=1)
+    optimizer: str = _optim("sgd", "update rule; every published recipe is SGD with momentum", choices=("sgd", "rmsprop", "adamw"))
+    momentum: float = _optim(0.9, "momentum of SGD and RMSprop, first beta of AdamW", low=0, high=1)
     weight_decay: float = _optim(1e-4, "weight decay", "--wd", low=0)
     decay_norm: bool = _optim(True, "apply weight decay to batch-norm parameters too")
     label_smoothing: float = _optim(0.1, "share of the target given to all classes", low=0, high=1)
@@ -87,6 +88,8 @@ class TrainConfig:
         self.check_warm_up()
         if self.npu is not None and self.device not in ("auto", "npu"):
             raise UserError(f"--npu: contradicts --device {self.device}; give one of them")
+        if self.optimizer == "adamw" and self.momentum == 1:
+            raise UserError("--momentum: 1.0, must be below 1 with --optimizer adamw")
         if self.evaluate and not (self.resume or self.pretrained):
             raise UserError("--evaluate: needs --resume FILE or --pretrained FILE")
 

@@ -17,8 +17,8 @@ V3 = ROOT / "inception_v3"
 TRAIN_FLAGS = """
 accumulate amp amp-dtype arch auto-augment batch-size clip-grad color-jitter compile cutmix data decay-norm device
 device-id dropout ema epochs eval-batch-size evaluate image-size label-smoothing loss-scale lr lr-schedule max-steps
-memory-format min-crop mixup momentum npu num-classes on-bad-image output-dir pretrained print-freq random-erasing
-reduce resume run-name save-every seed smoothing-off threads transform-input warm-up-epochs warm-up-steps
+memory-format min-crop mixup momentum npu num-classes on-bad-image optimizer output-dir pretrained print-freq
+random-erasing reduce resume run-name save-every seed smoothing-off threads transform-input warm-up-epochs warm-up-steps
 weight-decay workers
 """.split()
 
@@ -65,6 +65,7 @@ def test_underscores_and_dashes_are_the_same_and_values_keep_theirs():
         (["--label-smoothing=1.5"], "--label-smoothing: 1.5, must be at least 0 and at most 1"),
         (["--loss-scale=much"], "--loss-scale: much, must be a positive number or dynamic"),
         (["--npu=0", "--device=cpu"], "--npu: contradicts --device cpu; give one of them"),
+        (["--optimizer=adamw", "--momentum=1"], "--momentum: 1.0, must be below 1 with --optimizer adamw"),
         (["--evaluate"], "--evaluate: needs --resume FILE or --pretrained FILE"),
         (["--warm-up-epochs=6", "--epochs=5"], "--warm-up-epochs: 6, must be fewer than --epochs 5"),
     ],

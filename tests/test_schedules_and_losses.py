@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from common.config import TrainConfig
+from common.device import Device
 from common.errors import UserError
-from common.train import losses, schedules
+from common.train import losses, optim, schedules
 
 SEED_8P = dataclasses.replace(TrainConfig(), lr=1.2, epochs=240)
 
@@ -72,3 +73,25 @@ def test_both_heads_are_smoothed_and_the_auxiliary_one_counts_four_tenths():
         (one + 0.4 * other).item()
     )
     assert losses.training_loss(LOGITS, LABEL, config, 0.4).item() == pytest.approx(one.item())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # v = 0.9 v + g: gradients 1 and 3 move 0.1 * (1 + 3.9).
+        (dict(optimizer="sgd"), 2 - 0.1 * (1 + 3.9)),
+        # Square averages 0.1 and 0.99; momentum 0.9 carries the first step into the second.
+        (dict(optimizer="rmsprop"), 2 - 0.1 * (1.9 * 1 / (0.1**0.5 + 1) + 3 / (0.99**0.5 + 1))),
+        # Bias-corrected moments: 1 / 1, then (0.09 + 0.3) / 0.19 over the root of (0.000999 + 0.009) / 0.001999.
+        (dict(optimizer="adamw"), 2 - 0.1 * (1 + (0.39 / 0.19) / (0.009999 / 0.001999) ** 0.5)),
+    ],
+)
+def test_two_steps_of_each_optimizer_by_hand(options, expected):
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 2.0)
+    config = dataclasses.replace(TrainConfig(), lr=0.1, weight_decay=0.0, **options)
+    optimizer = optim.make_optimizer(layer, config, Device("cpu"))
+    for gradient in (1.0, 3.0):
+        layer.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+    assert layer.weight.item() == pytest.approx(expected, rel=1e-5)

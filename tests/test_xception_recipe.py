@@ -120,7 +120,7 @@ def test_the_trainer_gets_the_seeds_rates():
 def test_weight_decay_skips_batch_norm_alone():
     """MindSpore leaves out gamma and beta; the classifier's bias decays."""
     model = config.SPEC.build(num_classes=2)
-    groups = optim.make_sgd(model, config.ASCEND, devices.Device("cpu")).param_groups
+    groups = optim.make_optimizer(model, config.ASCEND, devices.Device("cpu")).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     norms = {f"{name}.{part}" for name, module in model.named_modules()
@@ -129,18 +129,6 @@ def test_weight_decay_skips_batch_norm_alone():
     assert {name for name, value in decay.items() if value == 0} == norms
     assert {value for name, value in decay.items() if name not in norms} == {1e-4}
     assert decay["fc.bias"] == 1e-4
-
-
-def test_momentum_by_hand():
-    """v = 0.9 v + g, p -= lr v: two steps with gradients 1 and 3 and no decay move 0.1 * (1 + 3.9)."""
-    layer = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(layer.weight, 2.0)
-    recipe = dataclasses.replace(config.ASCEND, weight_decay=0.0, lr=0.1)
-    optimizer = optim.make_sgd(layer, recipe, devices.Device("cpu"))
-    for gradient in (1.0, 3.0):
-        layer.weight.grad = torch.full((1, 1), gradient)
-        optimizer.step()
-    assert layer.weight.item() == pytest.approx(2.0 - 0.1 * (1.0 + 3.9))
 
 
 def test_brightness_jitter_is_uniform_from_06_to_14():

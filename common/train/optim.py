@@ -1,10 +1,13 @@
-"""SGD with momentum, as every recipe of the zoo uses it."""
+"""Optimisers: SGD with momentum, as every published recipe of the zoo uses it, and torch's RMSprop and AdamW."""
 
 import torch
 
 
-def make_sgd(model, config, device):
-    """SGD over the model's parameters, in one fused kernel where the device has it.
+def make_optimizer(model, config, device):
+    """The optimiser of `config.optimizer` over the model's parameters, in one fused kernel where the device has it.
+
+    `config.momentum` is SGD's and RMSprop's momentum and AdamW's first beta. RMSprop has the decay 0.9 and the epsilon
+    1.0 of the Inception papers (torch adds epsilon to the root, TensorFlow under it).
 
     Call after the model is on its device: npu replaces the storage of some weights on the way.
 
@@ -23,4 +26,9 @@ def make_sgd(model, config, device):
         dict(params=others, weight_decay=config.weight_decay),
         dict(params=norms, weight_decay=config.weight_decay if config.decay_norm else 0.0),
     ]
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum, alpha=0.9, eps=1.0)
+    if config.optimizer == "adamw":
+        betas = (config.momentum, 0.999)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=device.has_fused_sgd or None)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=device.has_fused_sgd or None)

@@ -46,7 +46,7 @@ class Trainer:
             self.model.load_state_dict(job.weights)
         self.model.to(device.torch, memory_format=devices.torch_memory_format(self.memory_format))
         self.ema = ema.make_ema(self.model, config.ema)
-        self.optimizer = optim.make_sgd(self.model, config, device)
+        self.optimizer = optim.make_optimizer(self.model, config, device)
         self.scaler = devices.LossScaler(device, self.amp_type, config.loss_scale)
         self.lr_at = schedules.make(config, self.plan.steps_per_epoch, job.schedules)
         self.mix = losses.mixer(config, job.build_options["num_classes"])

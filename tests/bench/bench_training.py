@@ -43,6 +43,7 @@ class ZooTraining:
         ]
         job = dataclasses.replace(PROGRAM.prepare(argv), folder=pathlib.Path(root))
         device, world = devices.Device("cpu"), distributed.World()
+        device.activate()
         self.trainer = Trainer(job, world, device, distributed.Group(world, device), Report(None))
         self.trainer.network.train()
         self.batches = self.trainer.train_loader.epoch(0)
