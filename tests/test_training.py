@@ -248,6 +248,15 @@ def test_the_layout_changes_no_more_than_rounding(in_process, plain):
     assert all(torch.allclose(other[k].double(), same[k].double(), atol=1e-4) for k in same)
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiling_changes_no_more_than_rounding(in_process):
+    eager = in_process(["--max-steps=2"])
+    compiled = in_process(["--max-steps=2", "--compile"])
+    assert compiled["state_dict"].keys() == eager["state_dict"].keys()
+    assert all(torch.allclose(compiled["state_dict"][k].double(), v.double(), atol=1e-5)
+               for k, v in eager["state_dict"].items())
+
+
 def test_ema_follows_by_its_decay(in_process):
     """After one update the average is the weights; after the second it is decay * first + (1 - decay) * second."""
     first = in_process(["--ema=0.75", "--max-steps=1"])

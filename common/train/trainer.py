@@ -20,6 +20,11 @@ from common.errors import RunError
 from common.train import checkpoint, ema, losses, meters, optim, reduction, report, schedules, signals
 
 
+def _compiled(model):
+    """torch.compile with eager's random numbers, so that a step draws the same dropout either way."""
+    return torch.compile(model, dynamic=False, options={"fallback_random": True})
+
+
 class Trainer:
     """One run of a Job (see common/train/program.py) in this process.
 
@@ -63,7 +68,7 @@ class Trainer:
                     "results may differ in the last bits"
                 )
         self.threads = threads
-        self.network = self._wrapped(torch.compile(self.model, dynamic=False) if config.compile else self.model)
+        self.network = self._wrapped(_compiled(self.model) if config.compile else self.model)
 
         # Loaders.
         workers = loader.workers_per_process(config.workers, world.local_size)
