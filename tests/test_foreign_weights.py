@@ -19,17 +19,8 @@ KERAS = ROOT / "tests" / "fixtures" / "keras_layers.h5"  # by Keras 3.15.1, mode
 SIZE = 96
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small images: on a shared machine, several threads spend their time in waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def state(one_thread):
+def state():
     """Closed-form weights under our names."""
     state = SPEC.build().state_dict()
     closed_form.fill(state)

@@ -12,17 +12,8 @@ from xception.src.config import SPEC
 from xception.src.Xception import SamePool
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small images: on a shared machine, several threads spend their time in waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def state(one_thread):
+def state():
     """Random weights, with batch-norm statistics from a pass over images, so that no logit is vacuous."""
     torch.manual_seed(0)
     model = SPEC.build(pool_padding="torch")
