@@ -94,6 +94,32 @@ class Group:
             sys.exit(EXIT_USER_ERROR if agreed == WRONG else 1)
         return agreed == STOP
 
+    def in_turn(self, function):
+        """function() on one rank of every machine, then on the others, which find what it cached.
+
+        Raises:
+          UserError: of the rank that met it; SystemExit on all others.
+        """
+        result = None
+        for is_first in (True, False):
+            error = None
+            if (self.world.local_rank == 0) == is_first:
+                try:
+                    result = function()
+                except UserError as found:
+                    error = found
+                    error.every_rank = False  # a rank that never gets its turn cannot report it
+            self.go_on(error=error)
+        return result
+
+    def check_same(self, value, name):
+        """Raise UserError on the ranks whose value differs from rank 0's (their machine reads other files)."""
+        expected, error = self.from_main(value), None
+        if value != expected:
+            error = UserError(f"{name}: rank {self.world.rank} sees {value}, rank 0 {expected}; every machine must "
+                              "hold the same files", every_rank=False)
+        self.go_on(error=error)
+
     def sum(self, numbers):
         """Element-wise sum of a list of host numbers over all ranks, in float64."""
         total = torch.tensor(numbers, dtype=torch.float64)

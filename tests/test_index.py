@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 
 import pytest
 import torchvision
@@ -18,35 +19,100 @@ def test_images_classes_and_order_are_image_folders(images):
 
 def test_nested_folders_and_foreign_files(tmp_path, images):
     shutil.copytree(images / "train", tmp_path / "train")
-    deeper = tmp_path / "train" / "bee" / "0010a" / "x"
-    deeper.mkdir(parents=True)
-    shutil.copy(tmp_path / "train" / "bee" / "0000.jpg", deeper / "IMG.JPEG")
+    for name in ("0010a/x", "0010a", "0010a-b", "0010"):  # "0010a-b" sorts between "0010a" and "0010a/x"
+        (tmp_path / "train" / "bee" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "train" / "bee" / "0000.jpg", tmp_path / "train" / "bee" / name / "IMG.JPEG")
     (tmp_path / "train" / "ant" / "readme.gif").write_bytes(b"")
     ours, peer = index.load_folder(tmp_path / "train"), torchvision.datasets.ImageFolder(tmp_path / "train")
     assert [os.path.normpath(ours.path(i)) for i in range(len(ours))] == [path for path, _ in peer.samples]
     assert ours.ignored == 1
 
 
-def test_a_second_start_does_not_walk_and_a_change_is_noticed(tmp_path, images, monkeypatch):
-    root = tmp_path / "train"
-    shutil.copytree(images / "train", root)
+def aged(root):
+    """Make the folders of a tree old enough for their stamps to be trusted; returns the tree."""
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (1_600_000_000, 1_600_000_000))
+    return root
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """The walks that were done, one entry each."""
+    done = []
+    monkeypatch.setattr(index, "_walk", lambda *args, real=index._walk: done.append(args) or real(*args))
+    return done
+
+
+@pytest.fixture
+def root(tmp_path, images, monkeypatch):
+    """A split of its own, to change, with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(images / "train", tmp_path / "train")
+    (tmp_path / "train" / "cat" / "deep" / "er").mkdir(parents=True)
+    shutil.copy(tmp_path / "train" / "cat" / "0000.jpg", tmp_path / "train" / "cat" / "deep" / "er")
+    return aged(tmp_path / "train")
+
+
+def test_a_second_start_does_not_walk_and_equals_the_first(root, walks):
+    first, second = index.load_folder(root), index.load_folder(root)
+    assert len(walks) == 1 and second.fingerprint == first.fingerprint and second.classes == first.classes
+    assert list(second.names()) == [second.name(i) for i in range(len(second))] == list(first.names())
+    assert second.labels.tolist() == first.labels.tolist()
+
+
+@pytest.mark.parametrize("folder", ["cat", "cat/deep", "cat/deep/er"])
+def test_an_added_and_a_removed_file_are_noticed_at_any_depth(root, walks, folder):
     first = index.load_folder(root)
-    walks = []
-    monkeypatch.setattr(index, "_walk", lambda *args, real=index._walk: walks.append(1) or real(*args))
-    assert index.load_folder(root).fingerprint == first.fingerprint and not walks
-    (root / "cat" / "0003.jpg").unlink()
-    smaller = index.load_folder(root)
-    assert walks == [1] and len(smaller) == len(first) - 1 and smaller.fingerprint != first.fingerprint
-    shutil.copy(root / "cat" / "0004.jpg", root / "cat" / "new.jpg")
-    assert len(index.load_folder(root)) == len(first)
+    shutil.copy(root / "cat" / "0004.jpg", root / folder / "new.jpg")
+    more = index.load_folder(root)
+    assert len(more) == len(first) + 1 and more.fingerprint != first.fingerprint and len(walks) == 2
+    (root / folder / "new.jpg").unlink()
+    assert index.load_folder(root).fingerprint == first.fingerprint
 
 
-def test_a_damaged_cache_is_built_again(images, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = index.load_folder(images / "train")
-    (cache,) = (tmp_path / "image-zoo").iterdir()
-    cache.write_bytes(cache.read_bytes()[:100])
-    assert index.load_folder(images / "train").fingerprint == first.fingerprint
+def test_an_added_and_a_removed_class_are_noticed(root):
+    first = index.load_folder(root)
+    shutil.copytree(root / "ant", root / "dog")
+    assert len(index.load_folder(root).classes) == 4
+    shutil.rmtree(root / "dog")
+    assert index.load_folder(root).fingerprint == first.fingerprint
+
+
+def test_a_file_added_in_the_same_tick_of_the_clock_is_noticed(root, walks):
+    stamp = (root / "ant").stat().st_mtime_ns
+    os.utime(root / "ant")  # the folder changes now, and the index is built at once
+    now = (root / "ant").stat().st_mtime_ns
+    first = index.load_folder(root)
+    shutil.copy(root / "cat" / "0004.jpg", root / "ant" / "new.jpg")
+    os.utime(root / "ant", ns=(now, now))  # as if the file system's clock had not moved on
+    assert len(index.load_folder(root)) == len(first) + 1 and now != stamp
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: content[:100], lambda content: content[:-1], lambda content: b"", lambda content: b"[]\n",
+    lambda content: content[:-3] + b"x" + content[-2:],
+])
+def test_a_damaged_cache_is_built_again(root, walks, tmp_path, damage):
+    first = index.load_folder(root)
+    (cache,) = (tmp_path / "cache" / "image-zoo").iterdir()
+    cache.write_bytes(damage(cache.read_bytes()))
+    again = index.load_folder(root)
+    assert len(walks) == 2 and list(again.names()) == list(first.names()) and again.fingerprint == first.fingerprint
+
+
+def test_without_a_home_the_index_is_kept_among_temporary_files(root, walks, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert index.load_folder(root).fingerprint == index.load_folder(root).fingerprint and len(walks) == 1
+    assert stat.S_IMODE((tmp_path / f"image-zoo-{os.getuid()}").stat().st_mode) == 0o700
+
+
+def test_a_link_to_a_folder_above_is_named(root):
+    (root / "cat" / "loop").symlink_to(root / "cat")
+    with pytest.raises(UserError) as error:
+        index.load_folder(root)
+    assert str(error.value) == f"{root}/cat/loop: links to a folder above it; remove the link"
 
 
 def test_labels_of_val_count_in_trains_classes(tmp_path, images):
@@ -73,6 +139,7 @@ def test_the_flat_layout(tmp_path, images):
         ("x 0.JPEG zero", "line 1 is 'x 0.JPEG zero', must be `NAME INDEX`"),
         ("missing.JPEG 0", "the first is missing.JPEG"),
         ("x 0.JPEG 3", "label 3, the classes are 0..2"),
+        ("x 0.JPEG 1\nx 0.JPEG 1", "line 2 names x 0.JPEG again; every image counts once"),
     ],
 )
 def test_mistakes_in_a_label_file_are_named(tmp_path, images, line, message):

@@ -1,22 +1,22 @@
 """The index of a dataset: which files, which classes; built once, cached, and checked without walking the tree again.
 
 Two layouts: one folder per class (`train/`, `val/`), or a flat `val/` beside `val_label.txt` (`NAME INDEX` per line).
-The paths of all images are one block of bytes with offsets, so a million files cost about 60 MB in every process and
-load in milliseconds.
+The paths of all images are one block of bytes, which all processes of a machine map from the cache and share.
 """
 
 import dataclasses
+import functools
 import hashlib
-import json
 import os
 import pathlib
-import tempfile
-import zipfile
 
 import numpy as np
 
+from common.data import cache, exclude, walk
 from common.data.decode import EXTENSIONS
 from common.errors import UserError
+
+_CHUNK = 1 << 16  # paths that are turned into Python objects at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,39 +28,74 @@ class FolderIndex:
       classes: sorted class names; empty for the flat layout.
       labels: int32 [N], positions in `classes`, or the numbers of val_label.txt.
       ignored: count of files whose extension is not an image's.
+      excluded: count of images of the folder that --exclude left out.
+      folder_fingerprint: of the index before that; empty where nothing was left out.
     """
 
     root: str
     classes: tuple[str, ...]
     labels: np.ndarray
     ignored: int
-    _names: np.ndarray  # uint8, all relative paths behind each other
-    _ends: np.ndarray  # int64 [N], end of each path in _names
+    _names: np.ndarray  # uint8, all relative paths, each with a zero behind it
+    _ends: np.ndarray  # int64 [N], position of the zero of each path
+    excluded: int = 0
+    folder_fingerprint: str = ""
 
     def __len__(self):
         return len(self.labels)
 
     def name(self, i):
         """Path of image i relative to `root`."""
-        start = int(self._ends[i - 1]) if i else 0
+        start = int(self._ends[i - 1]) + 1 if i else 0
         return os.fsdecode(self._names[start : int(self._ends[i])].tobytes())
 
     def path(self, i):
         """Path of image i."""
         return os.path.join(self.root, self.name(i))
 
-    @property
+    def names(self):
+        """Yield all names in order, much faster than one by one."""
+        for first in range(0, len(self), _CHUNK):
+            last = min(first + _CHUNK, len(self)) - 1
+            start = int(self._ends[first - 1]) + 1 if first else 0
+            block = self._names[start : int(self._ends[last])].tobytes()
+            yield from os.fsdecode(block).split("\0")
+
+    @functools.cached_property
     def fingerprint(self):
         """Hash of names and labels: two indexes with equal fingerprints give the same images in the same order."""
-        digest = hashlib.sha256(self._names.tobytes())
-        digest.update(self.labels.tobytes())
+        digest = hashlib.sha256(self._names)
+        digest.update(self._ends)
+        digest.update(np.ascontiguousarray(self.labels))
         return digest.hexdigest()[:16]
+
+    @property
+    def whole_fingerprint(self):
+        """The fingerprint that the folder had before anything was left out."""
+        return self.folder_fingerprint or self.fingerprint
 
     def relabelled(self, classes):
         """The same images with labels counted in another class list, which must contain every class of this one."""
         position = {name: i for i, name in enumerate(classes)}
         table = np.array([position[name] for name in self.classes], np.int32)
         return dataclasses.replace(self, classes=tuple(classes), labels=table[self.labels])
+
+    def without(self, names):
+        """The index less the images whose names are in a set; classes stay, even those that lose all images."""
+        if not names:
+            return self
+        keep = np.fromiter((name not in names for name in self.names()), bool, len(self))
+        if keep.all():
+            return self
+        lengths = np.diff(self._ends, prepend=-1)
+        return dataclasses.replace(
+            self,
+            labels=self.labels[keep],
+            excluded=int(len(self) - keep.sum()),
+            folder_fingerprint=self.fingerprint,
+            _names=self._names[np.repeat(keep, lengths)],
+            _ends=np.cumsum(lengths[keep]) - 1,
+        )
 
 
 def load_folder(root, flag="--data"):
@@ -72,102 +107,85 @@ def load_folder(root, flag="--data"):
     root = os.path.abspath(root)
     if not os.path.isdir(root):
         raise UserError(f"{flag}: {root} is not a folder")
-    cache = _cache_file(root)
-    index = _read_cache(cache, root)
+    index = _from_cache(root)
     if index is None:
         index, folders = _walk(root, flag)
-        _write_cache(cache, index, folders)
+        header = dict(
+            classes=index.classes, ignored=index.ignored, folders=folders, fingerprint=index.fingerprint
+        )
+        cache.write(root, header, dict(ends=index._ends, labels=index.labels, names=index._names))
     return index
+
+
+def _from_cache(root):
+    """The cached index, or None where there is none, it is damaged, or a folder changed since."""
+    stored = cache.read(root)
+    if stored is None:
+        return None
+    header, arrays = stored
+    if not walk.unchanged(root, header["folders"]):
+        return None
+    index = FolderIndex(
+        root, tuple(header["classes"]), arrays["labels"], header["ignored"], arrays["names"], arrays["ends"]
+    )
+    return index if index.fingerprint == header["fingerprint"] else None
 
 
 def load_flat(folder, label_file, flag="--data"):
     """Index of a flat folder of images with a label file of lines `NAME INDEX`; indices count from 0."""
-    names, labels = [], []
+    labels = {}
     for number, line in enumerate(pathlib.Path(label_file).read_text().splitlines(), 1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdigit():
-            raise UserError(f"{label_file}: line {number} is {line!r}, must be `NAME INDEX`")
-        names.append(name.strip())
-        labels.append(int(label))
+        name, label = label_of_line(line, f"{label_file}: line {number}")
+        if name in labels:
+            raise UserError(f"{label_file}: line {number} names {name} again; every image counts once")
+        labels[name] = label
     present = set(os.listdir(folder))
-    missing = [name for name in names if name not in present]
+    missing = [name for name in labels if name not in present]
     if missing:
         raise UserError(f"{flag}: {len(missing)} images of {label_file} are not in {folder}, the first is {missing[0]}")
-    return _pack(folder, (), names, labels, len(present) - len(set(names)))
+    return _pack(os.path.abspath(folder), (), ["\0".join([*labels, ""])], list(labels.values()),
+                 len(present) - len(labels))
+
+
+def label_of_line(line, where):
+    """(name, label) of a line `NAME INDEX`.
+
+    Raises:
+      UserError: it is none.
+    """
+    name, _, label = line.strip().rpartition(" ")
+    if not name.strip() or not label.isdecimal():
+        raise UserError(f"{where} is {line!r}, must be `NAME INDEX`")
+    return name.strip(), int(label)
 
 
 def _walk(root, flag):
-    """Build the index; also returns {folder: mtime_ns} of every folder that was listed, for the cache."""
-    with os.scandir(root) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
+    """Build the index; also returns {folder: stamp} of every folder that was listed, for the cache."""
+    classes, files, stamp = walk.class_names(root)
     if not classes:
         raise UserError(f"{flag}: {root} holds no class folders; expected one folder of images per class")
-    names, labels, ignored, folders = [], [], 0, {".": os.stat(root).st_mtime_ns}
-    for label, name in enumerate(classes):
-        before = len(names)
-        for folder, subfolders, files in os.walk(os.path.join(root, name), followlinks=True):
-            subfolders.sort()
-            relative = os.path.relpath(folder, root)
-            folders[relative] = os.stat(folder).st_mtime_ns
-            images = sorted(file for file in files if file.lower().endswith(EXTENSIONS))
-            ignored += len(files) - len(images)
-            names += [os.path.join(relative, file) for file in images]
-        if len(names) == before:
+    blocks, counts, ignored, folders = [], [], 0, {".": stamp}
+    for name, listing in zip(classes, walk.class_listings(root, classes), strict=True):
+        if not listing.images:
             raise UserError(
                 f"{flag}: class folder {os.path.join(root, name)} holds no images "
                 f"({', '.join(EXTENSIONS)}); fill or remove it"
             )
-        labels += [label] * (len(names) - before)
-    return _pack(root, classes, names, labels, ignored), folders
+        blocks.append("\0".join([*listing.images, ""]))
+        counts.append(len(listing.images))
+        ignored += len(listing.others)
+        folders.update(listing.folders)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    return _pack(root, classes, blocks, labels, ignored), folders
 
 
-def _pack(root, classes, names, labels, ignored):
-    encoded = [os.fsencode(name) for name in names]
-    return FolderIndex(
-        str(root),
-        tuple(classes),
-        np.array(labels, np.int32),
-        ignored,
-        np.frombuffer(b"".join(encoded), np.uint8),
-        np.cumsum([len(name) for name in encoded], dtype=np.int64),
-    )
-
-
-def _cache_file(root):
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "image-zoo", hashlib.sha256(os.fsencode(root)).hexdigest()[:24] + ".npz")
-
-
-def _read_cache(cache, root):
-    """The cached index, or None where there is none or a folder changed since (adding or removing a file changes the
-    modification time of its folder)."""
-    try:
-        with np.load(cache, allow_pickle=False) as stored:
-            header = json.loads(stored["header"].tobytes())
-            for folder, mtime_ns in header["folders"].items():
-                if os.stat(os.path.join(root, folder)).st_mtime_ns != mtime_ns:
-                    return None
-            return FolderIndex(
-                root, tuple(header["classes"]), stored["labels"], header["ignored"], stored["names"], stored["ends"]
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, torn or outdated
-        return None
-
-
-def _write_cache(cache, index, folders):
-    """Store the index; a cache that cannot be written (read-only home, full disk) only costs the next start a walk."""
-    header = json.dumps(dict(classes=index.classes, ignored=index.ignored, folders=folders)).encode()
-    try:
-        os.makedirs(os.path.dirname(cache), exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(cache), suffix=".tmp", delete=False) as file:
-            np.savez(
-                file, header=np.frombuffer(header, np.uint8), labels=index.labels, names=index._names, ends=index._ends
-            )
-        os.replace(file.name, cache)
-    except OSError:
-        pass
+def _pack(root, classes, blocks, labels, ignored):
+    """An index of names that stand in `blocks`, each with a zero behind it."""
+    names = np.frombuffer(b"".join([os.fsencode(block) for block in blocks]), np.uint8)
+    ends = np.flatnonzero(names == 0).astype(np.int64)
+    return FolderIndex(str(root), tuple(classes), np.asarray(labels, np.int32), ignored, names, ends)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,10 +199,35 @@ class Splits:
     def classes(self):
         return self.train.classes
 
+    @property
+    def summary(self):
+        """What ranks compare to know that they see the same images, in words."""
+        parts = [f"{len(split)} images ({split.fingerprint})" for split in (self.train, self.val) if split]
+        return " and ".join(parts)
 
-def load_splits(root, flag="--data"):
+    def without(self, paths, bare=False):
+        """The splits less the images of a list; its paths may also be relative to train's folder where `bare`.
+
+        Raises:
+          UserError: the list means none of these images, or all of a split.
+        """
+        train = leave_out(self.train, paths, bare)
+        val = self.val and leave_out(self.val, paths)
+        if paths and not train.excluded and not (val and val.excluded):
+            raise UserError(
+                f"--exclude: none of its {len(paths)} images is here, the first is {min(paths)}; paths are relative to "
+                "the dataset root; leave the list out if its images were removed"
+            )
+        return Splits(train, val)
+
+
+def load_splits(root, flag="--data", excluded=frozenset()):
     """Index `root`/train and `root`/val.
 
+    Args:
+      root: dataset root.
+      flag: how the user named it.
+      excluded: paths to leave out, from exclude.read.
     Raises:
       UserError: a missing or empty folder, or a class in val/ that train/ lacks.
     """
@@ -196,7 +239,7 @@ def load_splits(root, flag="--data"):
         if not os.path.isdir(os.path.join(root, part)):
             raise UserError(f"{flag}: {root} has no {part}/ folder; expected train/ and val/")
     train = load_folder(os.path.join(root, "train"), flag)
-    return Splits(train, load_val(root, train.classes, flag))
+    return Splits(train, load_val(root, train.classes, flag)).without(excluded)
 
 
 def load_val(root, classes, flag="--data"):
@@ -232,3 +275,15 @@ def in_classes(index, classes, flag="--data", where="val/", of="train/"):
             f"{' ...' if len(unknown) > 5 else ''}; move or remove them"
         )
     return index.relabelled(classes)
+
+
+def leave_out(index, paths, bare=False):
+    """The index less the images of a list (see exclude.within).
+
+    Raises:
+      UserError: nothing is left.
+    """
+    left = index.without(exclude.within(paths, index.root, bare))
+    if not len(left):
+        raise UserError(f"--exclude: it names all {len(index)} images of {index.root}")
+    return left

@@ -15,6 +15,7 @@ class StreamConfig:
     data: str = cli.knob("", "folder with val/: class folders, or images beside val_label.txt")
     resume: str = cli.knob("", "what to evaluate: a checkpoint (torch), .onnx (ONNX Runtime) or .om (NPU)", "--ckpt",
                            "--model")
+    exclude: str = cli.knob("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
     device: str = cli.knob("auto", "device of a checkpoint", choices=("auto", "npu", "cuda", "cpu"))
     device_id: int = cli.knob(0, "index of the device", low=0, high=255)
     provider: str = cli.knob("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
@@ -66,11 +67,12 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
     world = world or distributed.World()
     device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
     device.activate()
-    engine, index, num_outputs, size = prepare(spec, config, device, world)
+    group = distributed.Group(world, device)
+    engine, index, num_outputs, size = group.in_turn(lambda: prepare(spec, config, device, world))
+    group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
     loader = EvalLoader(index, eval_transform(spec, size), config.batch_size, "fail", world.rank, world.size,
                         workers_per_process(config.workers, world.local_size), device.pins_memory)
     start = time.perf_counter()
-    group = distributed.Group(world, device)
     try:
         counts = evaluate.evaluate(engine, loader, len(index), group, smoothing(num_outputs))
     finally:
@@ -78,7 +80,8 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
     group.close()
     seconds = time.perf_counter() - start
     if world.is_main:
-        print(f"{config.resume}: {counts.seen} images of {config.data} in {seconds:.1f} s "
+        left_out = f" ({index.excluded} left out by --exclude)" if config.exclude else ""
+        print(f"{config.resume}: {counts.seen} images of {config.data}{left_out} in {seconds:.1f} s "
               f"({counts.seen / seconds:.1f} images/s), {num_outputs} columns, {size} pixels", flush=True)
     return counts, num_outputs
 
@@ -86,7 +89,7 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
 def prepare(spec, config, device, world):
     """(engine, index of the images, columns, image size): everything that can be wrong is found here."""
     engine, num_outputs, size, classes = _engine(spec, config, device, world)
-    return engine, _index(config.data, classes, num_outputs, spec.background_columns(num_outputs)), num_outputs, size
+    return engine, _index(config, classes, num_outputs, spec.background_columns(num_outputs)), num_outputs, size
 
 
 def _engine(spec, config, device, world):
@@ -128,11 +131,11 @@ def _side(engine, spec):
     return max((side for side in engine.sample_shape if isinstance(side, int) and side != 3), default=spec.input_size)
 
 
-def _index(root, classes, num_outputs, offset):
+def _index(config, classes, num_outputs, offset):
     """Index of ROOT/val, or of ROOT itself, whose labels are columns of the model."""
-    from common.data import index
+    from common.data import exclude, index
 
-    root = pathlib.Path(root)
+    root = pathlib.Path(config.data)
     folder = root / "val" if (root / "val").is_dir() else root
     label_file = folder.parent / "val_label.txt"
     if label_file.is_file():
@@ -150,4 +153,5 @@ def _index(root, classes, num_outputs, offset):
     if len(found) and found.labels.max() + offset >= num_outputs:
         raise UserError(f"--data: label {found.labels.max()} in {label_file}, the model has {num_outputs - offset} "
                         "classes")
+    found = index.leave_out(found, exclude.read(config.exclude), bare=folder == root)
     return dataclasses.replace(found, labels=found.labels + offset)

@@ -11,7 +11,7 @@ import pathlib
 
 from common import cli
 from common.config import TrainConfig
-from common.data import index, order
+from common.data import exclude, index, order
 from common.errors import UserError
 from common.spec import ModelSpec
 from common.train import report, runs, schedules
@@ -62,7 +62,7 @@ class TrainProgram:
     def __init__(self, spec, recipe, description, schedules=None, make_report=report.Report, load_data=None):
         self.spec, self.recipe, self.description = spec, recipe, description
         self.schedules, self.make_report = schedules, make_report
-        self.load_data = load_data or (lambda config: index.load_splits(config.data))
+        self.load_data = load_data or _load_splits
 
     def parse(self, argv=None):
         """(config, names of the fields the user gave)."""
@@ -108,8 +108,9 @@ class TrainProgram:
                 return
             device = devices.choose(config.device_kind, world.local_rank if world.size > 1 else config.device_index)
             device.activate()
-            job = self._prepare(config, explicit, world.size, world.machines)
             group = distributed.Group(world, device)
+            job = group.in_turn(lambda: self._prepare(config, explicit, world.size, world.machines))
+            group.check_same(job.splits.summary, "--data")
             self._train(job, world, device, group)
             group.close()
 
@@ -156,6 +157,7 @@ class TrainProgram:
             device=config.device_kind,
             device_id=config.device_index,
             batch_size=config.eval_batch_size,
+            exclude=config.exclude,
             workers=config.workers,
             threads=config.threads or 0,
             num_classes=config.num_classes if "num_classes" in explicit else None,
@@ -218,6 +220,10 @@ class TrainProgram:
             if name not in self.spec.build_options:
                 raise UserError(f"--{name.replace('_', '-')}: {self.spec.name} has no such option")
         return given
+
+
+def _load_splits(config):
+    return index.load_splits(config.data, excluded=exclude.read(config.exclude))
 
 
 def _resumed_state(config, run_name):
@@ -285,6 +291,12 @@ def _agree_with_checkpoint(spec, config, explicit, state, splits):
             raise UserError(f"--{name.replace('_', '-')}: {getattr(config, name)}, but {where} has {stored}")
         config = dataclasses.replace(config, **{name: stored})
     if state["data_fingerprint"] != splits.train.fingerprint:
+        if state.get("folder_fingerprint") == splits.train.whole_fingerprint:
+            raise UserError(
+                f"--exclude: {config.exclude or 'no list'} leaves {len(splits.train)} images, but {where} was trained "
+                f"on {state['num_images']} of this folder (--exclude {state['config']['exclude'] or 'not given'}); "
+                "give the same list, or start anew with --pretrained"
+            )
         raise UserError(
             f"--data: train/ does not hold the images that {where} was trained on ({len(splits.train)} images "
             "now); the order of images would differ; restore the folder, or start anew with --pretrained"
@@ -353,6 +365,8 @@ def _headline(job, trainer, device, world):
     start = f", resumed at epoch {trainer.epoch + 1} step {trainer.step}" if job.state else ""
     ignored = f" ({job.splits.train.ignored} other files ignored)" if job.splits.train.ignored else ""
     val = f", {len(job.splits.val)} for validation" if job.splits.val else ""
+    left_out = job.splits.train.excluded + (job.splits.val.excluded if job.splits.val else 0)
+    val += f", {left_out} left out by --exclude" if job.config.exclude else ""
     return (
         f"{job.spec.name}: {len(job.splits.train)} images{ignored} in {len(job.splits.classes)} classes{val}; "
         f"{world.size} rank(s) on {device.describe()}, {trainer.memory_format}, amp {trainer.amp_type or 'off'}; "

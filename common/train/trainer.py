@@ -286,6 +286,8 @@ class Trainer:
                 num_micro_batches=self.plan.num_micro_batches,
                 micro_batch_size=self.plan.micro_batch_size,
                 data_fingerprint=job.splits.train.fingerprint,
+                folder_fingerprint=job.splits.train.whole_fingerprint,
+                num_images=len(job.splits.train),
                 memory_format=self.memory_format,
                 amp_type=self.amp_type,
                 threads=self.threads,

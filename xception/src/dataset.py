@@ -1,7 +1,7 @@
 """Xception's data: random crop to 299, flip and colour jitter 0.4 for training; 320 -> 299 for evaluation."""
 import dataclasses
 
-from common.data import index
+from common.data import exclude, index
 from common.errors import UserError
 from xception.src.config import GPU, SPEC
 
@@ -10,13 +10,15 @@ def load_splits(config):
     """Images of --dataset_path and, where it is given, of --eval_path; both are folders of class folders."""
     if not config.data:
         raise UserError("--dataset-path: missing; give the folder that holds one folder of images per class")
+    excluded = exclude.read(config.exclude)
     train = index.load_folder(config.data, "--dataset-path")
     if set(train.classes) <= {"train", "val", "test"}:
         raise UserError(f"--dataset-path: {config.data} holds {', '.join(train.classes)}; give {config.data}/train")
     if not config.eval_path:
-        return index.Splits(train, None)
+        return index.Splits(train, None).without(excluded, bare=True)
     val = index.load_folder(config.eval_path, "--eval-path")
-    return index.Splits(train, index.in_classes(val, train.classes, "--eval-path", config.eval_path, config.data))
+    val = index.in_classes(val, train.classes, "--eval-path", config.eval_path, config.data)
+    return index.Splits(train, val).without(excluded, bare=True)
 
 
 def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, workers=8, seed=GPU.seed):
