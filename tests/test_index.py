@@ -3,9 +3,11 @@
 import os
 import shutil
 import stat
+import sys
 
 import pytest
 import torchvision
+from support import ROOT
 
 from common.data import index
 from common.errors import UserError
@@ -113,6 +115,32 @@ def test_a_link_to_a_folder_above_is_named(root):
     with pytest.raises(UserError) as error:
         index.load_folder(root)
     assert str(error.value) == f"{root}/cat/loop: links to a folder above it; remove the link"
+
+
+COUNTS_WALKS = """
+import os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from common.data import index
+from tiny import PROGRAM
+def walk(root, flag, real=index._walk):
+    with open("walks.txt", "a") as file:
+        file.write(os.environ["RANK"] + " " + os.path.basename(root) + chr(10))
+    return real(root, flag)
+index._walk = walk
+PROGRAM.main()
+"""
+
+
+def test_one_rank_walks_for_all_of_its_machine(run, tmp_path, root, images):
+    shutil.copytree(images / "val", tmp_path / "val")
+    aged(tmp_path / "val")
+    aged(root)
+    (tmp_path / "counts.py").write_text(COUNTS_WALKS.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run(*torchrun, "counts.py", "--data", tmp_path, "--max-steps=1")
+    assert (tmp_path / "walks.txt").read_text() == "0 train\n0 val\n"
+    missing = run(*torchrun, "counts.py", "--data", tmp_path / "train", check=1).stderr
+    assert missing.count("error: --data: ") == 1 and "has no train/ folder" in missing
 
 
 def test_labels_of_val_count_in_trains_classes(tmp_path, images):
