@@ -1,0 +1,106 @@
+"""The index of as many files as ImageNet's training set has, against torchvision's ImageFolder, in turns: A B A B.
+
+    python tests/bench/bench_index.py --rounds 3
+
+Makes 1,281,167 empty files in 1,000 folders below --folder (or takes those that are there), and measures in a process
+of its own each: the first start, which lists all folders; a second start, which maps the cached index; ImageFolder,
+which has no cache. Memory is what the list of files adds to a process: pages of its own, pages mapped from the cache,
+which all processes of a machine share, and the peak on the way.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+FILES, FOLDERS = 1_281_167, 1_000
+
+
+def make(folder, num_files, num_folders):
+    """Empty files with ImageNet's kind of names, in class folders of equal size."""
+    for i in range(num_folders):
+        name = f"n{10_000_000 + 7 * i}"
+        os.mkdir(f"{folder}/{name}")
+        for k in range(num_files // num_folders + (i < num_files % num_folders)):
+            os.close(os.open(f"{folder}/{name}/{name}_{17 * k}.JPEG", os.O_CREAT | os.O_WRONLY))
+        os.utime(f"{folder}/{name}", (1_600_000_000, 1_600_000_000))  # a stamp of just now would not be trusted
+    os.utime(folder, (1_600_000_000, 1_600_000_000))
+
+
+def memory():
+    """{own, mapped, peak} bytes of this process."""
+    sums = dict.fromkeys(("Private_Clean", "Private_Dirty", "Shared_Clean"), 0)
+    for line in pathlib.Path("/proc/self/smaps_rollup").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in sums:
+            sums[name] = int(value.split()[0]) * 1024
+    status = pathlib.Path("/proc/self/status").read_text()
+    return dict(
+        own=sums["Private_Dirty"],
+        mapped=sums["Private_Clean"] + sums["Shared_Clean"],
+        peak=int(status.split("VmHWM:")[1].split()[0]) * 1024,
+    )
+
+
+def measure(what, folder):
+    """One start in this process; prints seconds and added memory as JSON."""
+    if what == "ImageFolder":
+        from torchvision.datasets import ImageFolder as load
+    else:
+        from common.data.index import load_folder as load
+    before, started = memory(), time.perf_counter()
+    loaded = load(folder)
+    seconds, after = time.perf_counter() - started, memory()
+    files = len(loaded)
+    added = {name: (after[name] - before[name]) / 2**20 for name in after}
+    print(json.dumps(dict(seconds=seconds, files=files, **added)))
+
+
+def start(what, folder, cache):
+    command = [sys.executable, __file__, "--measure", what, "--folder", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True,
+                          env={**os.environ, "XDG_CACHE_HOME": cache})
+    return json.loads(done.stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", help="where the files are or shall stay; default: a temporary folder")
+    parser.add_argument("--files", type=int, default=FILES)
+    parser.add_argument("--classes", type=int, default=FOLDERS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.measure, args.folder)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or f"{scratch}/train"
+        if not os.path.isdir(folder):
+            os.makedirs(folder)
+            make(folder, args.files, args.classes)
+        found = {"ImageFolder": [], "first start": [], "second start": []}
+        for round_ in range(args.rounds + 1):  # the first one warms the file system's caches and is left out
+            cache = f"{scratch}/cache{round_}"
+            for what, results in found.items():
+                results.append(start(what, folder, cache))
+    print(f"{'':14}{'seconds':>9}{'own MiB':>9}{'mapped MiB':>12}{'peak MiB':>10}  against ImageFolder")
+    for what, results in found.items():
+        kept, peer = results[1:], found["ImageFolder"][1:]
+        middle = {name: statistics.median(result[name] for result in kept) for name in kept[0]}
+        ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in zip(peer, kept, strict=True)]
+        print(f"{what:14}{middle['seconds']:9.2f}{middle['own']:9.1f}{middle['mapped']:12.1f}{middle['peak']:10.1f}"
+              f"  {statistics.median(ratios):.1f} times as fast ({min(ratios):.1f} to {max(ratios):.1f})")
+        assert {result["files"] for result in kept} == {kept[0]["files"]}
+
+
+if __name__ == "__main__":
+    main()
