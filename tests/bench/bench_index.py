@@ -37,17 +37,12 @@ def make(folder, num_files, num_folders):
 
 def memory():
     """{own, mapped, peak} bytes of this process."""
-    sums = dict.fromkeys(("Private_Clean", "Private_Dirty", "Shared_Clean"), 0)
-    for line in pathlib.Path("/proc/self/smaps_rollup").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in sums:
-            sums[name] = int(value.split()[0]) * 1024
-    status = pathlib.Path("/proc/self/status").read_text()
-    return dict(
-        own=sums["Private_Dirty"],
-        mapped=sums["Private_Clean"] + sums["Shared_Clean"],
-        peak=int(status.split("VmHWM:")[1].split()[0]) * 1024,
-    )
+    found = {}
+    for name in ("smaps_rollup", "status"):
+        for line in pathlib.Path(f"/proc/self/{name}").read_text().splitlines():
+            if line.endswith("kB"):
+                found[line.partition(":")[0]] = int(line.split()[1]) * 1024
+    return dict(own=found["Anonymous"], mapped=found["Rss"] - found["Anonymous"], peak=found["VmHWM"])
 
 
 def measure(what, folder):
