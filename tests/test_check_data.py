@@ -124,7 +124,7 @@ def test_every_kind_of_finding(run, data):
         "# val/eel\tunknown class: train/ has no such class",
         "# val/eel/x.jpg\tduplicate: equals val/cat/0004.jpg",
     ]
-    assert "train: 60 images that decode in 4 classes of 0 to 22, median 19" in done.stdout
+    assert "train: 61 images that decode in 4 classes of 0 to 22, median 19.5" in done.stdout
     assert "broken: 5\n" in done.stdout
     assert done.stdout.splitlines()[-1] == "15 findings, 3 notes" and done.stderr == ""
 
