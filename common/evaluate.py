@@ -1,5 +1,7 @@
 """One evaluator for training, eval.py and every deployment engine: each image is counted exactly once."""
 
+import sys
+
 import numpy as np
 import torch
 
@@ -60,6 +62,8 @@ def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lamb
                 break
             batch.raise_if_failed()
             counts.skipped += len(batch.bad)
+            for path, reason in batch.bad:
+                print(f"skipped: {path} ({reason})", file=sys.stderr, flush=True)
             if len(batch.labels_N):
                 logits_NK = engine(batch.pixels_NHWC)
                 if np.isnan(logits_NK).any():

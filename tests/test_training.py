@@ -331,6 +331,7 @@ def test_a_broken_image_can_be_skipped(images, run, tmp_path):
         (data / part / "bee" / "0003.jpg").write_bytes(b"no image")
     done = run(TINY, "--data", data, "--epochs=1", "--on-bad-image=skip")
     assert f"skipped: {data / 'train' / 'bee' / '0003.jpg'}" in done.stderr
+    assert done.stderr.count("skipped: ") == 2 and "/val/" in done.stderr  # one of training, one of validation
     assert "(20 images, 1 skipped)" in done.stdout
 
 
