@@ -330,8 +330,8 @@ def test_a_broken_image_can_be_skipped(images, run, tmp_path):
     for part in ("train", "val"):
         (data / part / "bee" / "0003.jpg").write_bytes(b"no image")
     done = run(TINY, "--data", data, "--epochs=1", "--on-bad-image=skip")
-    assert f"skipped: {data / 'train' / 'bee' / '0003.jpg'}" in done.stderr
-    assert done.stderr.count("skipped: ") == 2 and "/val/" in done.stderr  # one of training, one of validation
+    for part in ("train", "val"):
+        assert done.stderr.count(f"skipped: {data / part / 'bee' / '0003.jpg'}") == 1
     assert "(20 images, 1 skipped)" in done.stdout
 
 
