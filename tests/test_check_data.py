@@ -75,6 +75,16 @@ def test_an_image_of_the_largest_size_is_decoded(tmp_path, monkeypatch):
         decode.open_rgb(tmp_path / "x.png")
 
 
+def test_postscript_in_an_image_file_is_not_run(tmp_path, monkeypatch):
+    """PIL would hand it to Ghostscript, whatever the file is called."""
+    path = tmp_path / "script.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(decode.BadImage, match="cannot identify"):
+        decode.open_rgb(path)
+
+
 def test_a_bomb_costs_no_memory(run, tmp_path):
     png_bomb(tmp_path / "bomb.png", 13_000, 13_000)  # 507 MB as RGB
     program = ("import resource, sys; sys.path.insert(0, sys.argv[1]); from common.data import check, decode\n"

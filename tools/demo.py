@@ -119,9 +119,9 @@ def largest_difference(checkpoint, onnx_file, data):
     return np.abs(by_torch - by_onnx).max()
 
 
-# 500 steps instead of ImageNet's hundreds of thousands want an update rule that finds each layer's rate by itself, crops
-# that leave most of an image in view, and no dropout. 107 pixels are the least that leave the last blocks a map of 2x2:
-# batch norm over 16 images of a single pixel is too noisy to learn from.
+# 500 steps instead of ImageNet's hundreds of thousands want an update rule that finds each layer's rate by itself,
+# crops that leave most of an image in view, and no dropout. 107 pixels are the least that leave the last blocks a map
+# of 2x2: batch norm over 16 images of a single pixel is too noisy to learn from.
 RECIPE = (
     "--device=cpu",
     "--batch-size=16",

@@ -9,6 +9,9 @@ from common.errors import UserError
 # The extensions of torchvision's ImageFolder; other files are ignored and counted.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
+# Whatever the extension says, these contents are decoded and no others: PIL would start Ghostscript for EPS.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+
 # PIL's own threshold for suspicious images, 1 GiB / 4 / 3, about 9459 x 9459: far above any photograph of ImageNet. A
 # decoded pixel takes 4 bytes, and 4 more while its mode is converted, so no file costs a process more than 716 MB.
 MAX_PIXELS = 89_478_485
@@ -45,14 +48,14 @@ def open_rgb(path):
             # Known-harmless metadata warnings of ImageNet's own files (broken EXIF, palette with bytes transparency).
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit below is ours
-            with Image.open(path) as image:  # reads the header only
+            with Image.open(path, formats=_FORMATS) as image:  # reads the header only
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
                 image.load()
                 return image if image.mode == "RGB" else image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise GiantImage(path, f"{error}; at most {MAX_PIXELS:,} are decoded") from error
-    except (OSError, SyntaxError, ValueError, TypeError, RuntimeError) as error:
-        # PIL raises SyntaxError for broken PNG chunks, TypeError for TIFF tags of a wrong type, RuntimeError for AVIF
-        # and DDS (140,000 files with random damage raised nothing else), ValueError and OSError for the rest.
+    except (OSError, SyntaxError, ValueError, TypeError) as error:
+        # PIL raises SyntaxError for broken PNG chunks, TypeError for TIFF tags of a wrong type, ValueError and OSError
+        # for the rest (140,000 files with random damage raised nothing else).
         raise BadImage(path, f"{type(error).__name__}: {error}".replace(str(path), "the file")) from error
