@@ -75,7 +75,7 @@ def test_an_image_of_the_largest_size_is_decoded(tmp_path, monkeypatch):
         decode.open_rgb(tmp_path / "x.png")
 
 
-def test_postscript_in_an_image_file_is_not_run(tmp_path, monkeypatch):
+def test_postscript_in_an_image_file_is_not_run(tmp_path):
     """PIL would hand it to Ghostscript, whatever the file is called."""
     path = tmp_path / "script.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
