@@ -1,11 +1,11 @@
 """From a PIL image to the uint8 pixels the network sees; normalisation happens later, on the device.
 
-The evaluation part needs only PIL and numpy, so preprocessing starts without torch. Legend: H W pixel, C channel.
+The evaluation part needs only PIL, and numpy where arrays are asked for: preprocessing starts without torch, and its
+uint8 files without numpy, as imports take longer than many images. Legend: H W pixel, C channel.
 """
 
 import functools
 
-import numpy as np
 from PIL import Image
 
 
@@ -27,7 +27,7 @@ def resize_short_side(image, short):
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def eval_pixels(image, resize, crop, rounding):
+def eval_crop(image, resize, crop, rounding):
     """The published evaluation transform up to the pixels: resize the short side, cut the centre.
 
     Args:
@@ -36,12 +36,19 @@ def eval_pixels(image, resize, crop, rounding):
       crop: side of the square that is cut out, pixels.
       rounding: see centre_crop_offset.
     Returns:
-      uint8 array [crop, crop, 3], C-contiguous.
+      PIL RGB image of crop x crop pixels.
     """
     image = resize_short_side(image, resize)
     left = centre_crop_offset(image.width, crop, rounding)
     top = centre_crop_offset(image.height, crop, rounding)
-    return np.ascontiguousarray(np.asarray(image.crop((left, top, left + crop, top + crop))))
+    return image.crop((left, top, left + crop, top + crop))
+
+
+def eval_pixels(image, **transform):
+    """`eval_crop` as a uint8 array [crop, crop, 3], C-contiguous."""
+    import numpy as np
+
+    return np.asarray(eval_crop(image, **transform))
 
 
 def normalise_into(planes_CHW, pixels_HWC, mean, std):
@@ -52,6 +59,8 @@ def normalise_into(planes_CHW, pixels_HWC, mean, std):
       pixels_HWC: uint8 array.
       mean, std: per channel, of values in [0, 1].
     """
+    import numpy as np
+
     for channel, (centre, scale) in enumerate(zip(mean, std, strict=True)):
         plane = planes_CHW[channel]
         plane[...] = pixels_HWC[:, :, channel]
@@ -60,13 +69,13 @@ def normalise_into(planes_CHW, pixels_HWC, mean, std):
         plane /= np.float32(scale)
 
 
-def eval_transform(spec, image_size=None):
+def eval_transform(spec, image_size=None, to=eval_pixels):
     """The evaluation transform of a ModelSpec: a function from PIL RGB image to uint8 [image_size, image_size, 3].
 
-    At an `image_size` other than the published one, the resize scales with it.
+    At an `image_size` other than the published one, the resize scales with it. `to=eval_crop` leaves it a PIL image.
     """
     size = image_size or spec.input_size
-    return functools.partial(eval_pixels, resize=spec.resize_for(size), crop=size, rounding=spec.crop_rounding)
+    return functools.partial(to, resize=spec.resize_for(size), crop=size, rounding=spec.crop_rounding)
 
 
 def train_transform(config):
@@ -75,6 +84,7 @@ def train_transform(config):
     Random resized crop (scale min_crop-1, ratio 3/4-4/3), horizontal flip, then the optional colour jitter, policy and
     erasing, all torchvision's. They draw from torch's global generator, which the loader seeds for every image.
     """
+    import numpy as np
     import torch
     from torchvision.transforms import v2
 

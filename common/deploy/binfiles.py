@@ -1,7 +1,8 @@
 """Images -> the raw input files that ais_bench, and run_onnx in its place, feed to a network.
 
 float32 files are normalised CHW, byte for byte what the published single-process programs write; uint8 files are HWC
-pixels whose normalisation happens on the device (AIPP). Needs no torch: its import would take longer than many images.
+pixels whose normalisation happens on the device (AIPP). Imports no torch, and numpy only where it computes: their
+imports take longer than many images.
 """
 import dataclasses
 import io
@@ -12,12 +13,9 @@ import re
 import shutil
 import time
 
-import numpy as np
-from PIL import Image
-
 from common import cli
 from common.data.decode import EXTENSIONS, open_rgb
-from common.data.transforms import eval_transform, normalise_into
+from common.data.transforms import eval_crop, eval_transform, normalise_into
 from common.deploy import parallel
 from common.deploy.progress import Progress
 from common.errors import UserError
@@ -75,8 +73,9 @@ def preprocess(spec, config):
     encoder = Encoder(spec, size, config.dtype, config.format)
     settings = {"model": spec.name, "image_size": size, "resize": spec.resize_for(size), "dtype": config.dtype,
                 "crop_rounding": spec.crop_rounding, "mean": list(spec.mean), "std": list(spec.std)}
-    _claim_folder(target, settings, set(names.values()), config)
-    todo = [path for path in images if not is_current(path, target / names[path], encoder.file_size)]
+    present = _claim_folder(target, settings, set(names.values()), config)
+    todo = [path for path in images
+            if names[path] not in present or not is_current(path, target / names[path], encoder.file_size)]
     _check_space(target, len(todo) * encoder.file_size)
     _convert_all(todo, encoder, target, names, config.workers)
     seconds = time.perf_counter() - start
@@ -117,51 +116,65 @@ def list_images(folder):
 
 
 class Encoder:
-    """Turns a PIL image into the bytes of one input file; its buffer is reused from image to image.
+    """Turns a PIL image into the bytes of one input file; the buffer of a float32 one is reused from image to image.
 
     Attributes:
       file_size: bytes of every file.
     """
 
     def __init__(self, spec, size, dtype, format):
-        self.spec, self.size, self.dtype = spec, size, dtype
-        shape = (3, size, size) if dtype == "float32" else (size, size, 3)
-        header = io.BytesIO()
+        self.spec, self.header = spec, b""
+        self.crop = eval_transform(spec, size, to=eval_crop)
+        shape, item_size = ((3, size, size), 4) if dtype == "float32" else ((size, size, 3), 1)
         if format == "npy":
-            np.lib.format.write_array_header_1_0(
-                header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (1, *shape)})
-        self.header = header.getvalue()
-        self.transform = eval_transform(spec, size)
-        # A fresh megabyte per image costs as much in page faults as the arithmetic itself.
-        self.buffer = np.empty(shape, dtype)
-        self.file_size = len(self.header) + self.buffer.nbytes
+            self.header = _npy_header(dtype, (1, *shape))
+        self.buffer = None
+        if dtype == "float32":
+            import numpy as np
+
+            # A fresh megabyte per image costs as much in page faults as the arithmetic itself.
+            self.buffer = np.empty(shape, dtype)
+        self.file_size = len(self.header) + item_size * size * size * 3
 
     def encode(self, image):
-        """Fill the buffer from a PIL RGB image, in the very operations of the published programs."""
-        pixels_HWC = self.transform(image)
-        if self.dtype == "uint8":
-            self.buffer[...] = pixels_HWC
-        else:
-            normalise_into(self.buffer, pixels_HWC, self.spec.mean, self.spec.std)
+        """The numbers of a PIL RGB image as bytes or an array, in the very operations of the published programs."""
+        cropped = self.crop(image)
+        if self.buffer is None:
+            return cropped.tobytes()
+        import numpy as np
+
+        normalise_into(self.buffer, np.asarray(cropped), self.spec.mean, self.spec.std)
         return self.buffer
 
     def write(self, source, target):
         """Convert one file; the target appears whole, and carries the time of its source as the mark of being done."""
-        stamp = source.stat().st_mtime_ns
-        array = self.encode(open_rgb(source))
-        draft = target.with_suffix(".part")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640), "wb", buffering=0) as file:
-            for part in (self.header, array) if self.header else (array,):
+        stamp = os.stat(source).st_mtime_ns
+        numbers = self.encode(open_rgb(source))
+        draft = f"{target}.part"
+        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+        try:
+            for part in (self.header, numbers):
                 _write_fully(file, part)
-        os.utime(draft, ns=(stamp, stamp))
-        draft.replace(target)
+            os.utime(file, ns=(stamp, stamp))
+        finally:
+            os.close(file)
+        os.replace(draft, target)
+
+
+def _npy_header(dtype, shape):
+    import numpy as np
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 def _write_fully(file, data):
     """A raw write may stop short on a full disk without an error; the next one then says why."""
     view = memoryview(data).cast("B")
     while len(view):
-        view = view[file.write(view):]
+        view = view[os.write(file, view):]
 
 
 def is_current(source, target, file_size):
@@ -175,7 +188,11 @@ def is_current(source, target, file_size):
 
 
 def _claim_folder(target, settings, expected, config):
-    """Create the output folder, or make sure that what it holds belongs to this very conversion."""
+    """Create the output folder, or make sure that what it holds belongs to this very conversion.
+
+    Returns:
+      set: names of the input files that an earlier run left there.
+    """
     record = target / SETTINGS
     try:
         target.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -187,6 +204,7 @@ def _claim_folder(target, settings, expected, config):
         if present and not config.resume:
             for name in present:
                 (target / name).unlink()
+            present = set()
         elif present:
             found = json.loads(record.read_text()) if record.exists() else {}
             other = [f"{key} {found.get(key)} instead of {settings[key]}" for key in settings
@@ -197,6 +215,7 @@ def _claim_folder(target, settings, expected, config):
         record.write_text(json.dumps(settings) + "\n")
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"--save-path: {target}: {error}") from error
+    return present
 
 
 def _check_space(target, needed):
@@ -209,11 +228,12 @@ def _check_space(target, needed):
 _worker = {}
 
 
-def _start_worker(encoder):
-    _worker["encoder"] = encoder
+def _start_worker(encoder, pairs):
+    _worker.update(encoder=encoder, pairs=pairs)
 
 
-def _convert_some(pairs):
+def _convert_some(first):
+    pairs = _worker["pairs"][first:first + FILES_PER_TASK]
     for source, target in pairs:
         _worker["encoder"].write(source, target)
     return len(pairs)
@@ -221,12 +241,11 @@ def _convert_some(pairs):
 
 def _convert_all(todo, encoder, target, names, workers):
     """Spread the files over processes; the first failure stops the rest and is raised here."""
-    pairs = [(path, target / names[path]) for path in todo]
-    tasks = [pairs[i:i + FILES_PER_TASK] for i in range(0, len(pairs), FILES_PER_TASK)]
-    Image.preinit()  # so that the processes inherit PIL's plugins instead of importing them one by one
+    pairs = [(str(path), str(target / names[path])) for path in todo]
+    tasks = range(0, len(pairs), FILES_PER_TASK)
     with Progress(len(todo), "images") as advance:
         try:
-            for count in parallel.unordered(_convert_some, tasks, workers, _start_worker, (encoder,)):
+            for count in parallel.unordered(_convert_some, tasks, workers, _start_worker, (encoder, pairs)):
                 advance(count)
         except OSError as error:
             raise UserError(f"--save-path: {target}: {error}") from error
