@@ -29,31 +29,20 @@ MODEL_BATCH = re.compile(r"get model batchsize:\s*(\d+)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchConfig:
-    """Options of tools/run_ais_bench.py; those of ais_bench mean what they mean there."""
+class BenchConfig(runfiles.RunOptions):
+    """Options of tools/run_ais_bench.py."""
 
-    model: str = cli.knob("", ".om file; with --sweep the .onnx file")
-    input: str = cli.knob("", "folder of .bin or .npy files; none: pure inference, which measures the network alone")
-    output: str = cli.knob("", "parent folder of the results; none: nothing is saved")
-    output_dirname: str = cli.knob("", "name of the results' folder inside --output (default: the time)")
-    outfmt: str = cli.knob("BIN", "format of the results", choices=runfiles.OUTFMTS)
-    batchsize: int | None = cli.knob(None, "images per run, must be the model's own", low=1)
-    loop: int = cli.knob(1, "repetitions of every run", low=1)
-    warmup_count: int = cli.knob(1, "runs that are not counted", low=0)
     device: str = cli.knob("0", "device, or several: 0,1,2")
-    pure_data_type: str = cli.knob("zero", "input of pure inference", choices=("zero", "random"))
     dym_batch: int | None = cli.knob(None, "images per run of a model with gears (ais_bench's --dymBatch)", low=1)
-    sweep: str = cli.knob("", "convert and measure an .onnx file at these batch sizes: 1,4,8,16,32,64")
+    sweep: str = cli.knob("", "convert and measure the .onnx file of --model at these batch sizes: 1,4,8,16,32,64")
     soc_version: str = cli.knob("", "chip of --sweep (default: npu-smi is asked)")
     aipp: bool = cli.knob(False, "with --sweep: normalise on the device")
     metrics_json: str = cli.knob("", "with --sweep: file of postprocess.py whose accuracy goes into the table")
 
     def __post_init__(self):
-        cli.check_ranges(self)
+        super().__post_init__()
         if not all(part.isdecimal() and int(part) < 256 for part in self.device.split(",")):
             raise UserError(f"--device: {self.device}, must be numbers from 0 to 255, separated by commas")
-        if self.output_dirname and not self.output:
-            raise UserError("--output-dirname: needs --output")
         if self.sweep and (self.input or self.output):
             raise UserError("--sweep: measures the network alone, without --input and --output")
 

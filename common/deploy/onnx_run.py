@@ -16,26 +16,14 @@ BATCHES_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Options of tools/run_onnx.py; those of ais_bench mean what they mean there."""
+class RunConfig(runfiles.RunOptions):
+    """Options of tools/run_onnx.py."""
 
-    model: str = cli.knob("", ".onnx file")
-    input: str = cli.knob("", "folder of .bin or .npy files, or files separated by commas; none: pure inference")
-    output: str = cli.knob("", "parent folder of the results; none: nothing is saved")
-    output_dirname: str = cli.knob("", "name of the results' folder inside --output (default: the time)")
-    outfmt: str = cli.knob("BIN", "format of the results", choices=runfiles.OUTFMTS)
-    batchsize: int | None = cli.knob(None, "images per run (default: the model's own, or 1)", low=1)
-    loop: int = cli.knob(1, "repetitions of every run", low=1)
-    warmup_count: int = cli.knob(1, "runs of the first batch that are not counted", low=0)
     device: int = cli.knob(0, "index of the provider's device", low=0, high=255)
-    pure_data_type: str = cli.knob("zero", "input of pure inference", choices=("zero", "random"))
     provider: str = cli.knob("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
     threads: int = cli.knob(0, "cores of one run; 0 is all", low=0)
     aipp_config: str = cli.knob("", "AIPP file: input files are uint8 HWC, normalised as the device would, in float16")
     image_size: int | None = cli.knob(None, "side of the input of a model that leaves it open, pixels", low=1)
-
-    def __post_init__(self):
-        cli.check_ranges(self)
 
 
 def main(description, argv=None):
@@ -46,8 +34,6 @@ def main(description, argv=None):
             raise UserError("--model: missing, it needs an .onnx file")
         if not config.model.endswith(".onnx"):
             raise UserError(f"--model: {config.model} is no .onnx file")
-        if config.output_dirname and not config.output:
-            raise UserError("--output-dirname: needs --output")
         run(config)
 
 

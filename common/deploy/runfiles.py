@@ -1,4 +1,5 @@
-"""The files around an inference run, in ais_bench's names and layouts: inputs, batches, results, summary."""
+"""What every inference run has, in ais_bench's names and layouts: options, inputs, results, summary."""
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,9 +8,31 @@ import time
 
 import numpy as np
 
+from common import cli
 from common.errors import UserError
 
 OUTFMTS = ("BIN", "NPY", "TXT")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """The options of ais_bench that mean the same wherever a model runs."""
+
+    model: str = cli.knob("", "model file")
+    input: str = cli.knob("", "folder of .bin or .npy files, or files separated by commas; none: pure inference, which "
+                          "measures the network alone")
+    output: str = cli.knob("", "parent folder of the results; none: nothing is saved")
+    output_dirname: str = cli.knob("", "name of the results' folder inside --output (default: the time)")
+    outfmt: str = cli.knob("BIN", "format of the results", choices=OUTFMTS)
+    batchsize: int | None = cli.knob(None, "images per run; a model built for one number takes no other", low=1)
+    loop: int = cli.knob(1, "repetitions of every run", low=1)
+    warmup_count: int = cli.knob(1, "runs of the first batch that are not counted", low=0)
+    pure_data_type: str = cli.knob("zero", "input of pure inference", choices=("zero", "random"))
+
+    def __post_init__(self):
+        cli.check_ranges(self)
+        if self.output_dirname and not self.output:
+            raise UserError("--output-dirname: needs --output")
 
 
 def natural_key(name):

@@ -43,6 +43,18 @@ def run_script(script, *arguments, env=None, cwd=None):
                           env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}))
 
 
+def run_ok(script, *arguments, **more):
+    """What a script that must succeed prints."""
+    done = run_script(script, *arguments, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def hits_printed(output):
+    """The counts of the printed table."""
+    return [int(line.split("(")[1].split()[0]) for line in output.splitlines() if line.startswith("top")]
+
+
 def fails(done, *words):
     """Assert exit status 2 and one line `error: ...` with these words."""
     lines = done.stderr.strip().splitlines()

@@ -5,9 +5,8 @@ import pathlib
 
 import numpy as np
 import pytest
-from deployment import SIZE, fails, run_script
+from deployment import SIZE, fails, hits_printed, run_ok, run_script
 from test_atc import TABLE_310P, tiny
-from test_chain import hits_printed, run_ok
 
 SCRIPT = "tools/run_ais_bench.py"
 

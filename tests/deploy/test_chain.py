@@ -3,22 +3,12 @@ import json
 
 import numpy as np
 import pytest
-from deployment import REAL_IMAGES, SIZE, calibrated, fails, labels_at_ranks, plain_input, plain_pixels, run_script
+import real_chain
+from deployment import REAL_IMAGES, SIZE, fails, hits_printed, plain_pixels, run_ok, run_script
 
 from common.deploy import aipp
 
 SMALL = ("--image-size", SIZE)
-
-
-def run_ok(script, *arguments, **more):
-    done = run_script(script, *arguments, **more)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def hits_printed(output):
-    """The counts of the printed table."""
-    return [int(line.split("(")[1].split()[0]) for line in output.splitlines() if line.startswith("top")]
 
 
 @pytest.fixture(scope="module")
@@ -89,36 +79,15 @@ def test_uint8_files_with_aipp_arithmetic(chain, prepared, tmp_path):
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason="the real photographs are not here")
-def test_real_photographs(tmp_path):
-    import torch
-
-    from common.deploy import export
-    from inception_v4.spec import SPEC
-
-    size, files = SIZE, sorted((REAL_IMAGES / "val").iterdir())[::10]
-    inputs = np.stack([plain_input(path, size) for path in files])
-    model = calibrated(1001, inputs)
-    with torch.inference_mode():
-        logits = model(torch.from_numpy(inputs)).numpy()
-    labels, hits = labels_at_ranks(logits, 1)
-    (tmp_path / "val").mkdir()
-    for path in files:
-        (tmp_path / "val" / path.name).symlink_to(path)
-    (tmp_path / "val_label.txt").write_text("".join(f"{path.name} {label}\n" for path, label
-                                                    in zip(files, labels, strict=True)))
-    torch.save(model.state_dict(), tmp_path / "net.pth")
-    export.export_onnx(model, SPEC, tmp_path / "net.onnx", size)
-    run_ok("inception_v4/preprocess.py", "--src_path", tmp_path / "val", "--save_path", tmp_path / "prep", "--image-size",
-           size)
-    run_ok("tools/run_onnx.py", "--model", tmp_path / "net.onnx", "--input", tmp_path / "prep", "--output", tmp_path,
-           "--output_dirname", "result", "--outfmt", "TXT", "--batchsize", 8, "--threads", 1)
-    out = run_ok("inception_v4/postprocess.py", "--infer_results", tmp_path / "result", "--anno_file",
-                 tmp_path / "val_label.txt", "--metrics_json", tmp_path / "m.json")
-    assert hits_printed(out) == list(hits)
-    out = run_ok("inception_v4/eval.py", "--data", tmp_path, "--resume", tmp_path / "net.pth", "--image-size", size,
-                 "--threads", 1)
-    assert hits_printed(out) == list(hits)
+@pytest.mark.parametrize(("columns", "size", "every"), [(1001, SIZE, 10), (1000, 299, 30)])
+def test_real_photographs(columns, size, every, tmp_path):
+    files = sorted((REAL_IMAGES / "val").iterdir())[::every][:-1]
+    assert len(files) % 4 and len(files) % 8  # the last batch is padded
+    placed, found = real_chain.chain(files, tmp_path, columns, size)
+    assert placed[0] < placed[1] < placed[4] < len(files)
+    for words, hits in found.items():
+        assert np.abs(np.array(hits) - placed).max() <= (1 if "AIPP" in words else 0), f"{words}: {hits}, not {placed}"
+    assert found["uint8 files, AIPP"] == found["eval.py, ONNX, AIPP"]
 
 
 def test_summary_has_the_keys_of_ais_bench(chain, prepared, tmp_path):
