@@ -73,6 +73,7 @@ class TrainConfig:
     run_name: str = _run("", "folder below ./output; default: MODEL_train or the launcher's name")
     resume: str = _run("", "continue from this checkpoint; auto: from the newest one that verifies")
     save_every: int = _run(0, "steps between checkpoints within an epoch; 0: only at its end", low=0)
+    rendezvous_timeout: int = _run(600, "seconds to wait for all ranks of the run to come", low=1)
     print_freq: int = _run(100, "steps between progress lines", low=1)
     warm_up_steps: int = _run(10, "first steps that the throughput leaves out", low=0)
     evaluate: bool = _run(False, "evaluate --resume or --pretrained and stop", "-e")

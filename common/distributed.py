@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import datetime
 import os
 import signal
 import sys
@@ -39,6 +40,11 @@ class World:
     def machines(self):
         return self.size // self.local_size
 
+    @property
+    def machine(self):
+        """Number of this rank's machine, counted from 0."""
+        return self.rank // self.local_size
+
 
 def world_from_environment():
     """The World that torchrun's agent describes; a single process without it."""
@@ -51,15 +57,23 @@ class Group:
     """Collectives of a run: `model` group for device tensors, a gloo group for numbers on the host.
 
     With one process every method returns its input.
+
+    Args:
+      world: World.
+      device: Device whose tensors the model group moves.
+      timeout_s: how long to wait for all ranks to come, in seconds.
+    Raises:
+      UserError: a rank did not come, or the ranks cannot reach each other.
     """
 
-    def __init__(self, world, device):
+    def __init__(self, world, device, timeout_s=600):
         self.world, self._host = world, None
         if world.size == 1:
             return
         _die_with_parent()
         try:
-            dist.init_process_group(device.backend)
+            store = _all_ranks_here(world, datetime.timedelta(seconds=timeout_s))
+            dist.init_process_group(device.backend, store=store, rank=world.rank, world_size=world.size)
             self._host = dist.group.WORLD if device.backend == "gloo" else dist.new_group(backend="gloo")
         except dist.DistError as error:
             raise UserError(
@@ -155,6 +169,23 @@ class Group:
         if self._host is not None:
             dist.barrier(group=self._host)
             dist.destroy_process_group()
+
+
+def _all_ranks_here(world, limit):
+    """The store of the launch, once every rank has been seen in it: a process group would wait half an hour."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=limit))
+    store.set(f"here/{world.rank}", "")
+    try:
+        store.wait([f"here/{rank}" for rank in range(world.size)], limit)
+    except dist.DistStoreError as error:
+        missing = [rank for rank in range(world.size) if not store.check([f"here/{rank}"])]
+        raise UserError(
+            f"--rendezvous-timeout: rank {', '.join(map(str, missing))} of {world.size} did not come within "
+            f"{int(limit.total_seconds())} s; see what its machine says",
+            every_rank=world.local_rank != 0,  # once on each machine: rank 0 may be the one that is missing
+        ) from error
+    store.set_timeout(datetime.timedelta(minutes=30))  # what comes later may take as long as torch allows
+    return store
 
 
 def _die_with_parent():

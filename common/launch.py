@@ -17,7 +17,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from common import cli
+from common import cli, rollcall
 from common.errors import UserError
 
 # A rank that ends with one of these has said all there is to say: its input is wrong, or it was told to stop.
@@ -48,6 +48,7 @@ class LaunchConfig:
     local_addr: str = cli.knob("", "address of this machine, for nnodes > 1")
     master_addr: str = cli.knob("127.0.0.1", "address of machine 0")
     master_port: int = cli.knob(29500, "free TCP port on machine 0", low=1, high=65535)
+    rendezvous_timeout: int | None = cli.knob(None, "seconds to wait for all machines and ranks to come", low=1)
     dry_run: str = cli.knob("false", "true: print the command and stop", choices=("true", "false"))
 
     def __post_init__(self):
@@ -66,6 +67,7 @@ _TRAIN_FLAGS = {
     "lr": "--lr",
     "output_dir": "--output-dir",
     "resume": "--resume",
+    "rendezvous_timeout": "--rendezvous-timeout",
 }
 
 
@@ -124,11 +126,39 @@ def main(argv):
             return 0
         if not config.data_path:
             raise UserError("--data_path: missing; give the folder that holds train/ and val/")
-        _program(script).check(arguments, config.devices * config.nnodes, config.nnodes)
+        if config.nnodes > 1:  # else torch warns at every connection of a machine whose address has no name
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        facts = _program(script).check(arguments, config.devices * config.nnodes, config.nnodes)
         if config.devices * config.nnodes == 1:
             sys.stdout.flush()
             os.execv(sys.executable, command)
-        return run_agent(config, command)
+        store = meet_machines(config, script, facts) if config.nnodes > 1 else None
+        return run_agent(config, command, facts["--rendezvous-timeout"], store)
+
+
+def meet_machines(config, script, facts):
+    """Hold the roll call of the machines.
+
+    Args:
+      facts: what the training program needs alike on all machines.
+    Returns:
+      the store of the roll call.
+    Raises:
+      UserError: a machine is missing, cannot be reached, or differs.
+    """
+    import torch
+
+    rollcall.choose_interface(config.local_addr, config.master_addr, config.master_port)
+    call = rollcall.RollCall(
+        config.nnodes, config.node_rank, config.master_addr, config.master_port, facts["--rendezvous-timeout"]
+    )
+    return call.meet({
+        "--nnodes": config.nnodes,
+        "--devices": config.devices,
+        "code": rollcall.code_version(script),
+        "torch": str(torch.__version__),
+        **facts,
+    })
 
 
 def _program(script):
@@ -145,9 +175,12 @@ def _program(script):
     return module.PROGRAM
 
 
-def run_agent(config, command):
+def run_agent(config, command, timeout_s, store=None):
     """Run the ranks of this machine under torchrun's agent until all have ended.
 
+    Args:
+      timeout_s: how long the agents of several machines wait for each other, in seconds.
+      store: that of the roll call, which must live as long as the ranks do.
     Returns:
       0, or the exit status of the first rank that failed; 128 + n for one that signal n ended.
     """
@@ -177,7 +210,7 @@ def run_agent(config, command):
         min_nodes=config.nnodes,
         max_nodes=config.nnodes,
         local_addr=config.local_addr or ("127.0.0.1" if single else None),
-        **({"is_host": True} if single else {"rank": config.node_rank}),
+        **({"is_host": True} if single else {"rank": config.node_rank, "timeout": timeout_s}),
     )
     spec = WorkerSpec(
         role="train",

@@ -8,6 +8,8 @@ import dataclasses
 import numpy as np
 
 TOP_K = 5
+# Losses are rounded to this many steps per unit: their float64 sum is then exact up to 2**23, in any order of images.
+_LOSS_STEPS = 2.0**30
 
 
 def label_ranks(logits_NK, labels_N):
@@ -62,7 +64,8 @@ class Counts:
         ranks_N = label_ranks(logits_NK, labels_N)
         self.add_ranks(ranks_N)
         if len(ranks_N):
-            self.loss_sum += float(smoothed_losses(logits_NK, labels_N, smoothing).sum())
+            losses_N = smoothed_losses(logits_NK, labels_N, smoothing)
+            self.loss_sum += float((np.rint(losses_N * _LOSS_STEPS) / _LOSS_STEPS).sum())
 
     def add_ranks(self, ranks_N):
         """Count one batch of label ranks, as from label_ranks, without a loss."""

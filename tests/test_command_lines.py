@@ -18,8 +18,8 @@ TRAIN_FLAGS = """
 accumulate amp amp-dtype arch auto-augment batch-size clip-grad color-jitter compile cutmix data decay-norm device
 device-id dropout ema epochs eval-batch-size evaluate exclude image-size label-smoothing loss-scale lr lr-schedule
 max-steps memory-format min-crop mixup momentum npu num-classes on-bad-image optimizer output-dir pretrained print-freq
-random-erasing reduce resume run-name save-every seed smoothing-off threads transform-input warm-up-epochs warm-up-steps
-weight-decay workers
+random-erasing reduce rendezvous-timeout resume run-name save-every seed smoothing-off threads transform-input
+warm-up-epochs warm-up-steps weight-decay workers
 """.split()
 
 

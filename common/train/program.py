@@ -75,6 +75,8 @@ class TrainProgram:
     def check(self, argv, world_size=1, machines=1):
         """Check everything that can be checked before a process starts, for `world_size` ranks on `machines`.
 
+        Returns:
+          {name: value} of everything that all machines of the run must have alike; a flag, or words for the rest.
         Raises:
           UserError: the first mistake.
         """
@@ -88,8 +90,8 @@ class TrainProgram:
             from common.distributed import World
 
             stream.prepare(self.spec, self.evaluation(config, explicit), device, World())
-        else:
-            self._prepare(config, explicit, world_size, machines)
+            return _options_of(config)
+        return _common_facts(self._prepare(config, explicit, world_size, machines))
 
     def prepare(self, argv=None):
         """The checked Job of a single-process run, without a run folder; for programs that drive the Trainer."""
@@ -108,7 +110,7 @@ class TrainProgram:
                 return
             device = devices.choose(config.device_kind, world.local_rank if world.size > 1 else config.device_index)
             device.activate()
-            group = distributed.Group(world, device)
+            group = distributed.Group(world, device, config.rendezvous_timeout)
             job = group.in_turn(lambda: self._prepare(config, explicit, world.size, world.machines))
             group.check_same(job.splits.summary, "--data")
             self._train(job, world, device, group)
@@ -224,6 +226,27 @@ class TrainProgram:
 
 def _load_splits(config):
     return index.load_splits(config.data, excluded=exclude.read(config.exclude))
+
+
+# Knobs that may differ from machine to machine: where things are, and how fast they are read.
+_OWN_TO_A_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretrained")
+
+
+def _options_of(config):
+    values = dataclasses.asdict(config)
+    return {cli.flag_of(f): values[f.name] for f in dataclasses.fields(config) if f.name not in _OWN_TO_A_MACHINE}
+
+
+def _common_facts(job):
+    """What all machines of a run must have alike: images, place to continue at, options."""
+    at = "the beginning" if job.state is None else f"epoch {job.state['epoch'] + 1} step {job.state['step']}"
+    val = job.splits.val and f"{len(job.splits.val)} images, fingerprint {job.splits.val.fingerprint}"
+    return {
+        "--data, train/": f"{len(job.splits.train)} images, fingerprint {job.splits.train.fingerprint}",
+        "--data, val/": val,
+        "--resume": at,
+        **_options_of(job.config),
+    }
 
 
 def _resumed_state(config, run_name):

@@ -333,14 +333,27 @@ class Trainer:
         if self.val_loader is not None:
             self.val_loader.close()
 
+    def _images_per_s_of_machines(self):
+        """Images per second of each machine, by the clocks of its own ranks; every machine prints its own."""
+        world, speeds = self.world, [0.0] * self.world.machines
+        share = len(self.my_micro_batches) / self.plan.num_micro_batches
+        speeds[world.machine] = self.throughput.images_per_s * share
+        speeds = self.group.sum(speeds)
+        if world.machines > 1 and world.local_rank == 0:
+            text = f"machine {world.machine} of {world.machines}: {speeds[world.machine]:.3f} images/sec"
+            self.say.line(text) if world.is_main else print(text, flush=True)
+        return speeds
+
     def _finish(self, counts):
         duration_s = time.perf_counter() - self.started
-        fps = self.throughput.images_per_s
+        fps_of_machines = self._images_per_s_of_machines()
+        fps = sum(fps_of_machines)
         summary = dict(
             arch=self.spec.name,
             best_acc1=self.best_acc1,
             best_epoch=self.best_epoch,
             images_per_s=fps,
+            images_per_s_of_machines=fps_of_machines,
             warm_up_steps_left_out=self.throughput.left_out,
             duration_s=duration_s,
             val_images=counts and counts.seen,

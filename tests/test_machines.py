@@ -1,0 +1,198 @@
+"""Two machines in two network namespaces, joined by a cable: what is right trains, what is wrong is said in a line."""
+import concurrent.futures
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+from support import ROOT, user_error
+from test_training import TINY, same_training
+from torch import distributed as dist
+
+from common import rollcall
+from common.errors import UserError
+
+PORT = 29400
+OPTIONS = ["--print-freq=1", "--epochs=2", "--warm-up-steps=2", "--reduce=exact"]
+
+
+def ip(*words):
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+
+
+class Machines:
+    """Two namespaces with one address each; `start` runs a launcher in one of them."""
+
+    def __init__(self, names, images):
+        self.names, self.images, self.addresses = names, images, ("10.77.0.1", "10.77.0.2")
+
+    def start(self, rank, *keys, root=ROOT, options=OPTIONS, data=None, cwd, **given):
+        """Start the launcher on machine `rank`; `given` overrides its address keys, None leaves one out."""
+        keys_of_machine = dict(nnodes=2, node_rank=rank, local_addr=self.addresses[rank], device="cpu",
+                               master_addr=self.addresses[0], master_port=PORT, batch_size=6, rendezvous_timeout=60)
+        words = [f"--{key}={value}" for key, value in (keys_of_machine | given).items() if value is not None]
+        command = ["ip", "netns", "exec", self.names[rank], sys.executable, root / "common" / "launch.py", "tiny",
+                   root / "tests" / "tiny.py", "--", "--", f"--data_path={data or self.images}", *words, *keys, "--",
+                   *options]
+        return subprocess.Popen([str(word) for word in command], cwd=cwd, text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def finished(process, seconds=100):
+    """(exit status, stdout, stderr) of a launcher."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"a launcher hangs: {process.communicate()}") from None
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def machines(images):
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    assert shutil.which("ip"), "the program ip is missing: apt-get install iproute2"
+    names = [f"zoo{os.getpid()}{side}" for side in "ab"]
+    ends = [f"z{os.getpid()}{side}" for side in "ab"]
+    steps = [["netns", "add", name] for name in names]
+    steps += [["link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1]]]
+    for name, end, address in zip(names, ends, ("10.77.0.1", "10.77.0.2"), strict=True):
+        steps += [["-n", name, "addr", "add", f"{address}/24", "dev", end], ["-n", name, "link", "set", end, "up"],
+                  ["-n", name, "link", "set", "lo", "up"]]
+    try:
+        for step in steps:
+            done = ip(*step)
+            assert done.returncode == 0, (step, done.stderr)
+        yield Machines(names, images)
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def losses(folder):
+    """Losses and accuracies of a run at full precision, in order."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in ("time", "fps")} for record in records]
+
+
+def test_two_machines_train_to_the_bits_of_one_process(machines, images, run, tmp_path):
+    """Equal micro-batches: one process accumulates what the ranks of both machines share."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(TINY, "--data", images, "--output-dir", one, "--batch-size=12", "--accumulate=4", *OPTIONS)
+    ranks = [machines.start(r, "--devices=2", f"--output_dir={two}", cwd=tmp_path) for r in (0, 1)]
+    (status0, out0, err0), (status1, out1, err1) = (finished(rank) for rank in ranks)
+    assert (status0, status1, err0, err1) == (0, 0, "", "")
+    assert losses(one) == losses(two) and len(losses(two)) == 2 * (5 + 1)
+    assert same_training(one, two) == []
+    summary = json.loads((two / "summary.json").read_text())
+    speeds = summary["images_per_s_of_machines"]
+    assert len(speeds) == 2 and min(speeds) > 0 and summary["images_per_s"] == sum(speeds)
+    # Each machine prints its own speed once, machine 0 the sum once.
+    assert out0.count(f"machine 0 of 2: {speeds[0]:.3f} images/sec") == 1 and "machine 1 of 2" not in out0
+    assert out1.strip() == f"machine 1 of 2: {speeds[1]:.3f} images/sec"
+    assert out0.count(f"Final Performance images/sec : {sum(speeds):.3f}") == 1
+
+
+def mistake(process):
+    """The one line that a launcher ended with; no rank was started."""
+    status, out, err = finished(process)
+    assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1, (status, out, err)
+    return err.removeprefix("error: ").strip()
+
+
+def test_a_wrong_address_and_a_machine_that_never_comes(machines, tmp_path):
+    alone = machines.start(0, rendezvous_timeout=3, cwd=tmp_path)
+    lost = machines.start(1, rendezvous_timeout=3, master_addr="10.77.0.9", cwd=tmp_path)
+    assert mistake(alone).startswith(
+        "--rendezvous-timeout: machine 1 of 2 did not come to 10.77.0.1:29400 within 3 s; "
+    )
+    assert mistake(lost).startswith("--master_addr: machine 0 does not answer at 10.77.0.9:29400 within 3 s (")
+
+
+def test_addresses_that_are_not_this_machines(machines, tmp_path):
+    elsewhere = machines.start(0, master_addr="10.77.0.2", cwd=tmp_path)
+    foreign = machines.start(1, local_addr="10.77.0.3", cwd=tmp_path)
+    assert mistake(elsewhere).startswith(
+        "--master_addr: 10.77.0.2 does not lead to this machine, which is machine 0 (Connection refused); it "
+        "has 10.77.0.1"
+    )
+    assert mistake(foreign).startswith("--local_addr: 10.77.0.3 is no address of this machine; it has 10.77.0.2 (z")
+
+
+def test_an_occupied_port(machines, tmp_path):
+    """Machine 0 says it at once; machine 1 finds that whoever answers there is somebody else."""
+    words = ["ip", "netns", "exec", machines.names[0], sys.executable, "-m", "http.server", str(PORT)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        zero = machines.start(0, cwd=tmp_path)
+        one = machines.start(1, rendezvous_timeout=3, cwd=tmp_path)
+        assert mistake(zero).startswith("--master_port: 29400 cannot be opened on this machine (Address already in us")
+        assert mistake(one).startswith("--master_port: what answers at 10.77.0.1:29400 is not machine 0 of this run")
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_machines_with_other_data_or_other_code_are_told_so(machines, images, tmp_path):
+    fewer = tmp_path / "fewer"
+    shutil.copytree(images, fewer)
+    next((fewer / "train" / "bee").iterdir()).unlink()
+    zero, one = machines.start(0, cwd=tmp_path), machines.start(1, data=fewer, cwd=tmp_path)
+    sentence = mistake(zero)
+    assert sentence == mistake(one) and sentence.startswith("--data, train/: machine 1 has 59 images, fingerprint ")
+    assert "machine 0 has 60 images, fingerprint " in sentence
+
+    roots = [tmp_path / "old", tmp_path / "new"]
+    for root in roots:
+        shutil.copytree(ROOT / "common", root / "common", ignore=shutil.ignore_patterns("__pycache__"))
+        (root / "tests").mkdir()
+        shutil.copy(TINY, root / "tests")
+    with open(roots[1] / "common" / "train" / "losses.py", "a") as file:
+        file.write("# changed\n")
+    zero, one = (machines.start(r, root=roots[r], cwd=tmp_path) for r in (0, 1))
+    sentence = mistake(zero)
+    assert sentence == mistake(one) and sentence.startswith("code: machine 1 has ") and "machine 0 has " in sentence
+
+
+def meet(*facts, nnodes=None, seats=None):
+    """The ends of a meeting of as many machines as there are `facts`, in threads: None, or the message of each."""
+    with socket.create_server(("", 0)) as probe:
+        port = probe.getsockname()[1]
+
+    calls = [rollcall.RollCall(nnodes or len(facts), seat, "127.0.0.1", port, 3) for seat in seats or range(len(facts))]
+
+    def one(call, its_facts):
+        try:
+            call.meet(its_facts)
+        except UserError as error:
+            return str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(len(facts)) as pool:
+        return list(pool.map(one, calls, facts))
+
+
+def test_the_roll_call_compares_everything_with_machine_0():
+    alike = {"--nnodes": 3, "--lr": 0.1}
+    assert meet(alike, alike, alike) == [None] * 3
+    told = meet(alike, alike, {"--nnodes": 3, "--lr": 0.2})
+    assert told == ["--lr: machine 2 has 0.2, machine 0 has 0.1; all machines must have the same"] * 3
+
+
+def test_a_number_that_is_taken_and_a_machine_too_many():
+    told = meet({}, {}, {}, nnodes=2, seats=[0, 1, 1])
+    assert told[0] is None and sorted(map(bool, told[1:])) == [False, True]
+    assert "--node_rank: 1 is taken by another machine; each needs its own number" in told
+    told = meet({"--nnodes": 2}, {"--nnodes": 2}, {"--nnodes": 3}, nnodes=2)
+    assert told[:2] == [None, None] and told[2].startswith("--nnodes: machine 2 has 3, machine 0 has 2; ")
+
+
+def test_a_rank_that_never_comes_is_named(images, run, tmp_path):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the agent holds it
+    place = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                 MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True")
+    done = run(TINY, "--data", images, "--output-dir", tmp_path / "run", "--rendezvous-timeout=2", check=2, env=place)
+    assert user_error(done) == "--rendezvous-timeout: rank 1 of 2 did not come within 2 s; see what its machine says"
