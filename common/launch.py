@@ -126,8 +126,8 @@ def main(argv):
             return 0
         if not config.data_path:
             raise UserError("--data_path: missing; give the folder that holds train/ and val/")
-        if config.nnodes > 1:  # else torch warns at every connection of a machine whose address has no name
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # torch otherwise warns at every connection of a machine whose address has no name, beside our own messages.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         facts = _program(script).check(arguments, config.devices * config.nnodes, config.nnodes)
         if config.devices * config.nnodes == 1:
             sys.stdout.flush()

@@ -38,9 +38,11 @@ run() {
   for word in "${@:2}"; do
     [[ $word == -- ]] || options+=("$word")
   done
+  source "$zoo_root/common/env_npu.sh"
   exec "${PYTHON:-python3}" "$zoo_root/$1" "${options[@]}"
 }
 
 launch() {
+  source "$zoo_root/common/env_npu.sh" "$@"
   exec "${PYTHON:-python3}" "$zoo_root/common/launch.py" "$(basename "$0" .sh)" "$zoo_root/$1" "${@:2}"
 }

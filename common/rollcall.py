@@ -51,6 +51,12 @@ def addresses():
     return found
 
 
+def _listed(found):
+    """Addresses that other machines can use, in words."""
+    useful = {each: name for each, name in found.items() if not each.startswith(("127.", "::1", "fe80:"))}
+    return ", ".join(f"{each} ({name})" for each, name in useful.items()) or "none"
+
+
 def choose_interface(local_addr, master_addr, master_port):
     """Bind the ranks' connections to the network interface of this machine's address.
 
@@ -65,8 +71,7 @@ def choose_interface(local_addr, master_addr, master_port):
     own = addresses()
     address = _resolved(local_addr, "--local_addr") if local_addr else _address_towards(master_addr, master_port)
     if local_addr and address not in own:
-        listed = ", ".join(f"{each} ({name})" for each, name in own.items()) or "none"
-        raise UserError(f"--local_addr: {local_addr} is no address of this machine; it has {listed}")
+        raise UserError(f"--local_addr: {local_addr} is no address of this machine; it has {_listed(own)}")
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if address in own:
             os.environ.setdefault(variable, own[address])
@@ -151,7 +156,7 @@ class RollCall:
         if reason:
             raise UserError(
                 f"--master_addr: {self.host} does not lead to this machine, which is machine 0 ({reason}); it has "
-                f"{', '.join(addresses())}"
+                f"{_listed(addresses())}"
             )
         return store
 
