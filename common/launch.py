@@ -49,6 +49,7 @@ class LaunchConfig:
     master_addr: str = cli.knob("127.0.0.1", "address of machine 0")
     master_port: int = cli.knob(29500, "free TCP port on machine 0", low=1, high=65535)
     rendezvous_timeout: int | None = cli.knob(None, "seconds to wait for all machines and ranks to come", low=1)
+    preflight: str = cli.knob("false", "true: check the machine first, stop where it fails", choices=("true", "false"))
     dry_run: str = cli.knob("false", "true: print the command and stop", choices=("true", "false"))
 
     def __post_init__(self):
@@ -128,12 +129,35 @@ def main(argv):
             raise UserError("--data_path: missing; give the folder that holds train/ and val/")
         # torch otherwise warns at every connection of a machine whose address has no name, beside our own messages.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        facts = _program(script).check(arguments, config.devices * config.nnodes, config.nnodes)
+        program = _program(script)
+        if config.preflight == "true" and _preflight(config, program, arguments):
+            return 1
+        facts = program.check(arguments, config.devices * config.nnodes, config.nnodes)
         if config.devices * config.nnodes == 1:
             sys.stdout.flush()
             os.execv(sys.executable, command)
         store = meet_machines(config, script, facts) if config.nnodes > 1 else None
         return run_agent(config, command, facts["--rendezvous-timeout"], store)
+
+
+def _preflight(config, program, arguments):
+    """Check this machine for the training; returns 0, or 1 after a table that shows what is amiss."""
+    from common import preflight
+    from common.train import runs
+
+    train, _ = program.parse(arguments)
+    several = config.nnodes > 1 and config.node_rank == 0
+    checked = preflight.PreflightConfig(
+        device=train.device_kind,
+        devices=config.devices,
+        device_id=train.device_index,
+        output_dir=train.output_dir or str(runs.OUTPUT),
+        batch_size=train.batch_size,
+        image_size=train.image_size,
+        workers=train.workers,
+        master_port=config.master_port if several else None,
+    )
+    return preflight.show(preflight.findings(checked, lambda: program.load_data(train)))
 
 
 def meet_machines(config, script, facts):

@@ -119,7 +119,7 @@ class _Loader:
             pin_memory=pin_memory,
             worker_init_fn=_quiet_worker,
             persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=order.PREFETCH if workers else None,
         )
 
     def close(self):

@@ -10,6 +10,8 @@ import numpy as np
 
 from common.errors import UserError
 
+# Batches that each loader process prepares ahead.
+PREFETCH = 4
 # First words of the random streams, so that streams of different use never coincide.
 _EPOCH, _IMAGE, _STEP = 1, 2, 3
 

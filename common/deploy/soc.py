@@ -26,6 +26,21 @@ def checked(name):
     return full
 
 
+class NoAnswer(Exception):
+    """npu-smi is missing or failed; the text says which."""
+
+
+def cards():
+    """The rows of npu-smi's table: [(number, name, health)], one for each chip of a dual-chip card.
+
+    Raises:
+      NoAnswer: there is no npu-smi, or it does not work.
+    """
+    if shutil.which("npu-smi") is None:
+        raise NoAnswer("there is no npu-smi (it comes with the NPU driver)")
+    return [match.groups() for line in _npu_smi("info") if (match := CARD.match(line))]
+
+
 def find():
     """Ask npu-smi.
 
@@ -34,12 +49,13 @@ def find():
     Raises:
       UserError: no npu-smi, no card, or cards of several kinds; asks for --soc-version.
     """
-    if shutil.which("npu-smi") is None:
-        raise UserError(f"--soc-version: missing, and there is no npu-smi (it comes with the NPU driver); {BY_HAND}")
-    cards = [match.groups()[:2] for line in _npu_smi("info") if (match := CARD.match(line))]
-    if not cards:
+    try:
+        found = [(number, name) for number, name, _ in cards()]
+        names = {_soc_version(number, name) for number, name in dict(reversed(found)).items()}
+    except NoAnswer as error:
+        raise UserError(f"--soc-version: missing, and {error}; {BY_HAND}") from error
+    if not names:
         raise UserError(f"--soc-version: missing, and npu-smi info shows no card; {BY_HAND}")
-    names = {_soc_version(number, name) for number, name in dict(reversed(cards)).items()}
     if len(names) > 1:
         raise UserError(f"--soc-version: this machine has {', '.join(sorted(names))}; choose one")
     return names.pop()
@@ -68,9 +84,8 @@ def _npu_smi(*arguments):
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"--soc-version: missing, {' '.join(command)} does not answer ({error}); {BY_HAND}") from error
+        raise NoAnswer(f"{' '.join(command)} does not answer ({error})") from error
     if done.returncode != 0:
         said = (done.stdout + done.stderr).strip().splitlines() or ["nothing"]
-        raise UserError(f"--soc-version: missing, and {' '.join(command)} ended with {done.returncode}: {said[-1]}; "
-                        f"{BY_HAND}")
+        raise NoAnswer(f"{' '.join(command)} ended with {done.returncode}: {said[-1]}")
     return done.stdout.splitlines()

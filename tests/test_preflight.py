@@ -1,0 +1,169 @@
+"""tools/check_npu.py and --preflight=true: what is right, what is wrong, and what to do about it."""
+import io
+import os
+import socket
+import sys
+
+import pytest
+from support import ROOT
+from test_training import TINY
+
+from common import device_preflight, preflight
+
+CHECK = ROOT / "tools" / "check_npu.py"
+CARD = "| {number}     {name}               | {health:13} | 94.6        36                0    / 0             |\n"
+
+
+def table(done):
+    """{need: (ok or FAIL, found, remedy)} of the printed table."""
+    rows, last = {}, None
+    for line in done.splitlines()[:-1]:
+        if line.strip().startswith("-> "):
+            rows[last] = (*rows[last][:2], line.strip()[3:])
+        else:
+            last, _, rest = line.partition("  ")
+            word, _, found = rest.strip().partition(" ")
+            rows[last] = (word, found.strip(), "")
+    return rows
+
+
+def test_a_sound_cpu_passes(run, images):
+    done = run(CHECK, "--device=cpu", "--data", images)
+    rows = table(done.stdout)
+    assert [need for need, row in rows.items() if row[0] != "ok"] == [] and "all 8 checks passed" in done.stdout
+    assert rows["data"][1] == "60 images in 3 classes, 21 for validation"
+    assert "\033" not in done.stdout, "colours are for terminals"
+
+
+def test_what_is_wrong_comes_with_a_remedy_and_status_1(run, tmp_path):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = [CHECK, "--device=npu", "--devices=2", "--data", tmp_path / "data", f"--master-port={port}",
+                 "--batch-size=4000000", "--output-dir", tmp_path / "file" / "run"]
+        (tmp_path / "file").touch()
+        done = run("bash", "-c", 'ulimit -n 265; exec "$@"', "bash", sys.executable, *words, check=1, env={
+            "ASCEND_HOME_PATH": str(tmp_path), "ASCEND_INSTALL_PATH": str(tmp_path),
+            "ASCEND_RT_VISIBLE_DEVICES": "1, 0", "PATH": "/usr/bin:/bin"})
+    rows = table(done.stdout)
+    wrong = {need: row for need, row in rows.items() if row[0] == "FAIL"}
+    assert set(wrong) >= {"device", "CANN", "driver", "chips", "visible devices", "shared memory", "open files",
+                          "master port", "disk", "data"}
+    assert all(remedy for _, _, remedy in wrong.values())
+    assert rows["Python"][0] == rows["torch"][0] == rows["packages"][0] == rows["HCCL ports"][0] == "ok"
+    assert wrong["CANN"][1] == f"{tmp_path} (ASCEND_HOME_PATH) is no installation of CANN"
+    assert wrong["master port"][1] == f"not free: {port} (Address already in use)"
+    assert wrong["data"][1:] == (f"--data: {tmp_path}/data has no val/ folder", "expected train/ and val/")
+    assert wrong["disk"][1] == f"{tmp_path}/file cannot be written to"
+    assert f"{len(wrong)} of {len(rows)} checks failed" in done.stdout
+
+
+@pytest.fixture
+def ascend(tmp_path, monkeypatch):
+    """ascend(cards, cann file) makes a machine with CANN, driver and npu-smi; the device itself is not simulated."""
+
+    def make(cards, version_file="x86_64-linux/ascend_toolkit_install.info"):
+        (tmp_path / "info.txt").write_text("".join(CARD.format(number=n, name=name, health=health)
+                                                   for n, (name, health) in enumerate(cards)))
+        (tmp_path / "bin").mkdir()
+        script = tmp_path / "bin" / "npu-smi"
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/fake_bin/npu_smi.py" "$@"\n')
+        script.chmod(0o755)
+        info = tmp_path / "cann" / version_file
+        info.parent.mkdir(parents=True)
+        info.write_text("package_name=Ascend-cann-toolkit\nversion=9.1.0\ninnerversion=V100\n")
+        (tmp_path / "driver").mkdir()
+        (tmp_path / "driver" / "version.info").write_text("Version=25.2.0\nascendhal_version=7.35.23\n")
+        for name, value in (("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}"), ("FAKE_NPU_SMI", tmp_path),
+                            ("ASCEND_HOME_PATH", tmp_path / "cann"), ("ASCEND_INSTALL_PATH", tmp_path)):
+            monkeypatch.setenv(name, str(value))
+
+    return make
+
+
+def rows(devices, several=False):
+    return {each.what: each for each in device_preflight.findings("npu", devices, several)}
+
+
+@pytest.mark.parametrize("version_file", ["x86_64-linux/ascend_toolkit_install.info", "ascend_nnae_install.info",
+                                          "version.cfg"])
+def test_versions_of_every_layout_are_read(ascend, tmp_path, version_file):
+    ascend([("910B3", "OK")] * 8, version_file)
+    found = rows(8)
+    assert found["CANN"].found == f"9.1.0 in {tmp_path}/cann" and found["driver"].found == "25.2.0"
+    assert found["chips"].found == "8 (910B3)" and not any(found[need].remedy for need in ("CANN", "driver", "chips"))
+
+
+@pytest.mark.parametrize(("cards", "devices", "text"), [
+    ([("910B3", "OK"), ("910B3", "Alarm")], 2, "2 (910B3), not well: 1 (Alarm)"),
+    ([("310P3", "OK")], 2, "1 (310P3), 2 wanted"),
+    ([], 1, "0 (none), 1 wanted"),
+])
+def test_cards_that_are_ill_or_missing(ascend, cards, devices, text):
+    ascend(cards)
+    found = rows(devices)["chips"]
+    assert found.found == text and found.remedy
+
+
+def test_a_card_with_a_warning_will_do(ascend):
+    ascend([("910B3", "Warning")])
+    assert not rows(1)["chips"].remedy
+
+
+@pytest.mark.parametrize(("text", "devices", "right"), [
+    ("0,1,5", 3, True), ("3", 1, True), ("0,1", 3, False), ("1,0", 2, False), ("0, 1", 2, False), ("", 1, False),
+])
+def test_the_list_of_visible_devices(monkeypatch, text, devices, right):
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", text)
+    assert bool(rows(devices)["visible devices"].remedy) != right
+
+
+def test_hccl_ports(monkeypatch):
+    assert "HCCL ports" not in rows(1)
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("HCCL_IF_BASE_PORT", str(port - 3))
+        assert f"{port} (Address already in use)" in rows(2, several=True)["HCCL ports"].found
+    monkeypatch.setenv("HCCL_IF_BASE_PORT", "70000")
+    assert rows(2, several=True)["HCCL ports"].remedy == "give 1024 to 65519"
+
+
+def test_green_and_red_on_a_terminal_only(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    found = [preflight.Finding("this", "here"), preflight.Finding("that", "gone", "bring it")]
+    for file, codes in ((Terminal(), 2), (io.StringIO(), 0)):
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        assert preflight.show(found, file) == 1
+        text = file.getvalue()
+        assert text.count(preflight.PLAIN) == codes and (preflight.RED in text) == bool(codes)
+        assert "-> bring it" in text and text.endswith("1 of 2 checks failed\n")
+    assert preflight.show(found[:1], io.StringIO()) == 0
+
+
+def test_packages_that_are_missing_or_too_old(monkeypatch):
+    versions = {"torch": "2.9.1", "numpy": "2.4.6", "pillow": "13.0.0", "torchvision": "0.28.0", "onnx": "1.23.2",
+                "onnxruntime": "1.31.1"}
+
+    def version(name):
+        if name not in versions:
+            raise preflight.importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(preflight.importlib.metadata, "version", version)
+    found = {each.what: each for each in preflight.findings(preflight.PreflightConfig())}
+    assert found["torch"].found.startswith("torch 2.9.1 (torch>=2.11") and "requirements.txt" in found["torch"].remedy
+    assert "tqdm not installed" in found["packages"].found and "torchvision 0.28.0" in found["packages"].found
+    assert found["device, memory, data"].remedy == "install the packages above first"
+
+
+def test_the_launcher_checks_first_and_starts_only_on_a_sound_machine(run, images, tmp_path):
+    words = [ROOT / "common" / "launch.py", "tiny", TINY, "--", "--", f"--data_path={images}", "--device=cpu",
+             "--preflight=true", "--output_dir=run"]
+    done = run(*words, "--batch_size=4000000", check=1)
+    assert "1 of 8 checks failed" in done.stdout and not (tmp_path / "run").exists() and done.stderr == ""
+    done = run(*words, "--", "--epochs=1", check=0)
+    assert done.stdout.index("all 8 checks passed") < done.stdout.index("tiny: 60 images")
+    assert (tmp_path / "run" / "summary.json").exists()
