@@ -7,10 +7,9 @@ import pathlib
 import re
 import resource
 import shutil
-import socket
 import sys
 
-from common import cli
+from common import cli, rollcall
 from common.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -142,13 +141,7 @@ def _device(config):
 
 def ports(what, numbers, remedy):
     """Whether TCP ports are free on this machine."""
-    taken = []
-    for number in numbers:
-        try:
-            with socket.create_server(("", number)):
-                pass
-        except OSError as error:
-            taken.append(f"{number} ({error.strerror})")
+    taken = [f"{number} ({reason})" for number in numbers if (reason := rollcall.why_taken(number))]
     listed = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return Finding(what, f"not free: {', '.join(taken)}", remedy) if taken else Finding(what, f"{listed} free")
 

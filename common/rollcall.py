@@ -8,7 +8,6 @@ same store.
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import hashlib
 import json
@@ -32,6 +31,15 @@ def code_version(script):
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def why_taken(port):
+    """Why a TCP port of this machine cannot be opened, or None where it can."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        return os.strerror(error.errno)
+    return None
 
 
 def addresses():
@@ -139,16 +147,12 @@ class RollCall:
 
     def _opened(self, dist):
         """The store that machine 0 serves on all its addresses."""
-        try:
-            with socket.create_server(("", self.port)):
-                pass
-        except OSError as error:
+        taken = why_taken(self.port)
+        if taken:
             raise UserError(
-                f"--master_port: {self.port} cannot be opened on this machine ({error.strerror}); end the program that "
-                "has it, or give another port on every machine"
-                if error.errno == errno.EADDRINUSE
-                else f"--master_port: {self.port} cannot be opened on this machine ({error.strerror})"
-            ) from error
+                f"--master_port: {self.port} cannot be opened on this machine ({taken}); end the program that has it, "
+                "or give another port on every machine"
+            )
         # multi_tenant: torchrun's agent, in this process, asks for the same port and gets this very server.
         store = dist.TCPStore("localhost", self.port, is_master=True, wait_for_workers=False, multi_tenant=True,
                               timeout=self._wait(self.timeout_s))

@@ -130,7 +130,8 @@ def test_an_occupied_port(machines, tmp_path):
     try:
         zero = machines.start(0, cwd=tmp_path)
         one = machines.start(1, rendezvous_timeout=3, cwd=tmp_path)
-        assert mistake(zero).startswith("--master_port: 29400 cannot be opened on this machine (Address already in us")
+        taken = "--master_port: 29400 cannot be opened on this machine (Address already in use); "
+        assert mistake(zero).startswith(taken)
         assert mistake(one).startswith("--master_port: what answers at 10.77.0.1:29400 is not machine 0 of this run")
     finally:
         server.kill()
