@@ -1,5 +1,6 @@
 """Two machines in two network namespaces, joined by a cable: what is right trains, what is wrong is said in a line."""
 import concurrent.futures
+import functools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from common import rollcall
 from common.errors import UserError
 
 PORT = 29400
+SIMULATED = ROOT / "tests" / "fake_npu" / "installation.py"
 OPTIONS = ["--print-freq=1", "--epochs=2", "--warm-up-steps=2", "--reduce=exact"]
 
 
@@ -29,16 +31,16 @@ class Machines:
     def __init__(self, names, images):
         self.names, self.images, self.addresses = names, images, ("10.77.0.1", "10.77.0.2")
 
-    def start(self, rank, *keys, root=ROOT, options=OPTIONS, data=None, cwd, **given):
-        """Start the launcher on machine `rank`; `given` overrides its address keys, None leaves one out."""
-        keys_of_machine = dict(nnodes=2, node_rank=rank, local_addr=self.addresses[rank], device="cpu",
+    def start(self, rank, *, root=ROOT, data=None, cwd, device="cpu", environment=(), **given):
+        """Start the launcher on machine `rank`; `given` overrides its keys."""
+        keys_of_machine = dict(nnodes=2, node_rank=rank, local_addr=self.addresses[rank], device=device,
                                master_addr=self.addresses[0], master_port=PORT, batch_size=6, rendezvous_timeout=60)
-        words = [f"--{key}={value}" for key, value in (keys_of_machine | given).items() if value is not None]
+        words = [f"--{key}={value}" for key, value in (keys_of_machine | given).items()]
         command = ["ip", "netns", "exec", self.names[rank], sys.executable, root / "common" / "launch.py", "tiny",
-                   root / "tests" / "tiny.py", "--", "--", f"--data_path={data or self.images}", *words, *keys, "--",
-                   *options]
+                   root / "tests" / "tiny.py", "--", "--", f"--data_path={data or self.images}", *words, "--",
+                   *OPTIONS]
         return subprocess.Popen([str(word) for word in command], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                                stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment))
 
 
 def finished(process, seconds=100):
@@ -79,11 +81,26 @@ def losses(folder):
     return [{key: value for key, value in record.items() if key not in ("time", "fps")} for record in records]
 
 
-def test_two_machines_train_to_the_bits_of_one_process(machines, images, run, tmp_path):
+@pytest.fixture
+def hardware(device, tmp_path):
+    """Environment of the programs: nothing for a CPU with gloo, the simulated torch_npu for an NPU with hccl."""
+    if device == "cpu":
+        return {}
+    sys.path.insert(0, str(SIMULATED.parent))
+    from installation import environment, site_folder
+
+    (tmp_path / "site").mkdir()
+    return environment(site_folder(tmp_path / "site"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "npu"] if SIMULATED.exists() else ["cpu"])
+def test_two_machines_train_to_the_bits_of_one_process(machines, images, run, tmp_path, device, hardware):
     """Equal micro-batches: one process accumulates what the ranks of both machines share."""
     one, two = tmp_path / "one", tmp_path / "two"
-    run(TINY, "--data", images, "--output-dir", one, "--batch-size=12", "--accumulate=4", *OPTIONS)
-    ranks = [machines.start(r, "--devices=2", f"--output_dir={two}", cwd=tmp_path) for r in (0, 1)]
+    keys = ("--output-dir", one, "--batch-size=12", "--accumulate=4", f"--device={device}", *OPTIONS)
+    run(TINY, "--data", images, *keys, env=hardware)
+    start = functools.partial(machines.start, device=device, environment=hardware, output_dir=two, cwd=tmp_path)
+    ranks = [start(r, devices=2) for r in (0, 1)]
     (status0, out0, err0), (status1, out1, err1) = (finished(rank) for rank in ranks)
     assert (status0, status1, err0, err1) == (0, 0, "", "")
     assert losses(one) == losses(two) and len(losses(two)) == 2 * (5 + 1)
