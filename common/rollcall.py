@@ -110,10 +110,12 @@ class RollCall:
       nnodes, node_rank: number of machines, and of this one among them.
       master_addr, master_port: where machine 0 listens.
       timeout_s: how long each machine waits, in seconds.
+      come_and_go: machines may join later, leave and come back: machine 0 waits for nobody, whoever comes compares
+        itself with it.
     """
 
-    def __init__(self, nnodes, node_rank, master_addr, master_port, timeout_s):
-        self.nnodes, self.node_rank, self.timeout_s = nnodes, node_rank, timeout_s
+    def __init__(self, nnodes, node_rank, master_addr, master_port, timeout_s, come_and_go=False):
+        self.nnodes, self.node_rank, self.timeout_s, self.come_and_go = nnodes, node_rank, timeout_s, come_and_go
         self.host, self.port, self.place = master_addr, master_port, f"{master_addr}:{master_port}"
         self._ends = time.monotonic() + timeout_s
 
@@ -205,7 +207,7 @@ class RollCall:
 
     def _judge(self, facts):
         """Machine 0: hear all, decide, and stay until they know; the mistake in one sentence, or nothing."""
-        others = range(1, self.nnodes)
+        others = () if self.come_and_go else range(1, self.nnodes)
         self.store.set("rollcall/facts/0", json.dumps(facts))
         missing = self._missing("facts", others, self._left_s())
         ours = json.loads(json.dumps(facts))
@@ -219,7 +221,7 @@ class RollCall:
 
     def _ask(self, facts):
         """Another machine: check in and hear what machine 0 decided."""
-        if self.store.add(f"rollcall/seat/{self.node_rank}", 1) > 1:
+        if self.store.add(f"rollcall/seat/{self.node_rank}", 1) > 1 and not self.come_and_go:
             raise UserError(f"--node_rank: {self.node_rank} is taken by another machine; each needs its own number")
         self.store.set(f"rollcall/facts/{self.node_rank}", json.dumps(facts))
         # Machine 0 listens already, so its own limit ends before this one.

@@ -176,12 +176,13 @@ def test_machines_with_other_data_or_other_code_are_told_so(machines, images, tm
     assert sentence == mistake(one) and sentence.startswith("code: machine 1 has ") and "machine 0 has " in sentence
 
 
-def meet(*facts, nnodes=None, seats=None):
+def meet(*facts, nnodes=None, seats=None, **more):
     """The ends of a meeting of as many machines as there are `facts`, in threads: None, or the message of each."""
     with socket.create_server(("", 0)) as probe:
         port = probe.getsockname()[1]
 
-    calls = [rollcall.RollCall(nnodes or len(facts), seat, "127.0.0.1", port, 3) for seat in seats or range(len(facts))]
+    calls = [rollcall.RollCall(nnodes or len(facts), seat, "127.0.0.1", port, 3, **more)
+             for seat in seats or range(len(facts))]
 
     def one(call, its_facts):
         try:
@@ -206,6 +207,12 @@ def test_a_number_that_is_taken_and_a_machine_too_many():
     assert "--node_rank: 1 is taken by another machine; each needs its own number" in told
     told = meet({"--nnodes": 2}, {"--nnodes": 2}, {"--nnodes": 3}, nnodes=2)
     assert told[:2] == [None, None] and told[2].startswith("--nnodes: machine 2 has 3, machine 0 has 2; ")
+
+
+def test_machines_that_come_and_go_are_compared_when_they_come():
+    facts = [{"--lr": lr} for lr in (0.1, 0.1, 0.1, 0.2)]
+    told = meet(*facts, nnodes=5, seats=[0, 1, 1, 2], come_and_go=True)
+    assert told[:3] == [None] * 3 and told[3].startswith("--lr: machine 2 has 0.2, machine 0 has 0.1; ")
 
 
 def test_a_rank_that_never_comes_is_named(images, run, tmp_path):
