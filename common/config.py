@@ -63,6 +63,10 @@ class TrainConfig:
     amp: bool = _device(False, "mixed precision (on cpu only together with --amp-dtype bf16)")
     amp_dtype: str = _device("auto", "its type; auto: fp16 on npu and cuda, off on cpu", choices=("auto", "fp16", "bf16"))
     loss_scale: str = _device("dynamic", "fp16 loss scale: a number or dynamic")
+    amp_backend: str = _device("native", "who does --amp: PyTorch's autocast, or apex where it is installed", choices=("native", "apex"))
+    opt_level: str | None = _device(None, "of apex: O1 casts in functions, O2 (its default here) keeps fp16 weights", choices=("O1", "O2"))
+    combine_grad: bool = _device(False, "of Ascend's apex: keep all gradients in one tensor")
+    full_fp32: bool = _device(False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; slower, for comparisons")
     memory_format: str = _device("auto", "layout; auto: nchw on npu, else channels_last", choices=("auto", "nchw", "channels_last"))
     compile: bool = _device(False, "torch.compile the network (minutes before the first step)")
     threads: int | None = _device(None, "CPU threads of each process; default: OMP_NUM_THREADS, else its share of the cores", low=1)
@@ -88,6 +92,7 @@ class TrainConfig:
             if not positive:
                 raise UserError(f"--loss-scale: {self.loss_scale}, must be a positive number or dynamic")
         self.check_warm_up()
+        self.check_apex()
         if self.npu is not None and self.device not in ("auto", "npu"):
             raise UserError(f"--npu: contradicts --device {self.device}; give one of them")
         if self.optimizer == "adamw" and self.momentum == 1:
@@ -99,6 +104,21 @@ class TrainConfig:
         """Raise UserError for a run that would only warm up."""
         if self.warm_up_epochs >= self.epochs and self.warm_up_epochs:
             raise UserError(f"--warm-up-epochs: {self.warm_up_epochs}, must be fewer than --epochs {self.epochs}")
+
+    def check_apex(self):
+        """Raise UserError for options of apex without it, and for what does not go with it."""
+        if self.amp_backend == "native":
+            if self.opt_level:
+                raise UserError(f"--opt-level: {self.opt_level} is of apex; add --amp-backend apex, or leave it out")
+            if self.combine_grad:
+                raise UserError("--combine-grad: is of apex; add --amp-backend apex, or leave it out")
+        elif not self.amp:
+            raise UserError("--amp-backend: apex, needs --amp")
+        elif self.amp_dtype == "bf16":
+            raise UserError("--amp-dtype: bf16, but apex knows fp16 alone; use --amp-backend native")
+        elif self.reduce == "exact" or self.ema:
+            flag = "--ema" if self.ema else "--reduce exact"
+            raise UserError(f"{flag}: works with float32 weights, apex may replace them; use --amp-backend native")
 
     @property
     def device_kind(self):

@@ -1,17 +1,16 @@
-"""Devices: the only file that knows npu, cuda and their packages.
+"""Devices: with its parts device_missing.py and device_amp.py the only file that knows npu, cuda and their packages.
 
 `auto` is npu, then cuda, then cpu. A device that was asked for and is missing is an error with its reason, never a
 silent fallback.
 """
 
-import contextlib
 import ctypes
 import dataclasses
-import importlib.util
 import os
 
 import torch
 
+from common import device_amp, device_missing
 from common.errors import UserError
 
 
@@ -38,13 +37,13 @@ class Device:
         return {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[self.kind]
 
     @property
-    def has_fused_sgd(self):
-        """Whether torch.optim.SGD(fused=True) works here."""
+    def has_fused_optimizers(self):
+        """Whether the optimisers of torch.optim take fused=True here."""
         return self.kind in ("cpu", "cuda")
 
     @property
     def pins_memory(self):
-        """Whether batches should be placed in page-locked memory first."""
+        """Whether batches should be placed in page-locked memory first; untried on npu, so not there."""
         return self.kind == "cuda"
 
     def describe(self):
@@ -65,6 +64,39 @@ class Device:
         if self.kind != "cpu":
             torch.get_device_module(self.kind).synchronize()
 
+    def check(self, config):
+        """Raise UserError for options of a training that this device does not take."""
+        self.memory_format(config.memory_format)
+        if config.compile and self.kind == "npu":
+            raise UserError("--compile: torch.compile is not supported on npu; leave it out")
+        if config.amp_backend == "apex":
+            device_amp.check_apex(self, config)
+        if self.kind == "cpu" or torch.get_device_module(self.kind).is_initialized():
+            self.amp_type(config.amp, config.amp_dtype)  # a launcher does not start the device to ask it
+
+    def compute_float32_exactly(self):
+        """Switch off the shortcuts of float32: HF32 on npu (its convolutions use it by default), TF32 on cuda."""
+        if self.kind == "npu":
+            torch.npu.conv.allow_hf32 = False
+            torch.npu.matmul.allow_hf32 = False
+        if self.kind == "cuda":
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    def make_sgd(self, groups, config):
+        """SGD over parameter groups, in one fused kernel where there is one for what the run does.
+
+        torch_npu's holds on to the gradient tensors of the first step; the exact reduction and apex replace them.
+        """
+        options = dict(lr=config.lr, momentum=config.momentum)
+        native = config.amp_backend == "native"
+        if self.kind == "npu" and native and config.reduce == "fast":
+            import torch_npu
+
+            if hasattr(torch_npu.optim, "NpuFusedSGD"):
+                return torch_npu.optim.NpuFusedSGD(groups, **options)
+        return torch.optim.SGD(groups, **options, fused=(native and self.has_fused_optimizers) or None)
+
     def memory_format(self, wanted):
         """Resolve --memory-format: channels_last is faster on cpu and cuda; npu keeps layouts of its own."""
         if wanted == "channels_last" and self.kind == "npu":
@@ -79,6 +111,8 @@ class Device:
             return None
         if amp_dtype == "fp16" and self.kind == "cpu":
             raise UserError("--amp-dtype: fp16 is for npu and cuda; use bf16 on cpu")
+        if amp_dtype == "bf16" and self.kind == "npu" and not torch.npu.is_bf16_supported():
+            raise UserError(f"--amp-dtype: bf16 is not in this chip ({self.describe()}); use fp16")
         if amp_dtype == "auto":
             return None if self.kind == "cpu" else "fp16"
         return amp_dtype
@@ -102,85 +136,31 @@ def torch_memory_format(name):
     return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
 
-def autocast(device, amp_type):
-    """Autocast context; does nothing where amp_type is None."""
-    if amp_type is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.kind, torch.float16 if amp_type == "fp16" else torch.bfloat16)
-
-
-class LossScaler:
-    """Scaling of fp16 losses, static or dynamic; every method does nothing special when fp16 is off.
-
-    A step whose gradients overflow is skipped in both modes; a static scale stays what it is.
-    """
-
-    def __init__(self, device, amp_type, loss_scale):
-        enabled = amp_type == "fp16"
-        self._static = None if loss_scale == "dynamic" or not enabled else float(loss_scale)
-        initial = 2.0**16 if loss_scale == "dynamic" else float(loss_scale)
-        if device.kind == "npu":
-            # torch_npu's own scaler: it also sees overflow on chips that saturate instead of producing infinities.
-            self._scaler = torch.npu.amp.GradScaler(
-                init_scale=initial, dynamic=loss_scale == "dynamic", enabled=enabled
-            )
-        else:
-            self._scaler = torch.amp.GradScaler(device.kind, init_scale=initial, enabled=enabled)
-
-    def scale(self, loss):
-        return self._scaler.scale(loss)
-
-    def unscale(self, optimizer):
-        """Bring the gradients to their true size before the step, for clipping."""
-        self._scaler.unscale_(optimizer)
-
-    def step(self, optimizer):
-        """Unscale, step unless the gradients overflowed, and adapt a dynamic scale."""
-        self._scaler.step(optimizer)
-        self._scaler.update(self._static)
-
-    def state_dict(self):
-        return self._scaler.state_dict()
-
-    def load_state_dict(self, state):
-        self._scaler.load_state_dict(state)
-
-
 def choose(kind, index=0):
     """The Device for a --device word.
 
     Args:
-      kind: "auto", "npu", "cuda" or "cpu".
+      kind: "auto", "npu", "cuda" or "cpu". "auto" does not pass over a device whose package is installed but broken:
+        hours on the CPU would be a bad surprise.
       index: number of the device on this machine; ignored on cpu.
     Raises:
       UserError: the device is missing (with the reason), or has fewer units than `index` needs.
     """
+    wanted = kind
     if kind == "auto":
-        kind = next((k for k in ("npu", "cuda") if _why_missing(k) is None), "cpu")
+        kind = next((k for k in ("npu", "cuda") if device_missing.why_missing(k) is None), "cpu")
+        if kind == "cpu" and device_missing.is_installed("npu"):
+            kind = "npu"
     if kind == "cpu":
         return Device("cpu")
-    reason = _why_missing(kind)
+    reason = device_missing.why_missing(kind)
     if reason:
-        raise UserError(f"--device: {kind} is not available: {reason}; --device cpu runs without it")
+        via = " (found by auto)" if wanted == "auto" else ""
+        raise UserError(f"--device: {kind}{via} is not available: {reason}; --device cpu runs without it")
     count = torch.get_device_module(kind).device_count()
     if index >= count:
         raise UserError(f"--device: {kind}:{index} does not exist, this machine has {count}")
     return Device(kind, index)
-
-
-def _why_missing(kind):
-    """Why a kind of device cannot be used, or None when it can."""
-    if kind == "cuda":
-        if torch.version.cuda is None:
-            return "this torch is a CPU build"
-        return None if torch.cuda.is_available() else "torch sees no NVIDIA GPU or driver"
-    if importlib.util.find_spec("torch_npu") is None:
-        return "torch_npu is not installed (requirements-npu.txt)"
-    try:
-        import torch_npu  # noqa: F401  registers the npu device
-    except (ImportError, OSError, RuntimeError) as error:
-        return f"torch_npu does not load ({str(error).splitlines()[0]}); source CANN's set_env.sh first"
-    return None if torch.npu.is_available() else "torch_npu sees no NPU"
 
 
 def set_threads(threads, processes):

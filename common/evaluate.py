@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from common import device as devices
+from common import device_amp
 from common.data.decode import BadImage
 from common.distributed import RUN, STOP
 from common.errors import RunError
@@ -35,7 +36,7 @@ class TorchEngine:
 
     def __call__(self, pixels_NHWC):
         self.model.eval()
-        with torch.inference_mode(), devices.autocast(self._device, self._amp_type):
+        with torch.inference_mode(), device_amp.autocast(self._device, self._amp_type):
             return self.model(self._normalise(pixels_NHWC)).float().cpu().numpy()
 
 

@@ -30,5 +30,18 @@ def make_optimizer(model, config, device):
         return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum, alpha=0.9, eps=1.0)
     if config.optimizer == "adamw":
         betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=device.has_fused_sgd or None)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=device.has_fused_sgd or None)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=device.has_fused_optimizers or None)
+    return device.make_sgd(groups, config)
+
+
+def keeps_gradients(optimizer):
+    """Whether an optimizer reads the gradient tensors that it saw first, so that nobody may replace them."""
+    return getattr(optimizer, "is_fused_optimizer", False)
+
+
+def load_state(optimizer, state):
+    """Load momentum and rates that were saved on any device; which kernel runs stays this device's choice."""
+    groups = [{k: v for k, v in g.items() if k not in ("fused", "foreach")} for g in state["param_groups"]]
+    for group, ours in zip(groups, optimizer.param_groups, strict=True):
+        group.update((key, ours[key]) for key in ("fused", "foreach") if key in ours)
+    optimizer.load_state_dict({**state, "param_groups": groups})

@@ -85,6 +85,7 @@ class TrainProgram:
         config, explicit = self.parse(argv)
         last = world_size // machines - 1
         device = devices.choose(config.device_kind, config.device_index if world_size == 1 else last)
+        device.check(config)
         if config.evaluate:
             from common.deploy import stream
             from common.distributed import World
@@ -110,6 +111,9 @@ class TrainProgram:
                 return
             device = devices.choose(config.device_kind, world.local_rank if world.size > 1 else config.device_index)
             device.activate()
+            device.check(config)
+            if config.full_fp32:
+                device.compute_float32_exactly()
             group = distributed.Group(world, device, config.rendezvous_timeout)
             job = group.in_turn(lambda: self._prepare(config, explicit, world.size, world.machines))
             group.check_same(job.splits.summary, "--data")

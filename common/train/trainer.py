@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from common import cli, distributed, evaluate
+from common import cli, device_amp, distributed, evaluate
 from common import device as devices
 from common.data import loader, order, transforms
 from common.data.decode import BadImage
@@ -51,8 +51,9 @@ class Trainer:
             self.model.load_state_dict(job.weights)
         self.model.to(device.torch, memory_format=devices.torch_memory_format(self.memory_format))
         self.ema = ema.make_ema(self.model, config.ema)
-        self.optimizer = optim.make_optimizer(self.model, config, device)
-        self.scaler = devices.LossScaler(device, self.amp_type, config.loss_scale)
+        self.model, self.optimizer, self.precision = device_amp.prepare(
+            self.model, optim.make_optimizer(self.model, config, device), device, self.amp_type, config
+        )
         self.lr_at = schedules.make(config, self.plan.steps_per_epoch, job.schedules)
         self.mix = losses.mixer(config, job.build_options["num_classes"])
         self.reduction = reduction.REDUCTIONS[config.reduce](self.model, group, self.plan.num_micro_batches)
@@ -94,7 +95,7 @@ class Trainer:
         )
         self.normalise = evaluate.Normaliser(self.spec, device, self.memory_format)
         self.engine = evaluate.TorchEngine(
-            self.ema.module if self.ema else self.model, self.normalise, device, self.amp_type
+            self.ema.module if self.ema else self.model, self.normalise, device, self.precision.evaluation_type
         )
         self.eval_smoothing = losses.effective_smoothing(config, job.build_options["num_classes"])
         self.throughput = meters.Throughput(device, config.warm_up_steps, self.plan.global_batch)
@@ -106,7 +107,10 @@ class Trainer:
             return network
         ids = None if self.device.kind == "cpu" else [self.device.index]
         return torch.nn.parallel.DistributedDataParallel(
-            network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            network,
+            device_ids=ids,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=not optim.keeps_gradients(self.optimizer),
         )
 
     # ---- the run -------------------------------------------------------------------------------------------------
@@ -177,22 +181,22 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(self.epoch, self.step)
         divisor = self.reduction.loss_divisor(len(self.my_micro_batches), self.plan.num_micro_batches)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()  # to None or to zero, as the optimizer has it
         self.reduction.begin_step()
         for m, batch in zip(self.my_micro_batches, batches, strict=True):
             # Dropout and mixing are functions of (seed, epoch, step, m): any rank, any restart draws the same.
             torch.manual_seed(order.step_seed(self.config.seed, self.epoch, self.step, m))
             is_last = m == self.my_micro_batches[-1]
             with self._gradients_travel(is_last):
-                with devices.autocast(self.device, self.amp_type):
+                with self.precision.forward():
                     loss = self._micro_batch_loss(batch)
-                self.scaler.scale(loss / divisor).backward()
+                self.precision.backward(loss / divisor, self.optimizer, is_last)
             self.reduction.micro_batch_done(is_last)
         self.reduction.end_step(len(self.my_micro_batches))
         if self.config.clip_grad:
-            self.scaler.unscale(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
-        self.scaler.step(self.optimizer)
+            parameters = self.precision.true_gradients(self.model, self.optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
+        self.precision.step(self.optimizer)
         if self.ema:
             self.ema.update_parameters(self.model)
 
@@ -297,15 +301,14 @@ class Trainer:
                 ema_state_dict=self.ema.module.state_dict() if self.ema else None,
                 ema_updates=int(self.ema.n_averaged) if self.ema else 0,
                 optimizer=self.optimizer.state_dict(),
-                scaler=self.scaler.state_dict(),
+                scaler=self.precision.state_dict(),
             )
         )
 
     def _load_state(self, state):
         self.model.load_state_dict(state["state_dict"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler.state_dict():
-            self.scaler.load_state_dict(state["scaler"])
+        optim.load_state(self.optimizer, state["optimizer"])
+        self.precision.load_state_dict(state["scaler"])
         if self.ema:
             averaged = state["ema_state_dict"]
             self.ema.module.load_state_dict(state["state_dict"] if averaged is None else averaged)
