@@ -83,7 +83,7 @@ class Window:
 
     def means(self, group):
         """(mean loss, top-1 in percent, mean loss of the last step alone) over all ranks; a collective call."""
-        losses = torch.stack(self._losses).double() if self._losses else torch.zeros(0)
+        losses = torch.stack(self._losses).cpu().double() if self._losses else torch.zeros(0)
         hits = int(torch.stack(self._hits).sum()) if self._hits else 0
         last = losses[len(losses) - self._in_last_step :]
         local = [float(losses.sum()), len(losses), hits, self._seen, float(last.sum()), len(last)]

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
+TORCH_RELEASE = torch.__version__.partition("+")[0]
 
 
-def site_folder(folder, version=torch.__version__.partition("+")[0], packages=("torch_npu",)):
+def site_folder(folder, version=TORCH_RELEASE, packages=("torch_npu",)):
     """Make `folder` an installation of the stand-ins: packages, metadata, the entry point that `import torch` calls."""
     for package in packages:
         (folder / package).symlink_to(HERE / "site" / package)

@@ -27,7 +27,8 @@ __version__ = torch.__version__.partition("+")[0]
 
 _aliasing.install(npu)
 
-from torch_npu import _hccl, optim
+from torch_npu import _hccl
+from torch_npu import optim as optim
 
 _hccl.install()
 

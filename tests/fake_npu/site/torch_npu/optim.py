@@ -33,10 +33,11 @@ class NpuFusedSGD(torch.optim.Optimizer):
         if self._flat is None:
             self._flat = [self._join(group) for group in self.param_groups if group["params"]]
         for group, flat in zip((g for g in self.param_groups if g["params"]), self._flat, strict=True):
-            for p, pointer in flat["pointers"]:
-                if p.grad is None or p.grad.data_ptr() != pointer:
+            for p, grad, momentum in flat["views"]:
+                if p.grad is None or p.grad.data_ptr() != grad.data_ptr():
                     raise RuntimeError("NpuFusedSGD: a gradient left the joined buffer; its update would be lost")
-            self._update(group, flat)
+                self._update(group, p, grad, momentum, flat["first"])
+            flat["first"] = False
 
     def _join(self, group):
         """Flat buffers of a group; its parameters, gradients and momenta become views of them."""
@@ -44,32 +45,41 @@ class NpuFusedSGD(torch.optim.Optimizer):
         if any(p.dtype not in (torch.float32, torch.float16) for p in parameters):
             raise TypeError("Fused optimizer's parameters must be either float32 or float16")
         loaded = all("momentum_buffer" in self.state[p] for p in parameters)
-        flat = dict(params=_flatten(parameters), grads=_flatten([p.grad for p in parameters]), first=not loaded)
+        flat = dict(params=_flatten(parameters), grads=_flatten([p.grad for p in parameters]), views=[])
         flat["momenta"] = (
             _flatten([self.state[p]["momentum_buffer"] for p in parameters])
-            if loaded else torch.zeros_like(flat["params"])
+            if loaded
+            else torch.zeros_like(flat["params"])
         )
-        sizes = [p.numel() for p in parameters]
-        views = [flat[name].split(sizes) for name in ("params", "grads", "momenta")]
-        for p, value, grad, momentum in zip(parameters, *views, strict=True):
-            p.data, p.grad = value.view_as(p), grad.view_as(p)
-            self.state[p]["momentum_buffer"] = momentum.view_as(p)
-        flat["pointers"] = [(p, p.grad.data_ptr()) for p in parameters]
+        flat["first"] = not loaded
+        sizes = [_padded(p) for p in parameters]
+        parts = [flat[name].split(sizes) for name in ("params", "grads", "momenta")]
+        for p, *buffers in zip(parameters, *parts, strict=True):
+            p.data, p.grad, momentum = (part[: p.numel()].view_as(p) for part in buffers)
+            self.state[p]["momentum_buffer"] = momentum
+            flat["views"].append((p, p.grad, momentum))
         return flat
 
-    def _update(self, group, flat):
-        grads = flat["grads"]
-        if group["weight_decay"]:
-            grads = grads.add(flat["params"], alpha=group["weight_decay"])
-        if group["momentum"]:
-            if flat["first"]:
-                flat["momenta"].copy_(grads)
-            else:
-                flat["momenta"].mul_(group["momentum"]).add_(grads, alpha=1 - group["dampening"])
-            flat["first"] = False
-            grads = grads.add(flat["momenta"], alpha=group["momentum"]) if group["nesterov"] else flat["momenta"]
-        flat["params"].add_(grads, alpha=-group["lr"])
+    def _update(self, group, p, grad, momentum, is_first):
+        # the kernel that SGD uses on the CPU, one parameter at a time: another order of operations rounds otherwise
+        names = ("weight_decay", "momentum", "lr", "dampening", "nesterov")
+        torch._fused_sgd_(
+            [p],
+            [grad],
+            [momentum] if group["momentum"] else [],
+            **{name: group[name] for name in names},
+            maximize=False,
+            is_first_step=is_first,
+        )
+
+
+def _padded(tensor):
+    """Elements of a tensor in a flat buffer: every one begins at 64 bytes, as tensors of their own do.
+
+    The CPU's matrix products depend on the alignment in their last bits.
+    """
+    return -(-tensor.numel() // 32) * 32
 
 
 def _flatten(tensors):
-    return torch.cat([t.detach().reshape(-1) for t in tensors])
+    return torch.cat([torch.nn.functional.pad(t.detach().reshape(-1), (0, _padded(t) - t.numel())) for t in tensors])
