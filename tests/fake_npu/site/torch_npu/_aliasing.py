@@ -20,6 +20,9 @@ _MAY_MIX = {"aten::_copy_from", "aten::_copy_from_and_resize", "aten::copy_", "a
 # Operators that PyTorch composes of others; ours would run them in one piece and lose the parts.
 _COMPOSED = {"_to_copy", "copy", "_pin_memory", "is_pinned", "to", "_copy_from", "empty", "new_empty", "convolution",
              "_convolution", "convolution_backward", "_batch_norm_impl_index"}
+# Products of fp16 whose sums are kept in float32, as a matrix unit does; the CPU's own fp16 loops take minutes.
+_WIDE_SUMS = {"aten::convolution_overrideable", "aten::convolution_backward_overrideable", "aten::mm", "aten::addmm",
+              "aten::bmm"}
 _LOW_PRECISION = ("conv2d", "linear", "addmm", "mm", "bmm", "matmul")
 
 
@@ -88,7 +91,11 @@ def _kernel(module, op, *args, **kwargs):
     if name in ("aten::_copy_from", "aten::_copy_from_and_resize"):
         args[1].copy_(args[0])
         return originals.get(id(args[1]), args[1])
-    result = _cpu_operator(op, name)(*args, **kwargs)
+    if name in _WIDE_SUMS and torch.float16 in {t.dtype for t in args if isinstance(t, torch.Tensor)}:
+        args = pytree.tree_map(lambda v: v.float() if isinstance(v, torch.Tensor) else v, args)
+        result = pytree.tree_map(_half, _cpu_operator(op, name)(*args, **kwargs))
+    else:
+        result = _cpu_operator(op, name)(*args, **kwargs)
 
     def wrap(value):
         if not isinstance(value, torch.Tensor):
@@ -96,6 +103,10 @@ def _kernel(module, op, *args, **kwargs):
         return originals[id(value)] if id(value) in originals else to_npu(value, index)
 
     return pytree.tree_map(wrap, result)
+
+
+def _half(value):
+    return value.half() if isinstance(value, torch.Tensor) else value
 
 
 def _cpu_operator(op, name):

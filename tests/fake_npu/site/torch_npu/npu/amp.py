@@ -1,6 +1,7 @@
 """torch.npu.amp: the loss scaler."""
 
 import torch
+from torch.amp.grad_scaler import OptState
 
 from torch_npu._calls import note
 
@@ -22,6 +23,18 @@ class GradScaler(torch.amp.GradScaler):
         if self._enabled and outputs.device.type != "npu":
             raise ValueError("Device type of outputs should be npu.")
         return super().scale(outputs)
+
+    def unscale_(self, optimizer):
+        """PyTorch's, without the float64 in which it computes the reciprocal."""
+        if not self._enabled:
+            return
+        self._check_scale_growth_tracker("unscale_")
+        state = self._per_optimizer_states[id(optimizer)]
+        if state["stage"] is not OptState.READY:
+            raise RuntimeError("unscale_() is called once, before step()")
+        found = torch.zeros((), device=self._scale.device)
+        state["found_inf_per_device"] = self._unscale_grads_(optimizer, self._scale.reciprocal(), found, False)
+        state["stage"] = OptState.UNSCALED
 
     def _maybe_opt_step(self, optimizer, optimizer_state, *args, **kwargs):
         overflow = any(value.item() for value in optimizer_state["found_inf_per_device"].values())
