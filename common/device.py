@@ -4,6 +4,7 @@
 silent fallback.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import os
