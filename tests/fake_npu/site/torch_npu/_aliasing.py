@@ -165,7 +165,16 @@ def _refuse_to_serialise(tensor, protocol):
     return _tensor_reduce(tensor, protocol)
 
 
-_tensor_reduce = torch.Tensor.__reduce_ex__
+_tensor_reduce, _tensor_deepcopy = torch.Tensor.__reduce_ex__, torch.Tensor.__deepcopy__
+
+
+def _deepcopy(tensor, memo):
+    """PyTorch's copies the storage, for which this device would need an allocator in C++."""
+    if tensor.device.type != "npu":
+        return _tensor_deepcopy(tensor, memo)
+    if id(tensor) not in memo:
+        memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return memo[id(tensor)]
 
 
 def install(module):
@@ -186,6 +195,6 @@ def install(module):
     aten.impl("cross_entropy_loss", _autocast_kernel(torch.ops.aten.cross_entropy_loss.default, low=False),
               "AutocastPrivateUse1")
     _keep.extend((everything, aten))
-    torch.Tensor.__reduce_ex__ = _refuse_to_serialise
+    torch.Tensor.__reduce_ex__, torch.Tensor.__deepcopy__ = _refuse_to_serialise, _deepcopy
     # PyTorch's guard for Python devices knows one index; backward in the calling thread needs no queue per index.
     torch.autograd.set_multithreading_enabled(False)

@@ -1,0 +1,99 @@
+"""The trainer with a tiny network on the simulated NPU: same bits as the CPU, loss scales, ranks, resume anywhere."""
+
+import pytest
+import torch
+from comparison import final, same_training
+from support import ROOT
+
+TINY = ROOT / "tests" / "tiny.py"
+LAUNCH = ROOT / "common" / "launch.py"
+
+
+@pytest.fixture
+def train(run_npu, images, tmp_path):
+    """train(name, *options) -> (run folder, finished process); --reduce etc. apply, nchw on every device."""
+
+    def start(name, *options, ranks=1, check=0, **environment):
+        folder = tmp_path / name
+        if ranks == 1:
+            words = [TINY, "--data", images, "--output-dir", folder]
+        else:
+            device = next(o for o in options if o.startswith("--device="))
+            words = [LAUNCH, "tiny", TINY, "--", "--", f"--data_path={images}", f"--output_dir={folder}", device,
+                     f"--devices={ranks}", "--"]
+        done = run_npu(*words, "--memory-format=nchw", *options, check=check, **environment)
+        return folder, done
+
+    return start
+
+
+def test_fake_npu_loader_processes_averages_and_clipping_equal_the_cpus_bits(train):
+    options = ["--epochs=1", "--workers=1", "--accumulate=2", "--ema=0.9", "--clip-grad=1", "--mixup=0.2"]
+    npu, done = train("npu", "--device=npu", "--npu=1", *options)
+    cpu, _ = train("cpu", "--device=cpu", *options)
+    assert same_training(npu, cpu) == []
+    assert "0 set_device 1" in done.calls and "0 synchronize" in done.calls
+
+
+def test_fake_npu_two_ranks_on_hccl_equal_two_on_gloo(train):
+    """Each rank drives the card of its local number; NpuFusedSGD and DistributedDataParallel share gradients."""
+    npu, done = train("npu", "--device=npu", "--epochs=1", ranks=2)
+    cpu, _ = train("cpu", "--device=cpu", "--epochs=1", ranks=2)
+    assert same_training(npu, cpu) == []
+    assert {"0 hccl rank=0 size=2 npu:0", "1 hccl rank=1 size=2 npu:1", "1 NpuFusedSGD"} <= set(done.calls)
+
+
+def test_fake_npu_exact_reduction_gives_the_same_bits_on_two_cards_as_on_one(train):
+    one, done = train("one", "--device=npu", "--epochs=1", "--reduce=exact", "--accumulate=2")
+    assert "0 NpuFusedSGD" not in done.calls, "it would lose the gradients that the exact sum puts in place"
+    two, _ = train("two", "--device=npu", "--epochs=1", "--reduce=exact", ranks=2)
+    assert same_training(one, two) == []
+
+
+@pytest.mark.parametrize(("first", "second"), [("npu", "cpu"), ("cpu", "npu")])
+def test_fake_npu_a_run_moves_between_devices_in_mid_epoch(train, first, second):
+    options = ["--epochs=1", "--ema=0.9"]
+    whole, _ = train("whole", "--device=cpu", *options)
+    train("moved", f"--device={first}", *options, "--max-steps=2")
+    moved, _ = train("moved", f"--device={second}", *options, "--resume=auto")
+    assert same_training(whole, moved) == []
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors(item)
+
+
+def test_fake_npu_a_dynamic_loss_scale_falls_with_each_overflow_and_is_resumed(train):
+    folder, done = train("run", "--device=npu", "--amp", "--loss-scale=dynamic", "--epochs=1", "--lr=0.01")
+    assert "0 GradScaler init_scale=65536 dynamic=True" in done.calls
+    state = final(folder)
+    skipped = done.calls.count("0 skipped step")
+    assert state["amp_type"] == "fp16" and state["scaler"]["scale"] == 2.0 ** (16 - skipped)
+    assert all(t.device.type == "cpu" for t in tensors(state))
+    folder, _ = train("run", "--device=npu", "--amp", "--loss-scale=dynamic", "--epochs=2", "--lr=0.01", "--resume=auto")
+    assert final(folder)["scaler"]["scale"] <= state["scaler"]["scale"]
+
+
+def test_fake_npu_a_static_loss_scale_stays_and_its_overflowing_steps_are_skipped(train):
+    options = ["--device=npu", "--amp", "--max-steps=2", "--epochs=1", "--dropout=0", "--no-decay-norm"]
+    good, done = train("good", *options, "--loss-scale=1024")
+    assert "0 skipped step" not in done.calls and final(good)["scaler"]["scale"] == 1024
+    bad, done = train("bad", *options, "--loss-scale=1e30")
+    assert done.calls.count("0 skipped step") == 2 and final(bad)["scaler"]["scale"] == pytest.approx(1e30)
+    assert final(bad)["optimizer"]["state"] == {} and final(good)["optimizer"]["state"] != {}
+
+
+def test_fake_npu_amp_and_a_small_scale_stay_close_to_full_precision(train):
+    """One step in fp16 with any scale is the float32 step up to fp16's rounding."""
+    options = ["--device=npu", "--max-steps=1", "--epochs=1", "--dropout=0"]
+    exact, done = train("exact", *options, "--full-fp32")
+    assert {"0 conv.allow_hf32 False", "0 matmul.allow_hf32 False"} <= set(done.calls)
+    weights = final(exact)["state_dict"]
+    for scale in ("8", "1024"):
+        half, _ = train(f"half{scale}", *options, "--amp", f"--loss-scale={scale}")
+        for name, value in final(half)["state_dict"].items():
+            assert torch.allclose(value.double(), weights[name].double(), atol=2e-3), name
