@@ -2,11 +2,12 @@
 # make test    everything that needs no accelerator
 # make check   style and shell syntax
 # make bench   the speed tables of the READMEs
+# make check-npu-api   the names used of torch_npu against its real wheel, which is downloaded (40 MB)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test check bench
+.PHONY: venv demo test check bench check-npu-api
 
 # Runs pip only when a requirement file changed since.
 venv: $(VENV)/.installed
@@ -28,3 +29,6 @@ check: venv
 
 bench: venv
 	$(BIN)/python tests/bench/bench_training.py
+
+check-npu-api: venv
+	$(BIN)/python tests/check_npu_api.py

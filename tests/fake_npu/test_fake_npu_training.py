@@ -68,13 +68,14 @@ def tensors(value):
 
 
 def test_fake_npu_a_dynamic_loss_scale_falls_with_each_overflow_and_is_resumed(train):
-    folder, done = train("run", "--device=npu", "--amp", "--loss-scale=dynamic", "--epochs=1", "--lr=0.01")
+    options = ["--device=npu", "--amp", "--loss-scale=dynamic", "--lr=0.01"]
+    folder, done = train("run", *options, "--epochs=1")
     assert "0 GradScaler init_scale=65536 dynamic=True" in done.calls
     state = final(folder)
     skipped = done.calls.count("0 skipped step")
     assert state["amp_type"] == "fp16" and state["scaler"]["scale"] == 2.0 ** (16 - skipped)
     assert all(t.device.type == "cpu" for t in tensors(state))
-    folder, _ = train("run", "--device=npu", "--amp", "--loss-scale=dynamic", "--epochs=2", "--lr=0.01", "--resume=auto")
+    folder, _ = train("run", *options, "--epochs=2", "--resume=auto")
     assert final(folder)["scaler"]["scale"] <= state["scaler"]["scale"]
 
 

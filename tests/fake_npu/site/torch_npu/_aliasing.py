@@ -78,7 +78,7 @@ def _kernel(module, op, *args, **kwargs):
             return torch.device("cpu")
         return value
 
-    module.lazy_init()
+    module._lazy_init()
     args, kwargs = pytree.tree_map(unwrap, (args, kwargs))
     if (originals and host and name not in _MAY_MIX) or len(used) > 1:
         places = sorted({f"npu:{index}" for index in used} | {str(tensor.device) for tensor in host})
@@ -87,7 +87,7 @@ def _kernel(module, op, *args, **kwargs):
             f"(when running {name})"
         )
     index = used.pop() if used else module.current_device()
-    module.check_index(index)
+    module._check_index(index)
     if name in ("aten::_copy_from", "aten::_copy_from_and_resize"):
         args[1].copy_(args[0])
         return originals.get(id(args[1]), args[1])

@@ -50,7 +50,7 @@ def _host(tensors):
 
 
 def _create(store, rank, size, timeout):
-    npu.lazy_init()
+    npu._lazy_init()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if npu.current_device() != local_rank:
         raise RuntimeError(f"HCCL: local rank {local_rank} drives npu:{npu.current_device()}; set_device comes first")

@@ -18,7 +18,7 @@ def _forked():
 os.register_at_fork(after_in_child=_forked)
 
 
-def lazy_init():
+def _lazy_init():
     """First use of the device in this process."""
     if _state["bad_fork"]:
         raise RuntimeError(
@@ -30,7 +30,7 @@ def lazy_init():
     _state["initialised"] = True
 
 
-def check_index(index):
+def _check_index(index):
     if not 0 <= index < device_count():
         raise RuntimeError(f"npu: invalid device ID {index}, this machine has {device_count()} (error code 107001)")
 
@@ -57,18 +57,18 @@ def current_device():
 
 def set_device(device):
     index = torch.device("npu", device).index if isinstance(device, int) else torch.device(device).index
-    lazy_init()
-    check_index(index)
+    _lazy_init()
+    _check_index(index)
     note("set_device", index)
     _state["current"] = index
 
 
 def synchronize(device=None):
-    lazy_init()
+    _lazy_init()
     note("synchronize")
 
 
-def get_device_name(device=None):
+def get_device_name(device_name=None):
     return os.environ.get("FAKE_NPU_CHIP", "Ascend910B3")
 
 
@@ -81,12 +81,12 @@ def get_amp_supported_dtype():
 
 
 def manual_seed(seed):
-    lazy_init()
+    _lazy_init()
 
 
 def manual_seed_all(seed):
     if is_initialized():
-        lazy_init()
+        _lazy_init()
 
 
 def get_rng_state(device="npu"):
