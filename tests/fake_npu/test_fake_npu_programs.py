@@ -94,8 +94,8 @@ def test_fake_npu_one_device_launcher_trains_in_fp16_and_resumes(run_npu, few, w
 
 def test_fake_npu_eight_device_launcher_on_two(run_npu, few, weights, tmp_path):
     done = run_npu(V3 / "test" / "train_full_8p.sh", f"--data_path={few}", "--device=npu", "--devices=2",
-                   "--batch_size=16", "--epochs=1", f"--output_dir={tmp_path / 'run'}", "--lr=0.001", "--", *SMALL,
-                   "-j", 0, "--loss-scale=8", f"--pretrained={weights}")
+                   "--batch_size=8", "--epochs=1", f"--output_dir={tmp_path / 'run'}", "--lr=0.001", "--", *SMALL,
+                   "-j", 0, "--max-steps=1", "--loss-scale=8", f"--pretrained={weights}")
     assert "2 rank(s) on npu:0" in done.stdout and "(3 images)" in done.stdout
     assert {"0 hccl rank=0 size=2 npu:0", "1 hccl rank=1 size=2 npu:1", "1 NpuFusedSGD"} <= set(done.calls)
     assert done.stdout.splitlines()[-4] == "------------------ Final result ------------------"
@@ -105,7 +105,7 @@ def test_fake_npu_xceptions_launcher_on_two(run, site, few, tmp_path):
     log = tmp_path / "calls"
     done = run("sh", XCEPTION / "scripts" / "run_distribute_train.sh", "no_table.json", few / "train", "--devices=2",
                "--", "--image-size=71", "--threads=1", "--workers=0", "--batch_size=6", "--epoch_size=1",
-               "--lr_max=0.01", "--max-steps=1", env=environment(site, FAKE_NPU_LOG=str(log)))
+               "--lr_max=0.01", "--max-steps=1", "--print-freq=1", env=environment(site, FAKE_NPU_LOG=str(log)))
     assert "2 rank(s) on npu:0 (Ascend910B3), nchw, amp fp16" in done.stdout
     assert "epoch: 1 step: 1, loss is " in done.stdout
     assert (tmp_path / "log.txt").exists()
