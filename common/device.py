@@ -112,11 +112,19 @@ class Device:
             return None
         if amp_dtype == "fp16" and self.kind == "cpu":
             raise UserError("--amp-dtype: fp16 is for npu and cuda; use bf16 on cpu")
-        if amp_dtype == "bf16" and self.kind == "npu" and not torch.npu.is_bf16_supported():
+        if amp_dtype == "bf16" and not self._has_bf16():
             raise UserError(f"--amp-dtype: bf16 is not in this chip ({self.describe()}); use fp16")
         if amp_dtype == "auto":
             return None if self.kind == "cpu" else "fp16"
         return amp_dtype
+
+    def stored_amp_type(self, stored):
+        """The precision that a checkpoint was trained with, where this device has it, else None (full precision)."""
+        lacks = self.kind == "cpu" if stored == "fp16" else stored == "bf16" and not self._has_bf16()
+        return None if lacks else stored
+
+    def _has_bf16(self):
+        return self.kind != "npu" or torch.npu.is_bf16_supported()
 
 
 def _keep_freed_memory():

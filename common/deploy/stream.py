@@ -111,7 +111,7 @@ def _engine(spec, config, device, world):
     spec.check_image_size(size)
     # Layout and precision of the training's own evaluation, where the device has them: the accuracy is then the same.
     layout = device.memory_format("auto" if device.kind == "npu" else meta.get("memory_format") or "auto")
-    amp_type = meta.get("amp_type") if device.kind != "cpu" or meta.get("amp_type") != "fp16" else None
+    amp_type = device.stored_amp_type(meta.get("amp_type"))
     model = model.to(device.torch, memory_format=devices.torch_memory_format(layout))
     engine = evaluate.TorchEngine(model, evaluate.Normaliser(spec, device, layout), device, amp_type)
     return engine, meta["num_classes"], size, meta["classes"]

@@ -98,3 +98,13 @@ def test_fake_npu_amp_and_a_small_scale_stay_close_to_full_precision(train):
         half, _ = train(f"half{scale}", *options, "--amp", f"--loss-scale={scale}")
         for name, value in final(half)["state_dict"].items():
             assert torch.allclose(value.double(), weights[name].double(), atol=2e-3), name
+
+
+def test_fake_npu_without_bf16_evaluates_what_bf16_trained_in_full_precision(train, run_npu, images):
+    folder, _ = train("run", "--device=cpu", "--amp", "--amp-dtype=bf16", "--max-steps=1")
+    words = [TINY, "--data", images, "--evaluate", "--resume", folder / "checkpoint.pth.tar", "--device"]
+    old, new, cpu = (run_npu(*words, kind, FAKE_NPU_CHIP=chip)
+                     for kind, chip in (("npu", "Ascend910A"), ("npu", "Ascend910B3"), ("cpu", "")))
+    lines = [done.stdout.splitlines()[-1] for done in (old, new, cpu)]
+    assert lines[1] == lines[2] != lines[0], "bf16 on the newer chip and on the CPU, float32 on the older one"
+    assert "autocast" not in old.stderr
