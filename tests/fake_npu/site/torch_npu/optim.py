@@ -82,4 +82,6 @@ def _padded(tensor):
 
 
 def _flatten(tensors):
+    if not all(t.is_contiguous() for t in tensors):
+        raise RuntimeError("Tensors to combine must be contiguous.")
     return torch.cat([torch.nn.functional.pad(t.detach().reshape(-1), (0, _padded(t) - t.numel())) for t in tensors])
