@@ -1,5 +1,6 @@
 """The simulated NPU refuses what a card refuses; a missing NPU is named with its reason and a way on."""
 
+import dataclasses
 import json
 import sys
 
@@ -8,6 +9,9 @@ from installation import environment, site_folder
 from support import ROOT, user_error
 
 from common import device_missing
+from common.config import TrainConfig
+from common.device import Device
+from common.errors import UserError
 
 HERE = ROOT / "tests" / "fake_npu"
 TINY = ROOT / "tests" / "tiny.py"
@@ -48,9 +52,8 @@ def test_fake_npu_without_cann_programs_say_so_and_go_on_with_the_cpu(run_npu, i
     plain = run_npu(sys.executable, "-c", "import torch", check=1, FAKE_NPU_FAULT="cann").stderr
     assert "Failed to load the backend extension: torch_npu" in plain, "what PyTorch itself does with it"
     words = [TINY, "--data", images, "--epochs=1", "--max-steps=1"]
-    for device in ("npu", "auto"):
-        error = user_error(run_npu(*words, f"--device={device}", check=2, FAKE_NPU_FAULT="cann"))
-        assert "CANN's libhccl.so is not found" in error and "--device cpu runs without it" in error
+    error = user_error(run_npu(*words, "--device=npu", check=2, FAKE_NPU_FAULT="cann"))
+    assert "CANN's libhccl.so is not found" in error and "--device cpu runs without it" in error
     assert "Final Train Accuracy" in run_npu(*words, "--device=cpu", FAKE_NPU_FAULT="cann").stdout
 
 
@@ -93,14 +96,19 @@ def test_fake_npu_without_a_card_is_an_error_and_not_the_cpu(run_npu, images):
 
 
 @pytest.mark.parametrize(
-    ("option", "message"),
+    ("options", "message"),
     [
-        ("--compile", "--compile: torch.compile is not supported on npu"),
-        ("--memory-format=channels_last", "--memory-format: channels_last is not supported on npu; use nchw"),
-        ("--amp-dtype=bf16", "--amp-dtype: bf16 is not in this chip (npu:0 (Ascend910A)); use fp16"),
+        ({"compile": True}, "--compile: torch.compile is not supported on npu"),
+        ({"memory_format": "channels_last"}, "--memory-format: channels_last is not supported on npu; use nchw"),
     ],
 )
-def test_fake_npu_options_that_it_lacks_are_refused_before_a_folder_exists(run_npu, images, tmp_path, option, message):
-    done = run_npu(TINY, "--data", images, "--device=npu", "--amp", option, check=2, FAKE_NPU_CHIP="Ascend910A")
-    assert message in user_error(done)
+def test_fake_npu_options_that_it_lacks_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Device("npu").check(dataclasses.replace(TrainConfig(), **options))
+
+
+def test_fake_npu_a_chip_without_bf16_says_so_before_a_folder_exists(run_npu, images, tmp_path):
+    words = [TINY, "--data", images, "--device=npu", "--amp", "--amp-dtype=bf16"]
+    error = user_error(run_npu(*words, check=2, FAKE_NPU_CHIP="Ascend910A"))
+    assert error == "--amp-dtype: bf16 is not in this chip (npu:0 (Ascend910A)); use fp16"
     assert not (tmp_path / "output").exists()
