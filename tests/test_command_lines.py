@@ -16,10 +16,10 @@ V3 = ROOT / "inception_v3"
 # Adding a flag is fine and belongs here; renaming or removing one breaks somebody's script.
 TRAIN_FLAGS = """
 accumulate amp amp-dtype arch auto-augment batch-size clip-grad color-jitter compile cutmix data decay-norm device
-device-id dropout ema epochs eval-batch-size evaluate exclude image-size label-smoothing loss-scale lr lr-schedule
-max-steps memory-format min-crop mixup momentum npu num-classes on-bad-image optimizer output-dir pretrained print-freq
-random-erasing reduce rendezvous-timeout resume run-name save-every seed smoothing-off threads transform-input
-warm-up-epochs warm-up-steps weight-decay workers
+device-id dropout ema epochs eval-batch-size evaluate exclude hang-timeout image-size keep-best keep-last
+label-smoothing loss-scale lr lr-schedule machines max-steps memory-format min-crop mixup momentum npu num-classes
+on-bad-image on-save-error optimizer output-dir pretrained print-freq random-erasing reduce rendezvous-timeout resume
+run-name save-every seed smoothing-off threads transform-input warm-up-epochs warm-up-steps weight-decay workers
 """.split()
 
 
