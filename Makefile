@@ -2,11 +2,12 @@
 # make test    everything that needs no accelerator
 # make check   style and shell syntax
 # make bench   the speed tables of the READMEs
+# make chaos   kills, torn files and full disks: 200 faults on a tiny network, 20 kills on each model (under an hour)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test check bench
+.PHONY: venv demo test check bench chaos
 
 # Runs pip only when a requirement file changed since.
 venv: $(VENV)/.installed
@@ -28,3 +29,7 @@ check: venv
 
 bench: venv
 	$(BIN)/python tests/bench/bench_training.py
+
+chaos: venv
+	$(BIN)/python tests/chaos/chaos.py --faults 200
+	for model in inception_v3 inception_v4 xception; do $(BIN)/python tests/chaos/chaos.py --model $$model --faults 20 || exit 1; done
