@@ -12,6 +12,7 @@ Ranks are forked from this process, which has torch loaded: that takes longer th
 import argparse
 import collections
 import contextlib
+import ctypes
 import json
 import os
 import pathlib
@@ -56,6 +57,7 @@ class Life:
             return pid
         status = 1
         try:
+            die_with_parent()
             os.setsid()
             output = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.dup2(output, 1), os.dup2(output, 2)
@@ -103,11 +105,18 @@ class Life:
         return late
 
 
+def die_with_parent():
+    """No process of a chaos that crashed or was killed stays behind."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def store_process():
     """(process id, port) of a store that outlives the ranks, as the one of torchrun's agent does."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
+        die_with_parent()
         from torch.distributed import TCPStore
 
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
