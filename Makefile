@@ -3,11 +3,12 @@
 # make check   style and shell syntax
 # make bench   the speed tables of the READMEs
 # make check-npu-api   the names used of torch_npu against its real wheel, which is downloaded (40 MB)
+# make chaos   kills, torn files and full disks: 200 faults on a tiny network, 20 kills on each model (under an hour)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test check bench check-npu-api
+.PHONY: venv demo test check bench chaos check-npu-api
 
 # Runs pip only when a requirement file changed since.
 venv: $(VENV)/.installed
@@ -32,3 +33,7 @@ bench: venv
 
 check-npu-api: venv
 	$(BIN)/python tests/check_npu_api.py
+
+chaos: venv
+	$(BIN)/python tests/chaos/chaos.py --faults 200
+	for model in inception_v3 inception_v4 xception; do $(BIN)/python tests/chaos/chaos.py --model $$model --faults 20 || exit 1; done

@@ -13,6 +13,7 @@ from common.errors import RunError, UserError
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was saved
+EXIT_RESTART = 75  # likewise, and whoever started the program means to start it again (sysexits' "try again")
 
 
 def knob(default, help, *flags, low=None, high=None, above=None, choices=None, group="options", name=None):

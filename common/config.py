@@ -1,6 +1,7 @@
 """TrainConfig: every knob of a training run, declared once; common/cli.py derives the command line from it."""
 import dataclasses
 import functools
+import re
 
 from common.cli import check_ranges, knob
 from common.errors import UserError
@@ -76,7 +77,12 @@ class TrainConfig:
     output_dir: str = _run("", "folder of this run; default: a new numbered folder under ./output")
     run_name: str = _run("", "folder below ./output; default: MODEL_train or the launcher's name")
     resume: str = _run("", "continue from this checkpoint; auto: from the newest one that verifies")
-    save_every: int = _run(0, "steps between checkpoints within an epoch; 0: only at its end", low=0)
+    save_every: str = _run("0", "steps between checkpoints within an epoch, or minutes as 10m; 0: only at its end")
+    keep_last: int = _run(0, "further checkpoints to keep, the latest ones, as checkpoint-STEP.pth.tar", low=0)
+    keep_best: int = _run(0, "further checkpoints to keep, those of the highest top-1, as model_best-EPOCH-TOP1.pth.tar", low=0)
+    on_save_error: str = _run("continue", "when a checkpoint cannot be written: say so and continue, or stop", choices=("continue", "stop"))
+    hang_timeout: float = _run(1800, "seconds without progress after which a hanging rank or loader ends the run; 0: never", low=0)
+    machines: int | None = _run(None, "machines that --batch-size and --accumulate count; default: those that take part", low=1)
     rendezvous_timeout: int = _run(600, "seconds to wait for all ranks of the run to come", low=1)
     print_freq: int = _run(100, "steps between progress lines", low=1)
     warm_up_steps: int = _run(10, "first steps that the throughput leaves out", low=0)
@@ -93,6 +99,7 @@ class TrainConfig:
                 raise UserError(f"--loss-scale: {self.loss_scale}, must be a positive number or dynamic")
         self.check_warm_up()
         self.check_apex()
+        self.save_interval  # noqa: B018  raises for a word that is none
         if self.npu is not None and self.device not in ("auto", "npu"):
             raise UserError(f"--npu: contradicts --device {self.device}; give one of them")
         if self.optimizer == "adamw" and self.momentum == 1:
@@ -119,6 +126,19 @@ class TrainConfig:
         elif self.reduce == "exact" or self.ema:
             flag = "--ema" if self.ema else "--reduce exact"
             raise UserError(f"{flag}: works with float32 weights, apex may replace them; use --amp-backend native")
+
+    @property
+    def save_interval(self):
+        """(steps, seconds) of --save-every; the one that was not given is 0.
+
+        Raises:
+          UserError: neither a number of steps nor of minutes.
+        """
+        if re.fullmatch(r"\d+", self.save_every):
+            return int(self.save_every), 0.0
+        if re.fullmatch(r"\d+(\.\d+)?m", self.save_every):
+            return 0, 60 * float(self.save_every[:-1])
+        raise UserError(f"--save-every: {self.save_every}, must be a number of steps (500) or of minutes (10m)")
 
     @property
     def device_kind(self):

@@ -1,5 +1,6 @@
 """Ranks: torchrun's environment, the process group, and the few things ranks tell each other on the host."""
 
+import contextlib
 import ctypes
 import dataclasses
 import datetime
@@ -11,10 +12,13 @@ import torch
 import torch.distributed as dist
 
 from common.cli import EXIT_USER_ERROR
-from common.errors import UserError
+from common.errors import RunError, UserError
 
-# What a rank says before each step; the largest value wins on all ranks. FAILED ends with status 1, WRONG with 2.
-RUN, STOP, FAILED, WRONG = 0, 1, 2, 3
+# What a rank says before each step; the largest value wins on all ranks. SAVE goes on afterwards, RESTART ends to be
+# started again, STOP ends, FAILED ends with status 1, WRONG with 2.
+RUN, SAVE, RESTART, STOP, FAILED, WRONG = range(6)
+# Sent to a rank that shall save and end with EXIT_RESTART; ends a program that does not listen.
+RESTART_SIGNAL = signal.SIGUSR2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +72,10 @@ class Group:
 
     def __init__(self, world, device, timeout_s=600):
         self.world, self._host = world, None
+        if "WORLD_SIZE" in os.environ:
+            _die_with_parent()
         if world.size == 1:
             return
-        _die_with_parent()
         try:
             store = _all_ranks_here(world, datetime.timedelta(seconds=timeout_s))
             dist.init_process_group(device.backend, store=store, rank=world.rank, world_size=world.size)
@@ -81,7 +86,7 @@ class Group:
             ) from error
 
     def agree(self, status):
-        """The largest of all ranks' statuses (RUN, STOP, FAIL)."""
+        """The largest of all ranks' statuses."""
         if self._host is None:
             return status
         flag = torch.tensor([status], dtype=torch.int32)
@@ -92,10 +97,10 @@ class Group:
         """Tell the other ranks how this one is, and hear how they are.
 
         Args:
-          status: RUN or STOP.
+          status: RUN, SAVE, RESTART or STOP.
           error: the exception this rank met, if any.
         Returns:
-          whether some rank wants to stop.
+          what all ranks do now: the largest of their statuses.
         Raises:
           the error itself on the rank that met it; SystemExit with the same status, in silence, on all others.
         """
@@ -106,7 +111,7 @@ class Group:
             raise error
         if agreed in (FAILED, WRONG):
             sys.exit(EXIT_USER_ERROR if agreed == WRONG else 1)
-        return agreed == STOP
+        return agreed
 
     def in_turn(self, function):
         """function() on one rank of every machine, then on the others, which find what it cached.
@@ -171,6 +176,25 @@ class Group:
             dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def losses_explained():
+    """Turn what torch raises when another rank or a loader process died into one line.
+
+    Raises:
+      RunError: in place of torch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo/transport" in str(error):
+            raise RunError("another rank ended in the middle of the run; its own message or the launcher says why; "
+                           "--resume auto continues from the last saved step") from error
+        if str(error).startswith("DataLoader worker"):
+            raise RunError(f"a loader process died ({str(error).splitlines()[0]}); where memory is short, take fewer "
+                           "--workers; --resume auto continues from the last saved step") from error
+        raise
+
+
 def _all_ranks_here(world, limit):
     """The store of the launch, once every rank has been seen in it: a process group would wait half an hour."""
     store, _, _ = next(dist.rendezvous("env://", timeout=limit))
@@ -189,9 +213,12 @@ def _all_ranks_here(world, limit):
 
 
 def _die_with_parent():
-    """Ask Linux to end this rank when its launcher dies, so that a killed launcher leaves no process behind."""
+    """Ask Linux to tell this rank when its launcher dies, so that a killed launcher leaves no process behind.
+
+    The ranks of other machines go on without it where the run may be restarted, so this is no SIGTERM, which ends all.
+    """
     pr_set_pdeathsig = 1
     try:
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, RESTART_SIGNAL)
     except (OSError, AttributeError):  # not Linux: the launcher's own shutdown has to do
         return

@@ -12,18 +12,36 @@ import logging
 import os
 import pathlib
 import shlex
-import signal
+import socket
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from common import cli, rollcall
 from common.errors import UserError
+from common.train import runs
 
-# A rank that ends with one of these has said all there is to say: its input is wrong, or it was told to stop.
-_FINAL_STATUSES = (cli.EXIT_USER_ERROR, 130, cli.EXIT_TERMINATED)
 # Long enough for a step and a checkpoint of several hundred megabytes on a slow disk.
 _SAVE_TIMEOUT_S = 600
+# How long machines that could take part are waited for when there are enough of them.
+_LAST_CALL_S = 10
+
+
+class Machines(int):
+    """A number of machines, or MIN:MAX; as an int it is the largest.
+
+    Attributes:
+      fewest: MIN.
+    """
+
+    def __new__(cls, text):
+        fewest, _, most = str(text).partition(":")
+        self = super().__new__(cls, most or fewest)
+        self.fewest = int(fewest)
+        return self
+
+    def __str__(self):
+        return f"{int(self)}" if self.fewest == self else f"{self.fewest}:{int(self)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +61,8 @@ class LaunchConfig:
     lr: float | None = cli.knob(None, "peak learning rate", above=0)
     output_dir: str = cli.knob("", "run folder; default: a new one under ./output/LAUNCHER")
     resume: str = cli.knob("", "checkpoint to continue from, or auto")
-    nnodes: int = cli.knob(1, "machines", low=1)
+    nnodes: Machines = cli.knob(Machines(1), "machines; MIN:MAX lets them come and go while the run goes on", low=1)
+    max_restarts: int = cli.knob(0, "how often ranks that died are started again from the last saved step", low=0)
     node_rank: int = cli.knob(0, "number of this machine, 0 to nnodes-1", low=0)
     local_addr: str = cli.knob("", "address of this machine, for nnodes > 1")
     master_addr: str = cli.knob("127.0.0.1", "address of machine 0")
@@ -54,8 +73,15 @@ class LaunchConfig:
 
     def __post_init__(self):
         cli.check_ranges(self)
+        if not 1 <= self.nnodes.fewest <= self.nnodes:
+            raise UserError(f"--nnodes: {self.nnodes}, MIN must be at least 1 and at most MAX")
         if self.node_rank >= self.nnodes:
             raise UserError(f"--node-rank: {self.node_rank}, must be 0 to {self.nnodes - 1} (--nnodes={self.nnodes})")
+
+    @property
+    def is_elastic(self):
+        """Whether ranks may be started more than once."""
+        return self.max_restarts > 0 or self.nnodes.fewest < self.nnodes
 
 
 # Key of the launcher -> flag of the training program.
@@ -112,7 +138,29 @@ def program_arguments(config, name, options, passthrough):
     given = [
         f"{flag}={getattr(config, key)}" for key, flag in _TRAIN_FLAGS.items() if getattr(config, key) not in (None, "")
     ]
+    if config.nnodes.fewest < config.nnodes:
+        given.append(f"--machines={int(config.nnodes)}")
     return [*options, f"--run-name={name}", *given, *passthrough]
+
+
+def restartable(config, program, arguments):
+    """The command line of ranks that may be started again: their folder is known beforehand, and they resume from it.
+
+    Raises:
+      UserError: options that do not go together with restarts.
+    """
+    train, _ = program.parse(arguments)
+    if train.evaluate:
+        return arguments
+    if train.resume not in ("", "auto"):
+        raise UserError(f"--resume: {train.resume}, with --max_restarts or --nnodes=MIN:MAX only auto is possible; "
+                        "--pretrained starts from the weights of a file")
+    if not train.output_dir and config.nnodes > 1:
+        raise UserError("--output_dir: missing; with restarts on several machines give a folder that all of them see")
+    parent = runs.OUTPUT / program.name_of_run(train)
+    folder = train.output_dir or (train.resume and runs.numbered_runs(parent)[-1:]) or runs.new_run(parent)
+    folder = folder[0] if isinstance(folder, list) else folder
+    return [*arguments, f"--output-dir={folder}", "--resume=auto"]
 
 
 def main(argv):
@@ -132,8 +180,13 @@ def main(argv):
         program = _program(script)
         if config.preflight == "true" and _preflight(config, program, arguments):
             return 1
-        facts = program.check(arguments, config.devices * config.nnodes, config.nnodes)
-        if config.devices * config.nnodes == 1:
+        # A machine that comes later finds the folder in use: by the run it is about to join.
+        joins = ["--resume=auto"] if config.is_elastic and config.node_rank > 0 else []
+        for machines in range(config.nnodes.fewest, config.nnodes + 1):
+            facts = program.check([*arguments, *joins], config.devices * machines, machines)
+        if config.is_elastic:
+            command = [sys.executable, script, *restartable(config, program, arguments)]
+        elif config.devices * config.nnodes == 1:
             sys.stdout.flush()
             os.execv(sys.executable, command)
         store = meet_machines(config, script, facts) if config.nnodes > 1 else None
@@ -166,13 +219,15 @@ def meet_machines(config, script, facts):
     Args:
       facts: what the training program needs alike on all machines.
     Returns:
-      the store of the roll call.
+      the store of the roll call; None where machines may come and go.
     Raises:
       UserError: a machine is missing, cannot be reached, or differs.
     """
     import torch
 
     rollcall.choose_interface(config.local_addr, config.master_addr, config.master_port)
+    if config.is_elastic:  # who takes part is not known beforehand
+        return None
     call = rollcall.RollCall(
         config.nnodes, config.node_rank, config.master_addr, config.master_port, facts["--rendezvous-timeout"]
     )
@@ -210,62 +265,74 @@ def run_agent(config, command, timeout_s, store=None):
     """
     # Its own log lines would stand beside the trainer's message; how ranks ended is said below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    from torch.distributed import DistError
     from torch.distributed.elastic.agent.server.api import WorkerSpec
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.rendezvous import RendezvousParameters
-    from torch.distributed.elastic.rendezvous import registry as rendezvous
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
-    class Agent(LocalElasticAgent):
-        """torchrun's agent, which remembers how its ranks ended."""
+    from common import elastic
 
-        statuses = ()
-
-        def _shutdown(self, *args, **kwargs):
-            super()._shutdown(*args, **kwargs)
-            if self._pcontext is not None:
-                self.statuses = [handler.proc.returncode for handler in self._pcontext.subprocess_handlers.values()]
-
-    single = config.nnodes == 1
-    parameters = RendezvousParameters(
-        backend="c10d" if single else "static",
-        endpoint="localhost:0" if single else f"{config.master_addr}:{config.master_port}",
-        run_id=f"zoo-{os.getpid()}" if single else "zoo",
-        min_nodes=config.nnodes,
-        max_nodes=config.nnodes,
-        local_addr=config.local_addr or ("127.0.0.1" if single else None),
-        **({"is_host": True} if single else {"rank": config.node_rank, "timeout": timeout_s}),
-    )
+    logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.CRITICAL)
+    handler, address = _rendezvous(config, timeout_s)
     spec = WorkerSpec(
         role="train",
         local_world_size=config.devices,
         entrypoint=command[0],
         args=tuple(command[1:]),
-        rdzv_handler=rendezvous.get_rendezvous_handler(parameters),
-        max_restarts=0,
+        rdzv_handler=handler,
+        max_restarts=config.max_restarts,
         monitor_interval=0.1,
-        master_addr=None if single else config.master_addr,
-        master_port=None if single else config.master_port,
-        local_addr=config.local_addr or None,
+        **address,
     )
-    agent = Agent(spec, DefaultLogsSpecs(), start_method="spawn", shutdown_timeout=_SAVE_TIMEOUT_S)
+    agent = elastic.Agent(spec, DefaultLogsSpecs(), start_method="spawn", shutdown_timeout=_SAVE_TIMEOUT_S)
     try:
         result = agent.run()
     except SignalException as error:
         ended = [status for status in agent.statuses if status not in (0, None)]
         return _exit_status(ended[0]) if ended else 128 + error.sigval
+    except (RendezvousError, DistError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--master-addr: the machines did not meet ({reason}); fewer than --nnodes are there, "
+                        "machine 0 is gone, or the run has ended") from error
     finally:
-        spec.rdzv_handler.shutdown()
-    if not result.is_failed():
+        agent.kill()
+        handler.shutdown()
+    if result is None or not result.is_failed():
         return 0
-    first = min(
-        result.failures.values(), key=lambda failure: (failure.exitcode not in _FINAL_STATUSES, failure.timestamp)
-    )
+    first = elastic.first_failure(result.failures)
     if first.exitcode < 0:
-        name = signal.Signals(-first.exitcode).name
-        print(f"error: rank {first.local_rank} of this machine was ended by {name}; --resume=auto continues from the "
-              "last saved step", file=sys.stderr, flush=True)
+        print(f"error: {elastic.how_it_ended(result.failures)}; --resume=auto continues from the last saved step",
+              file=sys.stderr, flush=True)
     return _exit_status(first.exitcode)
+
+
+def _rendezvous(config, timeout_s):
+    """(how the agents of all machines meet, further arguments of the WorkerSpec)."""
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous import registry as rendezvous
+
+    from common import elastic
+
+    single = config.nnodes == 1
+    static = not single and not config.is_elastic
+    address = config.local_addr or ("127.0.0.1" if single else None)
+    parameters = RendezvousParameters(
+        backend="static" if static else "c10d",
+        endpoint="localhost:0" if single else f"{config.master_addr}:{config.master_port}",
+        run_id=f"zoo-{os.getpid()}" if single else "zoo",
+        min_nodes=config.nnodes.fewest,
+        max_nodes=int(config.nnodes),
+        local_addr=address,
+        **({"rank": config.node_rank, "timeout": timeout_s} if static else {"is_host": config.node_rank == 0}),
+        **({} if static else {"join_timeout": timeout_s, "last_call_timeout": _LAST_CALL_S}),
+    )
+    handler = rendezvous.get_rendezvous_handler(parameters)
+    if static:
+        return handler, dict(
+            master_addr=config.master_addr, master_port=config.master_port, local_addr=config.local_addr or None
+        )
+    return elastic.FreshStores(handler, address or socket.gethostname()), dict(local_addr=address)
 
 
 def _exit_status(returncode):

@@ -6,6 +6,7 @@ Legend: N batch, H W pixel, C channel.
 import os
 import signal
 import typing
+from multiprocessing import sharedctypes
 
 import numpy as np
 import torch
@@ -46,10 +47,15 @@ class _Images(data.Dataset):
 
     def __init__(self, index, transform, on_bad_image):
         self.index, self.transform, self.skip = index, transform, on_bad_image == "skip"
+        self.reading = None  # shared memory: 1 + index of the image that each loader process decodes; 0: none
 
     def _decode(self, i):
-        path = self.index.path(i)
-        return self.transform(open_rgb(path))
+        worker = data.get_worker_info()
+        slot = worker.id if worker else 0
+        self.reading[slot] = i + 1
+        pixels = self.transform(open_rgb(self.index.path(i)))
+        self.reading[slot] = 0
+        return pixels
 
     def __getitem__(self, i):
         try:
@@ -105,12 +111,14 @@ def _quiet_worker(_worker_id):
     # that died before it would be an error in the middle of a step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)  # the trainer's
 
 
 class _Loader:
     """What both loaders share: a DataLoader with workers that live as long as the loader, and their orderly end."""
 
     def __init__(self, dataset, batch_sampler, workers, pin_memory):
+        self._reading = dataset.reading = sharedctypes.RawArray("q", max(workers, 1))
         self._loader = data.DataLoader(
             dataset,
             batch_sampler=batch_sampler,
@@ -121,6 +129,10 @@ class _Loader:
             persistent_workers=workers > 0,
             prefetch_factor=order.PREFETCH if workers else None,
         )
+
+    def reading(self):
+        """Indices of the images that are being decoded at this moment."""
+        return [i - 1 for i in self._reading if i]
 
     def close(self):
         """End the workers now: they ignore the SIGTERM with which multiprocessing would end them at exit."""

@@ -121,6 +121,7 @@ class TrainProgram:
             group.close()
 
     def _train(self, job, world, device, group):
+        from common.distributed import losses_explained
         from common.train.trainer import Trainer
 
         folder = group.from_main(_create_folder(job) if world.is_main else None)
@@ -140,7 +141,8 @@ class TrainProgram:
             trainer = Trainer(job, world, device, group, say)
             try:
                 say.line(_headline(job, trainer, device, world))
-                trainer.fit()
+                with losses_explained():
+                    trainer.fit()
             finally:
                 trainer.close()
         finally:
@@ -179,15 +181,19 @@ class TrainProgram:
         build_options = {**self.spec.build_options, **self._build_options(config, explicit), "num_classes": num_classes}
         if state is not None:
             config, build_options = _agree_with_checkpoint(self.spec, config, explicit, state, splits)
-        global_batch = self.global_batch(config, explicit, state, world_size, machines)
-        plan = _step_plan(config, len(splits.train), world_size, machines, state, global_batch)
+        # Machines may come and go: the plan of a step is made for all that could take part.
+        planned = config.machines or machines
+        planned_ranks = world_size // machines * planned
+        global_batch = self.global_batch(config, explicit, state, planned_ranks, planned)
+        plan = _step_plan(config, len(splits.train), planned_ranks, planned, state, global_batch)
+        plan.check_world_size(world_size)
         schedules.make(config, plan.steps_per_epoch, self.schedules)
         weights = None
         if config.pretrained and state is None:
             from common import weights as readers
 
             build_options, weights = readers.for_training(config.pretrained, self.spec, build_options, explicit)
-        if state is None and config.output_dir:
+        if state is None and config.output_dir and config.resume != "auto":
             _refuse_used_folder(config.output_dir)
         memory_format = config.memory_format if state is None or "memory_format" in explicit else state["memory_format"]
         return Job(
@@ -348,7 +354,6 @@ def _step_plan(config, num_images, world_size, machines, state, global_batch):
                 f"({world_size // machines} devices x --accumulate {config.accumulate})"
             )
         plan = order.StepPlan(num_images, num_micro_batches, global_batch // num_micro_batches)
-    plan.check_world_size(world_size)
     if plan.steps_per_epoch < 1:
         raise UserError(
             f"--batch-size: a step takes {plan.global_batch} images, but train/ holds {num_images}; use a smaller one"

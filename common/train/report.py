@@ -26,30 +26,40 @@ class Report:
 
     def __init__(self, folder):
         self.folder = folder and pathlib.Path(folder)
-        self._log = open(self.folder / LOG, "a", buffering=1) if folder else None  # noqa: SIM115  open for the whole run
-        self._bar = None
+        self._bar, self._unwritable = None, set()
 
     def line(self, text=""):
         """One line of plain text to the terminal and log.txt."""
-        if self._log:
+        if self.folder:
             with tqdm.tqdm.external_write_mode(file=sys.stdout, nolock=True):
                 print(text, flush=True)
-            self._log.write(text + "\n")
+            self._append(self.folder / LOG, text + "\n")
 
     def numbers(self, **values):
         """One record of metrics.jsonl, with the time in seconds since the epoch of Unix."""
-        if self._log:
-            with open(self.folder / METRICS, "a") as file:
-                file.write(json.dumps(dict(time=round(time.time(), 3), **values)) + "\n")
+        if self.folder:
+            self._append(self.folder / METRICS, json.dumps(dict(time=round(time.time(), 3), **values)) + "\n")
+
+    def _append(self, path, text):
+        """Add to a file of the run; a full disk is no reason to end it, so that is said once and then borne."""
+        try:
+            with open(path, "a") as file:
+                file.write(text)
+        except OSError as error:
+            if path not in self._unwritable:
+                print(f"{path}: cannot be written ({error.strerror}); the run goes on", file=sys.stderr, flush=True)
+            self._unwritable.add(path)
+        else:
+            self._unwritable.discard(path)
 
     def write(self, name, value):
         """A JSON file of the run folder."""
-        if self._log:
+        if self.folder:
             write_json(self.folder / name, value)
 
     def epoch_begins(self, epoch, first_step, num_steps):
         """Start the progress bar of an epoch; only on a terminal."""
-        if self._log and sys.stdout.isatty():
+        if self.folder and sys.stdout.isatty():
             self._bar = tqdm.tqdm(
                 total=num_steps, initial=first_step, desc=f"epoch {epoch + 1}", unit="step", leave=False
             )
@@ -87,5 +97,3 @@ class Report:
     def close(self):
         if self._bar:
             self._bar.close()
-        if self._log:
-            self._log.close()

@@ -5,6 +5,7 @@ Legend: m is the index of a micro-batch among all of its step.
 
 import contextlib
 import dataclasses
+import functools
 import platform
 import signal
 import sys
@@ -17,7 +18,10 @@ from common import device as devices
 from common.data import loader, order, transforms
 from common.data.decode import BadImage
 from common.errors import RunError
-from common.train import checkpoint, ema, losses, meters, optim, reduction, report, schedules, signals
+from common.train import checkpoint, ema, losses, meters, optim, reduction, report, schedules, signals, watch
+
+# How long a rank that hangs lets the writer of its last checkpoint finish.
+_LAST_WRITE_S = 60
 
 
 def _compiled(model):
@@ -38,8 +42,8 @@ class Trainer:
         self.job, self.config, self.plan, self.spec = job, job.config, job.plan, job.spec
         self.world, self.device, self.group, self.say = world, device, group, say
         config = self.config
-        self.started = time.perf_counter()
-        self.interrupt = signals.Interrupt()
+        self.started = self.saved_at = time.perf_counter()
+        self.save_every_steps, self.save_every_s = config.save_interval
         threads = devices.set_threads(config.threads, world.local_size)
         self.memory_format = device.memory_format(job.memory_format)
         self.amp_type = device.amp_type(config.amp, config.amp_dtype)
@@ -69,6 +73,7 @@ class Trainer:
                     "results may differ in the last bits"
                 )
         self.threads = threads
+        self.saved_place = self.epoch, self.step  # nothing is new there
         self.network = self._wrapped(_compiled(self.model) if config.compile else self.model)
 
         # Loaders.
@@ -101,6 +106,14 @@ class Trainer:
         self.throughput = meters.Throughput(device, config.warm_up_steps, self.plan.global_batch)
         self.window = meters.Window()
 
+        # What goes on beside the training, last: until here nothing needs to be closed.
+        self.writer = checkpoint.Writer(
+            job.folder, config.keep_last, config.keep_best, config.on_save_error == "stop", say.line
+        )
+        self.interrupt = signals.Interrupt()
+        self.last_image = None
+        self.watch = watch.Watch(world, config.hang_timeout, self._where, self._leave)
+
     def _wrapped(self, network):
         """DistributedDataParallel where gradients are summed by all-reduce; its buffers are ours to average."""
         if self.world.size == 1 or self.config.reduce == "exact":
@@ -129,9 +142,8 @@ class Trainer:
             counts, is_best = self._validate()
             if self.step == self.plan.steps_per_epoch:
                 self.epoch, self.step = self.epoch + 1, 0
-            self._save(is_best)
-            if self.step == 0:
-                self.say.epoch_saved(self.job.folder / checkpoint.NEWEST, self.epoch, self.plan.steps_per_epoch)
+            self._save(counts, is_best)
+        self._wait_for_writer()
         return self._finish(counts)
 
     def _reached_max_steps(self):
@@ -149,16 +161,22 @@ class Trainer:
         self.window.restart()
         self.throughput.start()
         while self.step < steps and not self._reached_max_steps():
+            self.watch.at("loading images")
             mine, error = self._fetch(batches)
-            if self.group.go_on(distributed.STOP if self.interrupt else distributed.RUN, error):
-                self._stop()
+            self.watch.at(watch.WAITING)
+            agreed = self.group.go_on(self._wish(), error or self.writer.fatal)
+            if agreed in (distributed.RESTART, distributed.STOP):
+                self._stop(agreed)
+            if agreed == distributed.SAVE:
+                self._save()
+            self.watch.at("training")
             self._train_step(mine)
             self.step += 1
             self.throughput.step()
             self.say.step_done()
             if self.step % config.print_freq == 0 or self.step == steps:
                 self._print_progress()
-            if config.save_every and self.step % config.save_every == 0:
+            if self.save_every_steps and self.step % self.save_every_steps == 0:
                 self._save()
         self.throughput.stop()
         self._save()
@@ -169,12 +187,21 @@ class Trainer:
             mine = [next(batches) for _ in self.my_micro_batches]
             for batch in mine:
                 batch.raise_if_failed()
+                self.last_image = batch.indices_N[-1:]
                 for path, reason in batch.bad:
                     print(f"skipped: {path} ({reason})", file=sys.stderr, flush=True)
                     self.say.numbers(kind="bad_image", path=path, reason=reason)
         except BadImage as error:
             return [], error
         return mine, None
+
+    def _wish(self):
+        """What this rank wants to happen before the next step."""
+        if self.interrupt:
+            return distributed.RESTART if self.interrupt.signal == distributed.RESTART_SIGNAL else distributed.STOP
+        due = self.save_every_s and time.perf_counter() - self.saved_at >= self.save_every_s
+        due = due and (self.epoch, self.step) != self.saved_place
+        return distributed.SAVE if due and self.world.is_main else distributed.RUN
 
     def _train_step(self, batches):
         """One optimiser step over this rank's micro-batches."""
@@ -229,10 +256,11 @@ class Trainer:
             len(self.job.splits.val),
             self.group,
             self.eval_smoothing,
-            interrupted=lambda: bool(self.interrupt),
+            interrupted=self._interrupts_validation,
         )
+        self.watch.at("validating")
         if counts is None:
-            self._stop()
+            self._stop(self.group.agree(self._wish()))
         is_best = self.best_epoch is None or counts.percent(1) > self.best_acc1
         if is_best:
             self.best_acc1, self.best_epoch = counts.percent(1), self.epoch + 1
@@ -249,6 +277,10 @@ class Trainer:
             skipped=counts.skipped,
         )
         return counts, is_best
+
+    def _interrupts_validation(self):
+        self.watch.at("validating")
+        return bool(self.interrupt)
 
     def _print_progress(self):
         self.group.go_on(error=self._non_finite())
@@ -316,25 +348,72 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         self.best_acc1, self.best_epoch = state["best_acc1"], state["best_epoch"]
 
-    def _save(self, is_best=False):
-        """Write the checkpoint of this very step; rank 0 does it, after all ranks know that their losses are finite."""
+    def _save(self, counts=None, is_best=False):
+        """Begin to write the state of this very step, after all ranks know that their losses are finite.
+
+        Rank 0 does it, beside the steps that follow; `counts` are those of a validation that was just done.
+        """
         with self.throughput.paused():
             self.group.go_on(error=self._non_finite())
+            self.saved_at, self.saved_place = time.perf_counter(), (self.epoch, self.step)
             if self.world.is_main:
-                checkpoint.save(self.state(), self.job.folder, is_best)
+                self.watch.at("writing the checkpoint before this one")
+                self.writer.wait()
+                self.watch.at("saving")
+                steps, done = self.plan.steps_per_epoch, None
+                if counts is not None or self.job.splits.val is None:
+                    done = functools.partial(self._epoch_saved, self.epoch) if self.step == 0 else None
+                acc1 = counts and counts.percent(1)
+                snapshot = checkpoint.Snapshot(self.state(), self.epoch * steps + self.step, is_best, acc1, done)
+                self.writer.save(snapshot)
+                self.watch.at("saving")
 
-    def _stop(self):
+    def _epoch_saved(self, epochs_done):
+        self.say.epoch_saved(self.job.folder / checkpoint.NEWEST, epochs_done, self.plan.steps_per_epoch)
+
+    def _wait_for_writer(self):
+        """Return when the last checkpoint is on the disk; one that is not ends all ranks with the reason."""
+        self.watch.at("writing the last checkpoint")
+        error = self.writer.wait()
+        self.watch.at(watch.WAITING)
+        self.group.go_on(error=error)
+
+    def _stop(self, agreed):
         """End all ranks with the checkpoint of this step."""
         self._save()
-        self.group.agree(distributed.STOP)  # nobody leaves before the file is whole
+        self._wait_for_writer()
+        if agreed == distributed.RESTART:
+            sys.exit(cli.EXIT_RESTART)
         self.say.line(f"stopped at epoch {self.epoch + 1} step {self.step}; --resume auto continues there")
         sys.exit(130 if self.interrupt.signal == signal.SIGINT else cli.EXIT_TERMINATED)
 
     def close(self):
-        """End the loaders' processes."""
+        """End what runs beside the training: the writer when it is done, the loaders' processes at once."""
+        self.watch.close()
+        self.writer.wait()
+        self.interrupt.close()
         self.train_loader.close()
         if self.val_loader is not None:
             self.val_loader.close()
+
+    # ---- the heartbeat, called from its thread -------------------------------------------------------------------
+
+    def _where(self):
+        """Step and images at hand, for the report of a hang."""
+        index, last = self.job.splits.train, self.last_image
+        words = [f"epoch {self.epoch + 1} step {self.step + 1}"]
+        if last is not None and len(last):
+            words.append(f"last image {index.path(int(last))}")
+        for loader_of, images in ((self.train_loader, index), (self.val_loader, self.job.splits.val)):
+            if loader_of and (reading := loader_of.reading()):
+                words.append(f"reading {', '.join(str(images.path(i)) for i in reading)}")
+        return ", ".join(words)
+
+    def _leave(self, report_of_hang):
+        if report_of_hang:
+            print(f"error: {report_of_hang}", file=sys.stderr, flush=True)
+        self.writer.wait(timeout=_LAST_WRITE_S)
+        signals.leave_now(1)
 
     def _images_per_s_of_machines(self):
         """Images per second of each machine, by the clocks of its own ranks; every machine prints its own."""

@@ -33,7 +33,7 @@ class XceptionReport(Report):
     def __init__(self, folder, job):
         super().__init__(folder)
         self.config, self.resumed = job.config, job.state is not None
-        self._seed_log = open(LOGS[job.config.recipe], "a", buffering=1) if folder else None  # noqa: SIM115
+        self._seed_log = pathlib.Path.cwd() / LOGS[job.config.recipe]
         self._prefix, self._kept = None, []
         lr_generator.mode(self.config.lr_schedule, self.line)
         if self.config.is_distributed and "WORLD_SIZE" not in os.environ:
@@ -42,8 +42,8 @@ class XceptionReport(Report):
     def line(self, text=""):
         """To the terminal, the run's log.txt and the seed's."""
         super().line(text)
-        if self._seed_log:
-            self._seed_log.write(text + "\n")
+        if self.folder:
+            self._append(self._seed_log, text + "\n")
 
     def epoch_begins(self, epoch, first_step, num_steps):
         super().epoch_begins(epoch, first_step, num_steps)
@@ -82,11 +82,6 @@ class XceptionReport(Report):
     def final(self, fps, best_acc1, duration_s):
         """The end of a run."""
         self.line("train success")
-
-    def close(self):
-        super().close()
-        if self._seed_log:
-            self._seed_log.close()
 
 
 def _prefix(folder, resume, resumed):

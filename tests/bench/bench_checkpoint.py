@@ -1,0 +1,106 @@
+"""What a checkpoint costs the training: a step that saves, written beside the training and written before it goes on.
+
+    python tests/bench/bench_checkpoint.py --model xception --image-size 107 -b 8
+
+A step now and then saves, in turns with the writer's thread and waiting for it (A B A B); the numbers are the time that
+such a step, and those after it, take beyond the median of the steps before it.
+"""
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+SCRIPTS = {"inception_v3": "inception_v3/train.py", "inception_v4": "inception_v4/train.py",
+           "xception": "xception/train.py"}
+STEPS_BETWEEN = 4
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="xception", choices=sorted(SCRIPTS))
+    parser.add_argument("--image-size", type=int, default=107)
+    parser.add_argument("-b", "--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--folder", default=None, help="where to write; default: the folder for temporary files")
+    args = parser.parse_args()
+    from make_sample_data import SampleConfig, make
+
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        make(f"{folder}/data", SampleConfig(train_per_class=40, val_per_class=1))
+        training = Training(args, folder)
+        for _ in range(3):
+            training.step()
+        added = {"beside": [], "before": []}
+        for _ in range(args.rounds):
+            for way, seconds in added.items():
+                seconds.append(training.added_by_a_save(wait=way == "before"))
+        size = (pathlib.Path(folder) / "run" / "checkpoint.pth.tar").stat().st_size
+        training.close()
+    print(f"{args.model}, {args.image_size} pixels, batch {args.batch_size}, checkpoint of {size / 1e6:.0f} MB, step "
+          f"{1000 * statistics.median(training.plain):.0f} ms")
+    for way, pairs in added.items():
+        stall, later = ([pair[n] for pair in pairs] for n in (0, 1))
+        print(f"written {way} the next step: adds {1000 * statistics.median(stall):.0f} ms to the step that saves "
+              f"({1000 * min(stall):.0f} to {1000 * max(stall):.0f}), {1000 * statistics.median(later):.0f} ms to it "
+              f"and the {STEPS_BETWEEN} after it together")
+
+
+class Training:
+    """The zoo's trainer, step by step."""
+
+    def __init__(self, args, folder):
+        from common import device as devices
+        from common import distributed, launch
+        from common.train.report import Report
+        from common.train.trainer import Trainer
+
+        data = f"{folder}/data/train" if args.model == "xception" else f"{folder}/data"
+        program = launch._program(ROOT / SCRIPTS[args.model])
+        job = program.prepare(["--data", data, "--device=cpu", "--num-classes=1000", f"--image-size={args.image_size}",
+                               f"--batch-size={args.batch_size}", "--workers=0", "--epochs=100", "--ema=0.99",
+                               f"--output-dir={folder}/run"])
+        pathlib.Path(folder, "run").mkdir()
+        job = dataclasses.replace(job, folder=pathlib.Path(folder, "run"))
+        device, world = devices.Device("cpu"), distributed.World()
+        self.trainer = Trainer(job, world, device, distributed.Group(world, device), Report(None))
+        self.trainer.network.train()
+        self.batches, self.plain = self.trainer.train_loader.epoch(0), []
+
+    def step(self, save=False, wait=False):
+        """Seconds of one step, with what a save adds to it."""
+        trainer = self.trainer
+        if trainer.step == trainer.plan.steps_per_epoch:
+            trainer.epoch, trainer.step = trainer.epoch + 1, 0
+            self.batches = trainer.train_loader.epoch(trainer.epoch)
+        started = time.perf_counter()
+        mine, error = trainer._fetch(self.batches)
+        assert error is None
+        trainer._train_step(mine)
+        trainer.step += 1
+        if save:
+            trainer._save()
+        if wait:
+            assert trainer.writer.wait() is None
+        return time.perf_counter() - started
+
+    def added_by_a_save(self, wait):
+        """(seconds added to the step that saves, to it and those after it)."""
+        self.trainer.writer.wait()
+        before = [self.step() for _ in range(STEPS_BETWEEN)]
+        usual = statistics.median(before)
+        self.plain += before
+        times = [self.step(save=True, wait=wait)] + [self.step() for _ in range(STEPS_BETWEEN)]
+        return times[0] - usual, sum(times) - usual * len(times)
+
+    def close(self):
+        self.trainer.close()
+
+
+if __name__ == "__main__":
+    main()

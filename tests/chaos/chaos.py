@@ -1,0 +1,393 @@
+"""Disturb a small training again and again; in the end it must have the undisturbed run's bits.
+
+    python tests/chaos/chaos.py --faults 200
+    python tests/chaos/chaos.py --model inception_v3 --faults 20
+
+Ten kinds of faults hit the tiny network of the tests, which sums gradients in a fixed order (--reduce exact), on 1, 2
+or 3 ranks with 0 to 3 loader processes; the three real models are killed only, on one rank. Prints a ledger; the status
+is 1 where a bit differs, a process hangs, or more is lost than the steps since the last checkpoint that can be read.
+Ranks are forked from this process, which has torch loaded: that takes longer than the training between two faults.
+"""
+
+import argparse
+import collections
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+SAVE_EVERY, STEPS_PER_EPOCH, DISK_MIB = 3, 5, 8
+KINDS = ("killed rank", "terminated rank", "stopped rank", "killed loader process", "torn checkpoint",
+         "empty checkpoint", "full disk", "deleted image", "corrupted image", "other number of ranks")
+# Saved steps that may be lost: one save that was being written, one that was damaged afterwards.
+LOSS = {kind: 2 * SAVE_EVERY for kind in KINDS} | {"terminated rank": 0, "other number of ranks": 0, "full disk": 0,
+                                                  "torn checkpoint": 3 * SAVE_EVERY, "empty checkpoint": 3 * SAVE_EVERY}
+# Everything that draws random numbers or keeps state beside the weights.
+EVERYTHING = ["--mixup=0.2", "--cutmix=0.5", "--auto-augment=trivialaugment", "--random-erasing=0.3", "--dropout=0.3",
+              "--ema=0.9"]
+MODELS = {"inception_v3": ("inception_v3/train.py", 75), "inception_v4": ("inception_v4/train.py", 75),
+          "xception": ("xception/train.py", 71)}
+
+
+class Life:
+    """The ranks of one start, forked from this process."""
+
+    def __init__(self, program, argv, world, log):
+        self.log, self.world, self.began = log, world, time.monotonic()
+        self.offset = log.stat().st_size if log.exists() else 0
+        self.store, port = store_process() if world > 1 else (None, 0)
+        self.pids = [self._fork(program, argv, rank, port) for rank in range(world)]
+        self.statuses = {}
+
+    def _fork(self, program, argv, rank, port):
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            die_with_parent()
+            os.setsid()
+            output = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.dup2(output, 1), os.dup2(output, 2)
+            place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=self.world, LOCAL_WORLD_SIZE=self.world,
+                         MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_USE_AGENT_STORE=True)
+            os.environ.update({name: str(value) for name, value in place.items()} if self.world > 1 else {})
+            program.main(argv)
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:  # noqa: BLE001  a forked process must not return into its parent's code
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+    def output(self):
+        return self.log.read_text()[self.offset:] if self.log.exists() else ""
+
+    def alive(self):
+        for pid in self.pids:
+            if pid not in self.statuses:
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if found:
+                    self.statuses[pid] = os.waitstatus_to_exitcode(status)
+        return [pid for pid in self.pids if pid not in self.statuses]
+
+    def signal(self, number, pids=None):
+        for pid in pids or self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def end(self, seconds=40):
+        """Wait until the ranks have ended by themselves; kills and returns those that have not."""
+        deadline = time.monotonic() + seconds
+        while (late := self.alive()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.signal(signal.SIGKILL)
+        while self.alive():
+            time.sleep(0.01)
+        if self.store:
+            os.kill(self.store, signal.SIGKILL)
+            os.waitpid(self.store, 0)
+            self.store = None
+        return late
+
+
+def die_with_parent():
+    """No process of a chaos that crashed or was killed stays behind."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def store_process():
+    """(process id, port) of a store that outlives the ranks, as the one of torchrun's agent does."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        die_with_parent()
+        from torch.distributed import TCPStore
+
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(writer, str(store.port).encode())
+        while True:
+            signal.pause()
+    os.close(writer)
+    with open(reader) as file:
+        return pid, int(os.read(file.fileno(), 16))
+
+
+class Chaos:
+    """The disturbed training.
+
+    Args:
+      program: TrainProgram.
+      options: its command line without the folder.
+      folder: run folder, on a small disk of its own where faults fill it.
+      data: dataset root.
+      draw: random.Random; decides everything.
+    """
+
+    def __init__(self, program, options, folder, data, draw, worlds=(1, 2, 3)):
+        self.program, self.folder, self.data, self.draw, self.worlds = program, folder, data, draw, worlds
+        self.argv = [*options, f"--output-dir={folder}", "--resume=auto", f"--save-every={SAVE_EVERY}",
+                     "--print-freq=1"]
+        self.log, self.life, self.wrong = folder.parent / "chaos.log", None, []
+        self.ledger = collections.defaultdict(lambda: dict(injected=0, recovered=0, lost=0, most=0))
+        self.images = sorted(path for path in data.glob("train/*/*") if path.is_file())
+
+    # ---- what the training says ----------------------------------------------------------------------------------
+
+    def steps_done(self):
+        """Optimiser steps behind the last line of this life's metrics, or where it resumed."""
+        done = self.resumed_at() or 0
+        for line in self.metrics()[self.metrics_before :].splitlines():
+            with contextlib.suppress(ValueError):  # cut off where the disk was full
+                record = json.loads(line)
+                if record["kind"] == "train":
+                    done = (record["epoch"] - 1) * self.per_epoch + record["step"]
+        return done
+
+    def metrics(self):
+        path = self.folder / "metrics.jsonl"
+        return path.read_text() if path.exists() else ""
+
+    def resumed_at(self):
+        for line in self.life.output().splitlines():
+            if " steps of " in line and "micro-batch(es)" in line:
+                self.per_epoch = int(line.split(" steps of ")[0].split()[-1])
+                if "resumed at epoch" not in line:
+                    return 0
+                words = line.split("resumed at epoch ")[1].split(";")[0].split()
+                return (int(words[0]) - 1) * self.per_epoch + int(words[2])
+        return None
+
+    def wait(self, condition, seconds=60):
+        """Whether the condition came true while ranks were alive and before the time was over."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if not self.life.alive() or time.monotonic() > deadline:
+                return condition()
+            time.sleep(0.005)
+        return True
+
+    # ---- lives ---------------------------------------------------------------------------------------------------
+
+    def start(self, kind, before=None):
+        worlds = [n for n in self.worlds if n != before and (n > 1 or kind != "stopped rank")]
+        self.metrics_before = len(self.metrics())
+        workers = self.draw.randint(1 if kind == "killed loader process" else 0, 3)
+        self.life = Life(self.program, [*self.argv, f"--workers={workers}"], self.draw.choice(worlds), self.log)
+        if not self.wait(lambda: self.resumed_at() is not None):
+            self.wrong.append(f"{kind}: the ranks did not start\n{self.life.output()[-3000:]}")
+        return self.resumed_at()
+
+    def strike(self, kind):
+        """One fault at a random moment, until the training has recovered from it."""
+        entry, told = self.ledger[kind], len(self.wrong)
+        self.start(kind)
+        goal = self.steps_done() + self.draw.randint(1, 6)
+        self.expect(kind, lambda: self.steps_done() >= goal, f"did not reach step {goal} before the fault")
+        time.sleep(self.draw.uniform(0, 0.05))
+        entry["injected"] += 1
+        world, repair = self.life.world, self.inject(kind)
+        done = self.steps_done()
+        if late := self.life.end():
+            self.wrong.append(f"{kind}: {len(late)} of {world} ranks hang\n{self.life.output()[-3000:]}")
+        for path, content in repair:
+            path.write_bytes(content)
+        at = self.start(kind, before=world if kind == "other number of ranks" else None)
+        lost = max(0, done - (at or 0))
+        if lost > LOSS[kind]:
+            self.wrong.append(f"{kind}: {lost} steps lost, at most {LOSS[kind]} can be")
+        entry["recovered"] += len(self.wrong) == told
+        entry["lost"], entry["most"] = entry["lost"] + lost, max(entry["most"], lost)
+        self.life.signal(signal.SIGKILL)
+        self.life.end()
+
+    def expect(self, kind, condition, what):
+        if not self.wait(condition):
+            self.wrong.append(f"{kind}: {what}\n{self.life.output()[-3000:]}")
+
+    def inject(self, kind):
+        """Do it; returns [(path, content)] to restore before the next start."""
+        life, victim = self.life, self.draw.choice(self.life.pids)
+        newest = self.folder / "checkpoint.pth.tar"
+        if kind == "killed rank":
+            life.signal(signal.SIGKILL, [victim])
+        elif kind == "terminated rank":
+            life.signal(self.draw.choice([signal.SIGTERM, signal.SIGUSR1]), [victim])
+            self.ended_with(kind, {143})
+        elif kind == "other number of ranks":
+            life.signal(signal.SIGTERM)
+            self.ended_with(kind, {143})
+        elif kind == "stopped rank":
+            life.signal(signal.SIGSTOP, [victim])
+            rank = life.pids.index(victim)
+            self.expect(kind, lambda: f"rank {rank} gives no sign of life" in life.output(), "was not reported")
+            self.wait(lambda: life.alive() == [victim], 20)
+            life.signal(signal.SIGKILL, [victim])
+        elif kind == "killed loader process":
+            children = children_of(victim)
+            if not self.wait(lambda: children_of(victim) and True, 20):
+                self.wrong.append(f"{kind}: there was none")
+            children = children_of(victim)
+            life.signal(signal.SIGKILL, [self.draw.choice(children)] if children else [victim])
+            self.expect(kind, lambda: "a loader process died" in life.output(), "was not reported")
+        elif kind in ("torn checkpoint", "empty checkpoint"):
+            life.signal(signal.SIGKILL)
+            life.end()
+            if newest.exists():
+                # Not in place: the kept files may be the same one.
+                content = newest.read_bytes()
+                newest.unlink()
+                length = self.draw.randrange(1, len(content)) if kind == "torn checkpoint" else 0
+                newest.write_bytes(content[:length])
+        elif kind == "full disk":
+            self.fill_disk(kind)
+        else:
+            path = self.draw.choice(self.images)
+            content = path.read_bytes()
+            path.unlink() if kind == "deleted image" else path.write_bytes(content[: len(content) // 3])
+            self.expect(kind, lambda: str(path) in life.output(), f"{path} was not named")
+            return [(path, content)]
+        return []
+
+    def ended_with(self, kind, expected):
+        if self.life.end() or set(self.life.statuses.values()) != expected:
+            self.wrong.append(f"{kind}: statuses {self.life.statuses}\n{self.life.output()[-3000:]}")
+
+    def fill_disk(self, kind):
+        """Fill the disk until the run complains, then make room; the same ranks go on and save again."""
+        life, ballast = self.life, self.folder / "ballast"
+        with open(ballast, "wb", buffering=0) as file:
+            try:
+                while file.write(b"\0" * 4096):
+                    pass
+            except OSError:
+                pass
+        self.expect(kind, lambda: "cannot be written" in life.output(), "was not reported")
+        ballast.unlink()
+        goal = self.steps_done() + SAVE_EVERY + 1
+        self.expect(kind, lambda: self.steps_done() >= goal, "ended the run")
+        life.signal(signal.SIGTERM)
+        self.ended_with(kind, {143})
+
+    def finish(self):
+        """Let the training come to its end."""
+        self.start("the end")
+        if self.life.end(600) or set(self.life.statuses.values()) != {0}:
+            self.wrong.append(f"the end: statuses {self.life.statuses}\n{self.life.output()[-3000:]}")
+
+    def print_ledger(self):
+        print(f"{'fault':24} {'injected':>8} {'recovered':>9} {'steps lost':>10} {'most':>5}")
+        for kind, entry in [*self.ledger.items(), ("all", {
+            key: (max if key == "most" else sum)(one[key] for one in self.ledger.values())
+            for key in ("injected", "recovered", "lost", "most")
+        })]:
+            print(f"{kind:24} {entry['injected']:8} {entry['recovered']:9} {entry['lost']:10} {entry['most']:5}")
+
+
+def children_of(pid):
+    """Process ids of the children of a rank."""
+    try:
+        return [int(word) for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
+                for word in (task / "children").read_text().split()]
+    except OSError:
+        return []
+
+
+def on_a_small_disk():
+    """Start this program again where it may mount a disk of its own: in a user namespace."""
+    if os.environ.get("CHAOS_NAMESPACE"):
+        return
+    words = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, *sys.argv]
+    os.execvpe(words[0], words, {**os.environ, "CHAOS_NAMESPACE": "1"})
+
+
+def prepare(model, faults, home):
+    """(program, options, dataset root) of a training that is long enough for that many faults."""
+    from conftest import draw_images
+
+    if model == "tiny":
+        from tiny import PROGRAM as program
+
+        per_class, per_val, options = 20, 7, ["--batch-size=12", "--accumulate=6", f"--epochs={max(3, faults)}",
+                                                           "--hang-timeout=4"]
+    else:
+        from common import launch
+
+        script, size = MODELS[model]
+        program, per_class, per_val = launch._program(ROOT / script), 4, 1
+        options = [f"--image-size={size}", "--batch-size=4", "--accumulate=2", f"--epochs={max(3, faults // 2)}",
+                   "--num-classes=3", "--threads=1", "--device=cpu", "--lr=0.001"]
+    draw_images(home / "data" / "train", ("ant", "bee", "cat"), per_class, size=96 if model != "tiny" else 40)
+    draw_images(home / "data" / "val", ("ant", "bee", "cat"), per_val, seed=1)
+    root = home / "data" / "train" if model == "xception" else home / "data"
+    return program, [*options, *EVERYTHING, "--reduce=exact", f"--data={root}"], home / "data"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", choices=["tiny", *MODELS])
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.model == "tiny":
+        on_a_small_disk()
+    with tempfile.TemporaryDirectory() as home:
+        return run(args, pathlib.Path(home))
+
+
+def run(args, home):
+    os.environ.update(OMP_NUM_THREADS="1", XDG_CACHE_HOME=str(home / "cache"))
+    began, draw = time.monotonic(), random.Random(args.seed)
+    program, options, data = prepare(args.model, args.faults, home)
+    import torch  # noqa: F401  before the first fork
+    import torchvision  # noqa: F401
+    from test_training import same_training
+
+    import common.train.trainer  # noqa: F401
+
+    (home / "disk").mkdir()
+    if args.model == "tiny":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", home / "disk"], check=True)
+    kinds = [KINDS[n % len(KINDS)] if args.model == "tiny" else KINDS[0] for n in range(args.faults)]
+    draw.shuffle(kinds)
+    chaos = Chaos(program, options, home / "disk" / "run", data, draw, (1, 2, 3) if args.model == "tiny" else (1,))
+    whole = Life(program, [*options, f"--output-dir={home / 'whole'}"], 1, home / "whole.log")
+    if whole.end(900) or set(whole.statuses.values()) != {0}:
+        print(whole.output())
+        return 1
+    for number, kind in enumerate(kinds, 1):
+        chaos.strike(kind)
+        if number % 10 == 0:
+            print(f"{number} of {len(kinds)} faults, {time.monotonic() - began:.0f} s", flush=True)
+        if len(chaos.wrong) >= 5:
+            break
+    chaos.finish()
+    chaos.print_ledger()
+    different = same_training(home / "whole", home / "disk" / "run") if not chaos.wrong else ["not compared"]
+    if args.model == "tiny":
+        subprocess.run(["umount", "-l", home / "disk"], check=True)
+    shutil.rmtree(home / "disk", ignore_errors=True)
+    for line in chaos.wrong:
+        print("wrong:", line)
+    print(f"{time.monotonic() - began:.0f} s; final weights, averages and momentum "
+          + ("bit-equal to the undisturbed run's" if not different else f"DIFFER: {different[:5]}"))
+    return 1 if different or chaos.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

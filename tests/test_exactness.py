@@ -1,0 +1,95 @@
+"""Exactness at its edges: kills of the three real networks, evaluation in any cut, restarts deep in a long epoch."""
+import dataclasses
+import itertools
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from support import ROOT
+from tiny import RECIPE, SPEC
+
+from common import evaluate, metrics
+from common.data import index, loader, order, transforms
+
+
+@pytest.mark.parametrize("model", ["inception_v3", "inception_v4", "xception"])
+def test_a_network_that_was_killed_twice_ends_with_the_same_bits(model):
+    """Its loader processes mixed from 0 to 3, with augmentation, mixup, dropout, averages and accumulation on."""
+    done = subprocess.run([sys.executable, ROOT / "tests" / "chaos" / "chaos.py", f"--model={model}", "--faults=2"],
+                          capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "killed rank                     2         2" in done.stdout and "bit-equal" in done.stdout
+
+
+class _OneRank:
+    """A group whose other ranks are asked one after the other."""
+
+    def go_on(self, status, error):
+        assert error is None
+        return status
+
+    def sum(self, numbers):
+        return numbers
+
+
+def _logits(pixels_NHWC):
+    """Scores that depend on the image alone, so that a wrong count shows; some labels are hit, some are not."""
+    return np.stack([torch.sin(image.double().sum() * torch.arange(1, 4)).numpy() for image in pixels_NHWC])
+
+
+@pytest.fixture(scope="module")
+def val(images):
+    return index.load_splits(str(images)).val
+
+
+def _counts(val, world_size, batch_size):
+    total = metrics.Counts()
+    for rank in range(world_size):
+        batches = loader.EvalLoader(val, transforms.eval_transform(SPEC, 32), batch_size, "fail", rank, world_size, 0,
+                                    False)
+        share = len(range(rank, len(val), world_size))
+        counts = evaluate.evaluate(_logits, batches, share, _OneRank())
+        total.correct, total.seen = total.correct + counts.correct, total.seen + counts.seen
+    return total
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [*itertools.product((1, 2, 3), (1, 7, 64))])
+def test_every_image_is_counted_once_in_any_cut(val, world_size, batch_size):
+    whole, cut = _counts(val, 1, 21), _counts(val, world_size, batch_size)
+    assert cut.seen == len(val) == 21 and 0 < whole.correct[0] < 21
+    assert cut.correct.tolist() == whole.correct.tolist()
+
+
+class _Dry:
+    """An index of images that need no reading."""
+
+    def __init__(self, num_images):
+        self.labels = np.zeros(num_images, np.int64)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def path(self, i):
+        return i
+
+
+def test_a_restart_at_step_4000_of_5000_costs_no_more_than_a_fresh_start(monkeypatch):
+    read = []
+    monkeypatch.setattr(loader, "open_rgb", lambda i: read.append(i) or np.zeros((4, 4, 3), np.uint8))
+    plan = order.StepPlan(num_images=5000 * 256, num_micro_batches=1, micro_batch_size=256)
+    config = dataclasses.replace(RECIPE, batch_size=256)
+
+    def first_batch(step):
+        images = loader.TrainLoader(_Dry(plan.num_images), lambda pixels: pixels, plan, config, 0, 1, 0, False)
+        started = time.perf_counter()
+        batch = next(iter(images.epoch(0, step)))
+        return time.perf_counter() - started, batch.indices_N.tolist()
+
+    first_batch(0)  # what only the first call pays for
+    (fresh_s, _), (resumed_s, indices) = first_batch(0), first_batch(4000)
+    assert resumed_s - fresh_s < 2
+    assert indices == order.epoch_permutation(0, 0, plan.num_images)[4000 * 256 : 4001 * 256].tolist()
+    assert len(read) == 3 * 256, "images of steps that were done already were read again"

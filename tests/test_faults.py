@@ -1,0 +1,215 @@
+"""Signals that reach one rank, ranks that die, hang or come back in other numbers: nothing is lost, nothing waits."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support import ROOT
+from test_launch import all_gone, ranks_of
+from test_training import TINY, background, final, same_training
+
+from common import cli, launch
+from common.errors import UserError
+
+OPTIONS = ["--print-freq=1", "--save-every=3", "--epochs=4", "--reduce=exact", "--ema=0.9"]
+MANY = "--epochs=4000"
+
+
+def command(images, folder, *keys, options=OPTIONS):
+    return [str(word) for word in (
+        sys.executable, ROOT / "common" / "launch.py", "tiny", TINY, "--", "--", f"--data_path={images}",
+        "--device=cpu", "--batch_size=12", f"--output_dir={folder}", *keys, "--", *options)]
+
+
+class Started:
+    """A running command whose output is kept; ended at the latest with the test."""
+
+    def __init__(self, words, folder, tmp_path):
+        self.folder, self._output = folder, tmp_path / f"output of {time.monotonic_ns()}"
+        with open(self._output, "w") as file:
+            self.process = subprocess.Popen([str(word) for word in words], cwd=tmp_path, stdout=file, stderr=file,
+                                            start_new_session=True)
+
+    def output(self):
+        return self._output.read_text()
+
+    def steps(self):
+        metrics = self.folder / "metrics.jsonl"
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    def does_steps(self, number=3):
+        """Return when that many more lines are in the metrics."""
+        until, deadline = self.steps() + number, time.monotonic() + 120
+        while self.steps() < until:
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.01)
+
+    def says(self, words):
+        deadline = time.monotonic() + 120
+        while words not in self.output():
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.02)
+
+    def ranks(self):
+        """Process ids of the ranks; in the order they were started, for those of one launcher."""
+        return sorted(pid for pid in ranks_of(self.folder) if pid != self.process.pid
+                      and b"launch.py" not in open(f"/proc/{pid}/cmdline", "rb").read())  # noqa: SIM115
+
+    def ends(self, status):
+        assert self.process.wait(timeout=120) == status, self.output()
+        assert all_gone(self.folder), "a process was left behind"
+        return self.output()
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def begin(words, folder):
+        started.append(Started(words, folder, tmp_path))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        for pid in ranks_of(one.folder):
+            os.kill(pid, signal.SIGKILL)
+        one.process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert background(*command(images, folder, options=[*OPTIONS, "--accumulate=6"]), cwd=folder.parent).wait(120) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
+def test_a_signal_to_one_rank_stops_all_at_the_same_saved_step(images, start, tmp_path, number, rank):
+    folder = tmp_path / "run"
+    run = start(command(images, folder, "--devices=2", options=[*OPTIONS, MANY, "--save-every=0"]), folder)
+    run.does_steps()
+    os.kill(run.ranks()[rank], number)
+    output = run.ends(cli.EXIT_TERMINATED)
+    state, last = final(folder), [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
+    assert f"stopped at epoch {state['epoch'] + 1} step {state['step']};" in output
+    done = [(last["epoch"] - 1, last["step"]), (last["epoch"], 0)]
+    assert (state["epoch"], state["step"]) in done, "it saved another step than the last one"
+
+
+def test_a_second_interrupt_leaves_at_once_also_while_another_rank_hangs(images, start, tmp_path):
+    folder = tmp_path / "run"
+    run = start(command(images, folder, "--devices=2", options=[*OPTIONS, MANY]), folder)
+    run.does_steps()
+    stopped, other = run.ranks()
+    os.kill(stopped, signal.SIGSTOP)
+    time.sleep(0.5)  # the other one now waits for it, in the middle of a collective
+    os.kill(other, signal.SIGINT)
+    time.sleep(0.3)
+    before = time.monotonic()
+    os.kill(other, signal.SIGINT)
+    while os.path.exists(f"/proc/{other}/cmdline") and open(f"/proc/{other}/cmdline").read():  # noqa: SIM115
+        assert time.monotonic() - before < 5
+        time.sleep(0.02)
+
+
+def test_killed_ranks_start_again_and_nothing_is_lost(images, start, tmp_path, undisturbed):
+    """Several generations in a row: ranks must never find what the generation before left in the store."""
+    folder = tmp_path / "run"
+    options = [*OPTIONS, "--accumulate=3"]
+    run = start(command(images, folder, "--devices=2", "--max_restarts=3", options=options), folder)
+    for rank in (0, 1, 1):
+        run.does_steps(4)
+        os.kill(run.ranks()[rank], signal.SIGKILL)
+        run.says("was ended by SIGKILL")
+    output = run.ends(0)
+    assert output.count("all ranks start again from the last saved step") == 3 and output.count("resumed at") == 3
+    assert "Traceback" not in output
+    assert same_training(undisturbed, folder) == []
+
+
+@pytest.mark.parametrize(("options", "status"), [(["--lr=-1"], 2), ([MANY], cli.EXIT_TERMINATED)])
+def test_wrong_input_and_a_stop_are_not_restarted(images, start, tmp_path, options, status):
+    folder = tmp_path / "run"
+    run = start(command(images, folder, "--devices=2", "--max_restarts=3", options=[*OPTIONS, *options]), folder)
+    if status == cli.EXIT_TERMINATED:
+        run.does_steps()
+        os.kill(run.ranks()[1], signal.SIGTERM)
+    assert "start again" not in run.ends(status)
+
+
+def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path, undisturbed):
+    """Two machines, then one is lost, then another one comes: the images of a step and the result stay."""
+    folder, port = tmp_path / "run", 20000 + os.getpid() % 20000
+    keys = ["--nnodes=1:3", f"--master_port={port}", "--local_addr=127.0.0.1"]
+
+    def machine(number):
+        # Four images per machine and two micro-batches: twelve images and six of them with all three machines.
+        words = command(images, folder, *keys, "--batch_size=4", f"--node_rank={number}",
+                        options=[*OPTIONS, "--accumulate=2", "--epochs=60"])
+        return start(words, folder)
+
+    first, second = machine(0), machine(1)
+    first.says("2 rank(s)")
+    first.does_steps()
+    second.process.kill()
+    first.says("1 rank(s)")
+    first.does_steps()
+    third = machine(2)
+    (first if "2 rank(s)" in first.output().split("1 rank(s)")[-1] else third).says("2 rank(s)")
+    first.does_steps()
+    first.process.send_signal(signal.SIGTERM)
+    assert first.process.wait(60) == cli.EXIT_TERMINATED, first.output()
+    state = final(folder)
+    assert (state["num_micro_batches"], state["micro_batch_size"]) == (6, 2)
+
+
+def test_a_rank_that_stands_still_is_named_and_ends_the_run(images, start, tmp_path):
+    folder = tmp_path / "run"
+    run = start(command(images, folder, "--devices=2", options=[*OPTIONS, MANY, "--hang-timeout=3"]), folder)
+    run.does_steps()
+    os.kill(run.ranks()[1], signal.SIGSTOP)
+    run.says("rank 1 gives no sign of life, last seen ")
+    os.kill(run.ranks()[-1], signal.SIGKILL)  # torch's agent gives a stopped rank 30 s
+    output = run.ends(1)
+    assert "error: no progress for 3 s (--hang-timeout 3)" in output
+    assert "last image " in output.split("no sign of life")[1] and "Traceback" not in output
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_that_hangs_in_a_read_is_named_with_its_image(images, start, tmp_path, workers):
+    folder, data = tmp_path / "run", tmp_path / "data"
+    subprocess.run(["cp", "-r", images, data], check=True)
+    words = [sys.executable, TINY, "--data", data, "--output-dir", folder, f"--workers={workers}", MANY,
+             "--print-freq=1", "--hang-timeout=2"]
+    run = start(words, folder)
+    run.does_steps()
+    hanging = data / "train" / "bee" / "0007.jpg"
+    os.mkfifo(tmp_path / "pipe")
+    os.replace(tmp_path / "pipe", hanging)  # nobody writes into it: open() waits for ever
+    output = run.ends(1)
+    assert "rank 0 is loading images for 2 s" in output and f"reading {hanging}" in output
+
+
+def test_a_killed_loader_process_ends_the_run_in_one_line(images, start, tmp_path):
+    folder = tmp_path / "run"
+    run = start([sys.executable, TINY, "--data", images, "--output-dir", folder, "--workers=2", MANY, "--print-freq=1"],
+                folder)
+    run.does_steps()
+    os.kill(max(ranks_of(folder)), signal.SIGKILL)
+    output = run.ends(1)
+    assert "error: a loader process died" in output and "Traceback" not in output
+
+
+def test_a_number_of_machines_may_be_a_range():
+    nodes = launch.Machines("2:4")
+    assert (nodes.fewest, int(nodes), str(nodes), str(launch.Machines("3"))) == (2, 4, "2:4", "3")
+    with pytest.raises(UserError, match="--nnodes: 4:2, MIN must be"):
+        launch.LaunchConfig(nnodes=launch.Machines("4:2"))
+    with pytest.raises(UserError, match="--resume: x.pth, with --max_restarts"):
+        from tiny import PROGRAM
+
+        launch.restartable(launch.LaunchConfig(max_restarts=1), PROGRAM, ["--resume=x.pth"])
