@@ -141,7 +141,7 @@ def test_wrong_input_and_a_stop_are_not_restarted(images, start, tmp_path, optio
     assert "start again" not in run.ends(status)
 
 
-def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path, undisturbed):
+def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path):
     """Two machines, then one is lost, then another one comes: the images of a step and the result stay."""
     folder, port = tmp_path / "run", 20000 + os.getpid() % 20000
     keys = ["--nnodes=1:3", f"--master_port={port}", "--local_addr=127.0.0.1"]
@@ -149,7 +149,7 @@ def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path, und
     def machine(number):
         # Four images per machine and two micro-batches: twelve images and six of them with all three machines.
         words = command(images, folder, *keys, "--batch_size=4", f"--node_rank={number}",
-                        options=[*OPTIONS, "--accumulate=2", "--epochs=60"])
+                        options=[*OPTIONS, "--accumulate=2", MANY])
         return start(words, folder)
 
     first, second = machine(0), machine(1)

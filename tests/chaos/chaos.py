@@ -28,7 +28,7 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-SAVE_EVERY, STEPS_PER_EPOCH, DISK_MIB = 3, 5, 8
+SAVE_EVERY, MICRO_BATCHES, DISK_MIB = 3, 6, 8
 KINDS = ("killed rank", "terminated rank", "stopped rank", "killed loader process", "torn checkpoint",
          "empty checkpoint", "full disk", "deleted image", "corrupted image", "other number of ranks")
 # Saved steps that may be lost: one save that was being written, one that was damaged afterwards.
@@ -188,7 +188,9 @@ class Chaos:
         worlds = [n for n in self.worlds if n != before and (n > 1 or kind != "stopped rank")]
         self.metrics_before = len(self.metrics())
         workers = self.draw.randint(1 if kind == "killed loader process" else 0, 3)
-        self.life = Life(self.program, [*self.argv, f"--workers={workers}"], self.draw.choice(worlds), self.log)
+        world = self.draw.choice(worlds)
+        argv = [*self.argv, f"--workers={workers}", f"--accumulate={MICRO_BATCHES // world}"]
+        self.life = Life(self.program, argv, world, self.log)
         if not self.wait(lambda: self.resumed_at() is not None):
             self.wrong.append(f"{kind}: the ranks did not start\n{self.life.output()[-3000:]}")
         return self.resumed_at()
@@ -197,7 +199,7 @@ class Chaos:
         """One fault at a random moment, until the training has recovered from it."""
         entry, told = self.ledger[kind], len(self.wrong)
         self.start(kind)
-        goal = self.steps_done() + self.draw.randint(1, 6)
+        goal = self.steps_done() + self.draw.randint(1, 6 if len(self.worlds) > 1 else 2)
         self.expect(kind, lambda: self.steps_done() >= goal, f"did not reach step {goal} before the fault")
         time.sleep(self.draw.uniform(0, 0.05))
         entry["injected"] += 1
@@ -323,14 +325,13 @@ def prepare(model, faults, home):
     if model == "tiny":
         from tiny import PROGRAM as program
 
-        per_class, per_val, options = 20, 7, ["--batch-size=12", "--accumulate=6", f"--epochs={max(3, faults)}",
-                                                           "--hang-timeout=4"]
+        per_class, per_val, options = 20, 7, ["--batch-size=12", f"--epochs={faults + 4}", "--hang-timeout=4"]
     else:
         from common import launch
 
         script, size = MODELS[model]
-        program, per_class, per_val = launch._program(ROOT / script), 4, 1
-        options = [f"--image-size={size}", "--batch-size=4", "--accumulate=2", f"--epochs={max(3, faults // 2)}",
+        program, per_class, per_val = launch._program(ROOT / script), 8, 1
+        options = [f"--image-size={size}", "--batch-size=12", f"--epochs={faults + 1}",
                    "--num-classes=3", "--threads=1", "--device=cpu", "--lr=0.001"]
     draw_images(home / "data" / "train", ("ant", "bee", "cat"), per_class, size=96 if model != "tiny" else 40)
     draw_images(home / "data" / "val", ("ant", "bee", "cat"), per_val, seed=1)
@@ -366,7 +367,8 @@ def run(args, home):
     kinds = [KINDS[n % len(KINDS)] if args.model == "tiny" else KINDS[0] for n in range(args.faults)]
     draw.shuffle(kinds)
     chaos = Chaos(program, options, home / "disk" / "run", data, draw, (1, 2, 3) if args.model == "tiny" else (1,))
-    whole = Life(program, [*options, f"--output-dir={home / 'whole'}"], 1, home / "whole.log")
+    undisturbed = [*options, f"--output-dir={home / 'whole'}", f"--accumulate={MICRO_BATCHES}"]
+    whole = Life(program, undisturbed, 1, home / "whole.log")
     if whole.end(900) or set(whole.statuses.values()) != {0}:
         print(whole.output())
         return 1
