@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 import sys
+import traceback
 import types
 import typing
 
@@ -193,3 +194,28 @@ def exits():
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def rank_exits():
+    """`exits` for a program that may be one rank of several: such a rank then leaves without Python's own shutdown.
+
+    gloo's threads may still be releasing the tensors of the last collective. One that needs Python while Python shuts
+    down makes the C++ runtime abort, and a training that is done would end with status 134.
+    """
+    if "WORLD_SIZE" not in os.environ:  # torchrun's agent sets it
+        with exits():
+            yield
+        return
+    status = 0
+    try:
+        with exits():
+            yield
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:  # noqa: BLE001  prints what Python would, and ends as Python would
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

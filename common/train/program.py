@@ -100,7 +100,7 @@ class TrainProgram:
 
     def main(self, argv=None):
         """Train (or, with --evaluate, evaluate) in this process; ends it with the documented exit status."""
-        with cli.exits():
+        with cli.rank_exits():
             config, explicit = self.parse(argv)
             from common import device as devices
             from common import distributed
