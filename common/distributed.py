@@ -176,22 +176,26 @@ class Group:
             dist.destroy_process_group()
 
 
+_LOADER_REMEDY = "where memory is short, take fewer --workers; --resume auto continues from the last saved step"
+
+
 @contextlib.contextmanager
 def losses_explained():
     """Turn what torch raises when another rank or a loader process died into one line.
 
     Raises:
-      RunError: in place of torch's RuntimeError.
+      RunError: in place of torch's RuntimeError, or of what multiprocessing raises.
     """
     try:
         yield
+    except (ConnectionResetError, ConnectionRefusedError, EOFError) as error:  # it died while it handed over a batch
+        raise RunError(f"a loader process died ({type(error).__name__}); {_LOADER_REMEDY}") from error
     except RuntimeError as error:
         if "gloo/transport" in str(error):
             raise RunError("another rank ended in the middle of the run; its own message or the launcher says why; "
                            "--resume auto continues from the last saved step") from error
         if str(error).startswith("DataLoader worker"):
-            raise RunError(f"a loader process died ({str(error).splitlines()[0]}); where memory is short, take fewer "
-                           "--workers; --resume auto continues from the last saved step") from error
+            raise RunError(f"a loader process died ({str(error).splitlines()[0]}); {_LOADER_REMEDY}") from error
         raise
 
 

@@ -219,17 +219,18 @@ def meet_machines(config, script, facts):
     Args:
       facts: what the training program needs alike on all machines.
     Returns:
-      the store of the roll call; None where machines may come and go.
+      the store of the roll call.
     Raises:
       UserError: a machine is missing, cannot be reached, or differs.
     """
     import torch
 
     rollcall.choose_interface(config.local_addr, config.master_addr, config.master_port)
-    if config.is_elastic:  # who takes part is not known beforehand
-        return None
+    timeout_s = facts["--rendezvous-timeout"]
+    if config.is_elastic:  # one that comes later finds a later checkpoint
+        facts = {name: value for name, value in facts.items() if name != "--resume"}
     call = rollcall.RollCall(
-        config.nnodes, config.node_rank, config.master_addr, config.master_port, facts["--rendezvous-timeout"]
+        config.nnodes, config.node_rank, config.master_addr, config.master_port, timeout_s, config.is_elastic
     )
     return call.meet({
         "--nnodes": config.nnodes,

@@ -49,10 +49,7 @@ class Started:
             time.sleep(0.01)
 
     def says(self, words):
-        deadline = time.monotonic() + 120
-        while words not in self.output():
-            assert time.monotonic() < deadline, self.output()
-            time.sleep(0.02)
+        wait_until(lambda: words in self.output(), self)
 
     def ranks(self):
         """Process ids of the ranks; in the order they were started, for those of one launcher."""
@@ -63,6 +60,14 @@ class Started:
         assert self.process.wait(timeout=120) == status, self.output()
         assert all_gone(self.folder), "a process was left behind"
         return self.output()
+
+
+def wait_until(condition, started):
+    """Return when condition() is true; after two minutes, fail with what a started program printed."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, started.output()
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -159,7 +164,7 @@ def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path):
     first.says("1 rank(s)")
     first.does_steps()
     third = machine(2)
-    (first if "2 rank(s)" in first.output().split("1 rank(s)")[-1] else third).says("2 rank(s)")
+    wait_until(lambda: "2 rank(s)" in first.output().split("1 rank(s)")[-1] + third.output(), first)  # either leads
     first.does_steps()
     first.process.send_signal(signal.SIGTERM)
     assert first.process.wait(60) == cli.EXIT_TERMINATED, first.output()

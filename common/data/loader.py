@@ -3,6 +3,7 @@
 Legend: N batch, H W pixel, C channel.
 """
 
+import contextlib
 import os
 import signal
 import typing
@@ -138,7 +139,8 @@ class _Loader:
         """End the workers now: they ignore the SIGTERM with which multiprocessing would end them at exit."""
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
-            iterator._shutdown_workers()
+            with contextlib.suppress(RuntimeError):  # torch's, about a worker that died
+                iterator._shutdown_workers()
             for worker in iterator._workers:
                 worker.kill()  # one that hangs in a read would keep the process for ever
                 worker.join()

@@ -1,5 +1,6 @@
 """What a run says: lines on the terminal and in log.txt, numbers in metrics.jsonl and summary.json. Rank 0 only."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -31,8 +32,13 @@ class Report:
     def line(self, text=""):
         """One line of plain text to the terminal and log.txt."""
         if self.folder:
-            with tqdm.tqdm.external_write_mode(file=sys.stdout, nolock=True):
-                print(text, flush=True)
+            try:
+                with tqdm.tqdm.external_write_mode(file=sys.stdout, nolock=True):
+                    print(text, flush=True)
+            except BrokenPipeError:
+                raise  # nobody reads any more, which ends a program
+            except OSError:  # redirected to a file on a full disk; log.txt may have the line
+                pass
             self._append(self.folder / LOG, text + "\n")
 
     def numbers(self, **values):
@@ -47,7 +53,8 @@ class Report:
                 file.write(text)
         except OSError as error:
             if path not in self._unwritable:
-                print(f"{path}: cannot be written ({error.strerror}); the run goes on", file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):  # stderr may be a file on that disk
+                    print(f"{path}: cannot be written ({error.strerror}); the run goes on", file=sys.stderr, flush=True)
             self._unwritable.add(path)
         else:
             self._unwritable.discard(path)
