@@ -186,6 +186,9 @@ def losses_explained():
     Raises:
       RunError: in place of torch's RuntimeError, or of what multiprocessing raises.
     """
+    print_unraisable = sys.unraisablehook
+    # torch raises from a signal handler; where that meets code which cannot raise, the loader finds out a little later.
+    sys.unraisablehook = lambda lost: _is_about_loader(lost.exc_value) or print_unraisable(lost)
     try:
         yield
     except (ConnectionResetError, ConnectionRefusedError, EOFError) as error:  # it died while it handed over a batch
@@ -194,9 +197,15 @@ def losses_explained():
         if "gloo/transport" in str(error):
             raise RunError("another rank ended in the middle of the run; its own message or the launcher says why; "
                            "--resume auto continues from the last saved step") from error
-        if str(error).startswith("DataLoader worker"):
+        if _is_about_loader(error):
             raise RunError(f"a loader process died ({str(error).splitlines()[0]}); {_LOADER_REMEDY}") from error
         raise
+    finally:
+        sys.unraisablehook = print_unraisable
+
+
+def _is_about_loader(error):
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 def _all_ranks_here(world, limit):

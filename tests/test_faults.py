@@ -175,7 +175,7 @@ def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path):
 def test_a_rank_that_stands_still_is_named_and_ends_the_run(images, start, tmp_path):
     folder = tmp_path / "run"
     run = start(command(images, folder, "--devices=2", options=[*OPTIONS, MANY, "--hang-timeout=3"]), folder)
-    run.does_steps()
+    run.does_steps(300)  # until the heartbeat has seen images
     os.kill(run.ranks()[1], signal.SIGSTOP)
     run.says("rank 1 gives no sign of life, last seen ")
     os.kill(run.ranks()[-1], signal.SIGKILL)  # torch's agent gives a stopped rank 30 s

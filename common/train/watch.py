@@ -33,6 +33,7 @@ class Watch:
         self._phase, self._changes, self._beats = "starting", 0, 0
         self._store, self._closed = None, threading.Event()
         if timeout_s:
+            self._beat(0.0)  # before the first step, so that every rank was heard of
             self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
             self._thread.start()
 
