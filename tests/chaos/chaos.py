@@ -369,6 +369,7 @@ def main():
 
 def run(args, home):
     os.environ.update(OMP_NUM_THREADS="1", XDG_CACHE_HOME=str(home / "cache"))
+    os.chdir(home)  # some programs write into the caller's folder
     began, draw = time.monotonic(), random.Random(args.seed)
     program, options, data = prepare(args.model, args.faults, home)
     import torch  # noqa: F401  before the first fork
