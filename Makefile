@@ -3,7 +3,7 @@
 # make check   style and shell syntax
 # make bench   the speed tables of the READMEs
 # make check-npu-api   the names used of torch_npu against its real wheel, which is downloaded (40 MB)
-# make chaos   kills, torn files and full disks: 200 faults on a tiny network, 20 kills on each model (under an hour)
+# make chaos   kills, torn files and full disks: 200 faults on a tiny network, 20 kills on each model
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
