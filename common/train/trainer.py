@@ -1,9 +1,5 @@
-"""The trainer: every step a function of (config, epoch, step), so that a run survives being stopped anywhere.
+"""The run loop: every step a function of (config, epoch, step), so that a run survives being stopped anywhere."""
 
-Legend: m is the index of a micro-batch among all of its step.
-"""
-
-import contextlib
 import dataclasses
 import functools
 import platform
@@ -13,24 +9,20 @@ import time
 
 import torch
 
-from common import cli, device_amp, distributed, evaluate
+from common import cli, distributed, evaluate
 from common import device as devices
 from common.data import loader, order, transforms
 from common.data.decode import BadImage
 from common.errors import RunError
-from common.train import checkpoint, ema, losses, meters, optim, reduction, report, schedules, signals, watch
+from common.train import checkpoint, losses, meters, report, signals, watch
+from common.train.learner import Learner
 
 # How long a rank that hangs lets the writer of its last checkpoint finish.
 _LAST_WRITE_S = 60
 
 
-def _compiled(model):
-    """torch.compile with eager's random numbers, so that a step draws the same dropout either way."""
-    return torch.compile(model, dynamic=False, options={"fallback_random": True})
-
-
 class Trainer:
-    """One run of a Job (see common/train/program.py) in this process.
+    """One run of a Job (see common/train/jobs.py) in this process.
 
     Args:
       job: the checked configuration: spec, config, splits, plan, build options, resumed state.
@@ -45,36 +37,22 @@ class Trainer:
         self.started = self.saved_at = time.perf_counter()
         self.save_every_steps, self.save_every_s = config.save_interval
         threads = devices.set_threads(config.threads, world.local_size)
-        self.memory_format = device.memory_format(job.memory_format)
-        self.amp_type = device.amp_type(config.amp, config.amp_dtype)
-
-        # Build the network: initial weights are a function of the seed, so all ranks start equal.
-        torch.manual_seed(config.seed)
-        self.model = self.spec.build(**job.build_options)
-        if job.weights is not None:
-            self.model.load_state_dict(job.weights)
-        self.model.to(device.torch, memory_format=devices.torch_memory_format(self.memory_format))
-        self.ema = ema.make_ema(self.model, config.ema)
-        self.model, self.optimizer, self.precision = device_amp.prepare(
-            self.model, optim.make_optimizer(self.model, config, device), device, self.amp_type, config
-        )
-        self.lr_at = schedules.make(config, self.plan.steps_per_epoch, job.schedules)
-        self.mix = losses.mixer(config, job.build_options["num_classes"])
-        self.reduction = reduction.REDUCTIONS[config.reduce](self.model, group, self.plan.num_micro_batches)
-        self.my_micro_batches = self.plan.micro_batches_of(world.rank, world.size)
+        self.learner = Learner(job, world, device, group)
+        self.window, self.my_micro_batches = self.learner.window, self.learner.my_micro_batches
 
         # Resume > pretrained > scratch.
         self.epoch, self.step, self.best_acc1, self.best_epoch = job.first_epoch, 0, 0.0, None
         if job.state is not None:
-            self._load_state(job.state)
-            if job.state["threads"] != threads:
+            state = job.state
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.best_acc1, self.best_epoch = state["best_acc1"], state["best_epoch"]
+            if state["threads"] != threads:
                 say.line(
-                    f"resume: {threads} threads per process, before {job.state['threads']}; "
+                    f"resume: {threads} threads per process, before {state['threads']}; "
                     "results may differ in the last bits"
                 )
         self.threads = threads
         self.saved_place = self.epoch, self.step  # nothing is new there
-        self.network = self._wrapped(_compiled(self.model) if config.compile else self.model)
 
         # Loaders.
         workers = loader.workers_per_process(config.workers, world.local_size)
@@ -98,13 +76,9 @@ class Trainer:
             workers,
             device.pins_memory,
         )
-        self.normalise = evaluate.Normaliser(self.spec, device, self.memory_format)
-        self.engine = evaluate.TorchEngine(
-            self.ema.module if self.ema else self.model, self.normalise, device, self.precision.evaluation_type
-        )
+        self.engine = self.learner.engine()
         self.eval_smoothing = losses.effective_smoothing(config, job.build_options["num_classes"])
         self.throughput = meters.Throughput(device, config.warm_up_steps, self.plan.global_batch)
-        self.window = meters.Window()
 
         # What goes on beside the training, last: until here nothing needs to be closed.
         self.writer = checkpoint.Writer(
@@ -113,18 +87,6 @@ class Trainer:
         self.interrupt = signals.Interrupt()
         self.last_image = None
         self.watch = watch.Watch(world, config.hang_timeout, self._where, self._leave)
-
-    def _wrapped(self, network):
-        """DistributedDataParallel where gradients are summed by all-reduce; its buffers are ours to average."""
-        if self.world.size == 1 or self.config.reduce == "exact":
-            return network
-        ids = None if self.device.kind == "cpu" else [self.device.index]
-        return torch.nn.parallel.DistributedDataParallel(
-            network,
-            device_ids=ids,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=not optim.keeps_gradients(self.optimizer),
-        )
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
@@ -157,7 +119,7 @@ class Trainer:
             return
         self.say.epoch_begins(self.epoch, self.step, steps)
         batches = self.train_loader.epoch(self.epoch, self.step)
-        self.network.train()
+        self.learner.network.train()
         self.window.restart()
         self.throughput.start()
         while self.step < steps and not self._reached_max_steps():
@@ -170,7 +132,7 @@ class Trainer:
             if agreed == distributed.SAVE:
                 self._save()
             self.watch.at("training")
-            self._train_step(mine)
+            self.learner.train_step(self.epoch, self.step, mine)
             self.step += 1
             self.throughput.step()
             self.say.step_done()
@@ -202,46 +164,6 @@ class Trainer:
         due = self.save_every_s and time.perf_counter() - self.saved_at >= self.save_every_s
         due = due and (self.epoch, self.step) != self.saved_place
         return distributed.SAVE if due and self.world.is_main else distributed.RUN
-
-    def _train_step(self, batches):
-        """One optimiser step over this rank's micro-batches."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_at(self.epoch, self.step)
-        divisor = self.reduction.loss_divisor(len(self.my_micro_batches), self.plan.num_micro_batches)
-        self.optimizer.zero_grad()  # to None or to zero, as the optimizer has it
-        self.reduction.begin_step()
-        for m, batch in zip(self.my_micro_batches, batches, strict=True):
-            # Dropout and mixing are functions of (seed, epoch, step, m): any rank, any restart draws the same.
-            torch.manual_seed(order.step_seed(self.config.seed, self.epoch, self.step, m))
-            is_last = m == self.my_micro_batches[-1]
-            with self._gradients_travel(is_last):
-                with self.precision.forward():
-                    loss = self._micro_batch_loss(batch)
-                self.precision.backward(loss / divisor, self.optimizer, is_last)
-            self.reduction.micro_batch_done(is_last)
-        self.reduction.end_step(len(self.my_micro_batches))
-        if self.config.clip_grad:
-            parameters = self.precision.true_gradients(self.model, self.optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
-        self.precision.step(self.optimizer)
-        if self.ema:
-            self.ema.update_parameters(self.model)
-
-    def _gradients_travel(self, is_last):
-        """DDP sends gradients with the last micro-batch of a rank only."""
-        if is_last or not isinstance(self.network, torch.nn.parallel.DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.network.no_sync()
-
-    def _micro_batch_loss(self, batch):
-        images = self.normalise(batch.pixels_NHWC)
-        targets = labels = batch.labels_N.to(self.device.torch, non_blocking=True)
-        if self.mix:
-            images, targets = self.mix(images, labels)
-        outputs = self.network(images)
-        loss = losses.training_loss(outputs, targets, self.config, self.spec.aux_weight)
-        self.window.add(self.epoch, self.step, loss, outputs, labels)
-        return loss
 
     # ---- validation, progress ------------------------------------------------------------------------------------
 
@@ -285,7 +207,7 @@ class Trainer:
     def _print_progress(self):
         self.group.go_on(error=self._non_finite())
         loss, acc1, last_loss = self.window.means(self.group)
-        lr, fps = self.optimizer.param_groups[0]["lr"], self.window.images_per_s(self.plan.global_batch)
+        lr, fps = self.learner.optimizer.param_groups[0]["lr"], self.window.images_per_s(self.plan.global_batch)
         steps = self.plan.steps_per_epoch
         self.say.progress(self.epoch, self.config.epochs, self.step, steps, loss, acc1, lr, fps, last_loss)
         self.say.numbers(kind="train", epoch=self.epoch + 1, step=self.step, loss=loss, acc1=acc1, lr=lr, fps=fps)
@@ -309,44 +231,25 @@ class Trainer:
     def state(self):
         """Everything a later process needs to go on; plain values and host tensors only."""
         job = self.job
-        return checkpoint.on_host(
-            dict(
-                arch=self.spec.name,
-                build=job.build_options,
-                image_size=self.config.image_size,
-                classes=list(job.splits.classes),
-                epoch=self.epoch,
-                step=self.step,
-                best_acc1=self.best_acc1,
-                best_epoch=self.best_epoch,
-                num_micro_batches=self.plan.num_micro_batches,
-                micro_batch_size=self.plan.micro_batch_size,
-                data_fingerprint=job.splits.train.fingerprint,
-                folder_fingerprint=job.splits.train.whole_fingerprint,
-                num_images=len(job.splits.train),
-                memory_format=self.memory_format,
-                amp_type=self.amp_type,
-                threads=self.threads,
-                config=dataclasses.asdict(self.config),
-                torch_version=str(torch.__version__),
-                state_dict=self.model.state_dict(),
-                ema_state_dict=self.ema.module.state_dict() if self.ema else None,
-                ema_updates=int(self.ema.n_averaged) if self.ema else 0,
-                optimizer=self.optimizer.state_dict(),
-                scaler=self.precision.state_dict(),
-            )
+        return dict(
+            arch=self.spec.name,
+            build=job.build_options,
+            image_size=self.config.image_size,
+            classes=list(job.splits.classes),
+            epoch=self.epoch,
+            step=self.step,
+            best_acc1=self.best_acc1,
+            best_epoch=self.best_epoch,
+            num_micro_batches=self.plan.num_micro_batches,
+            micro_batch_size=self.plan.micro_batch_size,
+            data_fingerprint=job.splits.train.fingerprint,
+            folder_fingerprint=job.splits.train.whole_fingerprint,
+            num_images=len(job.splits.train),
+            threads=self.threads,
+            config=dataclasses.asdict(self.config),
+            torch_version=str(torch.__version__),
+            **self.learner.state(),
         )
-
-    def _load_state(self, state):
-        self.model.load_state_dict(state["state_dict"])
-        optim.load_state(self.optimizer, state["optimizer"])
-        self.precision.load_state_dict(state["scaler"])
-        if self.ema:
-            averaged = state["ema_state_dict"]
-            self.ema.module.load_state_dict(state["state_dict"] if averaged is None else averaged)
-            self.ema.n_averaged.fill_(state["ema_updates"])
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.best_acc1, self.best_epoch = state["best_acc1"], state["best_epoch"]
 
     def _save(self, counts=None, is_best=False):
         """Begin to write the state of this very step, after all ranks know that their losses are finite.
@@ -441,8 +344,8 @@ class Trainer:
             val_images=counts and counts.seen,
             device=self.device.describe(),
             ranks=self.world.size,
-            amp=self.amp_type,
-            memory_format=self.memory_format,
+            amp=self.learner.amp_type,
+            memory_format=self.learner.memory_format,
             torch=torch.__version__,
             python=platform.python_version(),
             folder=str(self.job.folder),

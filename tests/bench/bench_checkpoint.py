@@ -6,7 +6,6 @@ A step now and then saves, in turns with the writer's thread and waiting for it 
 such a step, and those after it, take beyond the median of the steps before it.
 """
 import argparse
-import dataclasses
 import pathlib
 import statistics
 import sys
@@ -55,38 +54,28 @@ class Training:
     """The zoo's trainer, step by step."""
 
     def __init__(self, args, folder):
-        from common import device as devices
-        from common import distributed, launch
-        from common.train.report import Report
-        from common.train.trainer import Trainer
+        from stepping import Stepping
+
+        from common import launch
 
         data = f"{folder}/data/train" if args.model == "xception" else f"{folder}/data"
-        program = launch._program(ROOT / SCRIPTS[args.model])
-        job = program.prepare(["--data", data, "--device=cpu", "--num-classes=1000", f"--image-size={args.image_size}",
-                               f"--batch-size={args.batch_size}", "--workers=0", "--epochs=100", "--ema=0.99",
-                               f"--output-dir={folder}/run"])
         pathlib.Path(folder, "run").mkdir()
-        job = dataclasses.replace(job, folder=pathlib.Path(folder, "run"))
-        device, world = devices.Device("cpu"), distributed.World()
-        self.trainer = Trainer(job, world, device, distributed.Group(world, device), Report(None))
-        self.trainer.network.train()
-        self.batches, self.plain = self.trainer.train_loader.epoch(0), []
+        self._training = Stepping(
+            launch._program(ROOT / SCRIPTS[args.model]),
+            ["--data", data, "--num-classes=1000", f"--image-size={args.image_size}",
+             f"--batch-size={args.batch_size}", "--workers=0", "--epochs=100", "--ema=0.99",
+             f"--output-dir={folder}/run"],
+            f"{folder}/run")
+        self.trainer, self.plain = self._training.trainer, []
 
     def step(self, save=False, wait=False):
         """Seconds of one step, with what a save adds to it."""
-        trainer = self.trainer
-        if trainer.step == trainer.plan.steps_per_epoch:
-            trainer.epoch, trainer.step = trainer.epoch + 1, 0
-            self.batches = trainer.train_loader.epoch(trainer.epoch)
         started = time.perf_counter()
-        mine, error = trainer._fetch(self.batches)
-        assert error is None
-        trainer._train_step(mine)
-        trainer.step += 1
+        self._training.step()
         if save:
-            trainer._save()
+            self.trainer._save()
         if wait:
-            assert trainer.writer.wait() is None
+            assert self.trainer.writer.wait() is None
         return time.perf_counter() - started
 
     def added_by_a_save(self, wait):
@@ -99,7 +88,7 @@ class Training:
         return times[0] - usual, sum(times) - usual * len(times)
 
     def close(self):
-        self.trainer.close()
+        self._training.close()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Both read the same JPEGs with the same number of loader processes on the same de
 """
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import statistics
@@ -24,43 +23,22 @@ ENVIRONMENT = dict(os.environ)
 
 
 class ZooTraining:
-    """The real trainer, one step at a time."""
+    """The zoo's Inception v3, a step at a time."""
 
     def __init__(self, root, batch_size, image_size, workers, *options):
-        from common import device as devices
-        from common import distributed
-        from common.train.report import Report
-        from common.train.trainer import Trainer
+        from stepping import Stepping
+
         from inception_v3.train import PROGRAM
 
-        argv = [
-            f"--data={root}",
-            f"--batch-size={batch_size}",
-            f"--image-size={image_size}",
-            f"--workers={workers}",
-            "--device=cpu",
-            *options,
-        ]
-        job = dataclasses.replace(PROGRAM.prepare(argv), folder=pathlib.Path(root))
-        device, world = devices.Device("cpu"), distributed.World()
-        device.activate()
-        self.trainer = Trainer(job, world, device, distributed.Group(world, device), Report(None))
-        self.trainer.network.train()
-        self.batches = self.trainer.train_loader.epoch(0)
+        argv = [f"--data={root}", f"--batch-size={batch_size}", f"--image-size={image_size}", f"--workers={workers}"]
+        self._training = Stepping(PROGRAM, [*argv, *options], root)
 
     def step(self):
-        trainer = self.trainer
-        if trainer.step == trainer.plan.steps_per_epoch:
-            trainer.epoch, trainer.step = trainer.epoch + 1, 0
-            self.batches = trainer.train_loader.epoch(trainer.epoch)
-        mine, error = trainer._fetch(self.batches)
-        assert error is None
-        trainer._train_step(mine)
-        trainer.step += 1
-        trainer._non_finite()  # as often as the plain program looks at its losses
+        self._training.step()
+        self._training.trainer._non_finite()  # as often as the plain program looks at its losses
 
     def close(self):
-        self.trainer.close()
+        self._training.close()
 
 
 class Process:

@@ -372,7 +372,7 @@ def run(args, home):
     os.chdir(home)  # some programs write into the caller's folder
     began, draw = time.monotonic(), random.Random(args.seed)
     program, options, data = prepare(args.model, args.faults, home)
-    import torch  # noqa: F401  before the first fork
+    import torch._dynamo  # noqa: F401  what every optimizer imports; before the first fork
     import torchvision  # noqa: F401
     from test_training import same_training
 

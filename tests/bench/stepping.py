@@ -1,0 +1,40 @@
+"""The real trainer, one step at a time."""
+
+import dataclasses
+import pathlib
+
+
+class Stepping:
+    """A training on the CPU that does a step whenever it is told to.
+
+    Args:
+      program: TrainProgram.
+      argv: its options.
+      folder: where its checkpoints go.
+    """
+
+    def __init__(self, program, argv, folder):
+        from common import device as devices
+        from common import distributed
+        from common.train.report import Report
+        from common.train.trainer import Trainer
+
+        job = dataclasses.replace(program.prepare(["--device=cpu", *argv]), folder=pathlib.Path(folder))
+        device, world = devices.Device("cpu"), distributed.World()
+        device.activate()
+        self.trainer = Trainer(job, world, device, distributed.Group(world, device), Report(None))
+        self.trainer.learner.network.train()
+        self._batches = self.trainer.train_loader.epoch(0)
+
+    def step(self):
+        trainer = self.trainer
+        if trainer.step == trainer.plan.steps_per_epoch:
+            trainer.epoch, trainer.step = trainer.epoch + 1, 0
+            self._batches = trainer.train_loader.epoch(trainer.epoch)
+        mine, error = trainer._fetch(self._batches)
+        assert error is None
+        trainer.learner.train_step(trainer.epoch, trainer.step, mine)
+        trainer.step += 1
+
+    def close(self):
+        self.trainer.close()
