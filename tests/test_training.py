@@ -107,27 +107,44 @@ def test_a_killed_run_continues_to_the_same_bits(images, train, tmp_path, number
     assert same_training(whole, folder) == []
 
 
+EXACT = ["--reduce=exact", "--ema=0.9", "--epochs=2", "--print-freq=1", "--resume=auto"]
+
+
+@pytest.fixture(scope="module")
+def one_rank(images, tmp_path_factory):
+    """Run folder of one process that does all six micro-batches of a step, two images each."""
+    folder = tmp_path_factory.mktemp("one rank") / "run"
+    PROGRAM.main(["--data", str(images), f"--output-dir={folder}", *EXACT, "--accumulate=6"])
+    return folder
+
+
 @pytest.mark.parametrize("world_sizes", [(1, 2), (1, 3), (1, 2, 1)])
-def test_exact_reduction_gives_the_same_bits_for_any_number_of_ranks(images, run, tmp_path, world_sizes):
-    options = ["--reduce=exact", "--ema=0.9", "--epochs=2", "--print-freq=1", "--resume=auto"]
-    # Six micro-batches of two images, decided by the first process and kept by every later one.
-    launch = [
-        ROOT / "common" / "launch.py",
-        "tiny",
-        TINY,
-        "--",
-        "--",
-        f"--data_path={images}",
-        "--device=cpu",
-        "--batch_size=12",
-    ]
-    reference, folder = tmp_path / "one", tmp_path / "many"
-    run(*launch, f"--output_dir={reference}", "--", *options, "--accumulate=6")
-    run(*launch, f"--output_dir={folder}", "--", *options, "--accumulate=6", "--max-steps=2")
+def test_exact_reduction_gives_the_same_bits_for_any_number_of_ranks(
+    images, run, train, tmp_path, one_rank, world_sizes
+):
+    # The micro-batches are decided by the first process and kept by every later one.
+    train("many", *EXACT, "--accumulate=6", "--max-steps=2")
     for n, world_size in enumerate(world_sizes[1:], 1):
         limit = ["--max-steps", str(2 + 3 * n)] if n < len(world_sizes) - 1 else []
-        run(*launch, f"--output_dir={folder}", f"--devices={world_size}", "--", *options, *limit)
-    assert same_training(reference, folder) == []
+        if world_size == 1:
+            train("many", *EXACT, *limit)
+            continue
+        run(
+            ROOT / "common" / "launch.py",
+            "tiny",
+            TINY,
+            "--",
+            "--",
+            f"--data_path={images}",
+            "--device=cpu",
+            "--batch_size=12",
+            f"--devices={world_size}",
+            f"--output_dir={tmp_path / 'many'}",
+            "--",
+            *EXACT,
+            *limit,
+        )
+    assert same_training(one_rank, tmp_path / "many") == []
 
 
 def test_two_ranks_see_the_same_images_and_count_every_validation_image(images, run, tmp_path):

@@ -118,6 +118,7 @@ class Trainer:
         if self.step == steps:  # the run was stopped during the validation of this epoch
             return
         self.say.epoch_begins(self.epoch, self.step, steps)
+        self.watch.at("loading images")
         batches = self.train_loader.epoch(self.epoch, self.step)
         self.learner.network.train()
         self.window.restart()
