@@ -1,9 +1,7 @@
 """Shared fixtures: small image folders, and programs run as a user runs them."""
 
-import multiprocessing
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 
@@ -13,7 +11,7 @@ from PIL import Image
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Path(__file__).resolve().parent)]
 
-from support import REAL_DATA
+from support import REAL_DATA, forked
 
 
 def pytest_collection_modifyitems(items):
@@ -48,46 +46,18 @@ def images(tmp_path_factory):
     return root
 
 
-# Importing torch takes longer than most programs of the tests: it is done once, in a process that forks for each.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["common", "torch", "torch._dynamo", "torchvision"])
-
-
-def _as_main(words, cwd, environment):
-    """What the interpreter does with `python WORDS`, in a forked process; its output goes to files in the folder."""
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), descriptor)
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv, sys.path[0] = words, os.path.dirname(words[0])
-    runpy.run_path(words[0], run_name="__main__")
-
-
-def _forked(words, cwd, environment, timeout, folder):
-    """subprocess.run of a Python program, without the seconds that an interpreter takes to import torch."""
-    before = os.getcwd()
-    os.chdir(folder)
-    process = _FORKS.Process(target=_as_main, args=(words, cwd, environment))
-    process.start()
-    os.chdir(before)
-    process.join(timeout)
-    if process.exitcode is None:
-        process.kill()
-        raise subprocess.TimeoutExpired(words, timeout)
-    output = [(folder / name).read_text() for name in ("stdout", "stderr")]
-    return subprocess.CompletedProcess(words, process.exitcode, *output)
-
-
 @pytest.fixture
 def run(tmp_path, tmp_path_factory):
-    """run(*words, check=0) -> CompletedProcess: runs a program in an empty folder, asserts its exit status."""
+    """run(*words, check=0) -> CompletedProcess: runs a program in an empty folder, asserts its exit status.
 
-    def start(*words, check=0, cwd=tmp_path, env=None, timeout=240):
+    A Python program without an environment of its own is forked, except where the time it takes to start counts.
+    """
+
+    def start(*words, check=0, cwd=tmp_path, env=None, timeout=240, fork=True):
         words = [str(word) for word in words]
         environment = {**os.environ, "PYTHON": sys.executable, **(env or {})}
-        if words[0].endswith(".py") and env is None:
-            done = _forked(words, cwd, environment, timeout, tmp_path_factory.mktemp("output"))
+        if fork and words[0].endswith(".py") and env is None:
+            done = forked(words, cwd, environment, timeout, tmp_path_factory.mktemp("output"))
         else:
             program = {".py": [sys.executable], ".sh": ["bash"]}.get(pathlib.Path(words[0]).suffix, [])
             done = subprocess.run(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import sys
 import time
 
 import pytest
@@ -135,8 +136,21 @@ def test_the_users_keys_win_over_the_recipe_and_old_spellings_work(run):
 )
 def test_help_answers_at_once_and_shows_ranges_and_defaults(run, script):
     started = time.perf_counter()
-    text = run(ROOT / script, "--help").stdout
+    text = run(ROOT / script, "--help", fork=False).stdout
     assert time.perf_counter() - started < 3, "--help imports torch"  # well under a second on an idle machine
     assert f"python {script}" in text
     if script.endswith("train.py"):
         assert "images per step of one machine, over all its devices [at least 1;" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("words", [["--data=nowhere"], ["--batch-size=0"], ["--data=IMAGES", "--batch-size=64"]])
+def test_mistakes_answer_before_torch_is_imported(run, images, words):
+    words = [word.replace("IMAGES", str(images)) for word in words]
+    code = f"""
+import sys, tiny
+try:
+    tiny.PROGRAM.main({words})
+except SystemExit as end:
+    print(end, 'torch' in sys.modules)"""
+    done = run(sys.executable, "-c", code, env={"PYTHONPATH": str(ROOT / "tests")})
+    assert done.stdout == "2 False\n" and done.stderr.startswith("error: --")

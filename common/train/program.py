@@ -6,6 +6,7 @@ the command line has been read, so that --help and mistakes answer at once.
 """
 
 import dataclasses
+import os
 
 from common import cli
 from common.data import exclude, index
@@ -46,19 +47,20 @@ class TrainProgram:
         Raises:
           UserError: the first mistake.
         """
+        config, explicit = self.parse(argv)
+        job = None if config.evaluate else self._prepare(config, explicit, world_size, machines)
         from common import device as devices
 
-        config, explicit = self.parse(argv)
         last = world_size // machines - 1
         device = devices.choose(config.device_kind, config.device_index if world_size == 1 else last)
         device.check(config)
-        if config.evaluate:
-            from common.deploy import stream
-            from common.distributed import World
+        if job is not None:
+            return jobs.common_facts(job)
+        from common.deploy import stream
+        from common.distributed import World
 
-            stream.prepare(self.spec, self.evaluation(config, explicit), device, World())
-            return jobs.options_of(config)
-        return jobs.common_facts(self._prepare(config, explicit, world_size, machines))
+        stream.prepare(self.spec, self.evaluation(config, explicit), device, World())
+        return jobs.options_of(config)
 
     def prepare(self, argv=None):
         """The checked Job of a single-process run, without a run folder; for programs that drive the Trainer."""
@@ -68,6 +70,9 @@ class TrainProgram:
         """Train (or, with --evaluate, evaluate) in this process; ends it with the documented exit status."""
         with cli.rank_exits():
             config, explicit = self.parse(argv)
+            job = None
+            if "WORLD_SIZE" not in os.environ and not config.evaluate:
+                job = self._prepare(config, explicit, 1, 1)  # before torch is imported, so that mistakes answer at once
             from common import device as devices
             from common import distributed
 
@@ -81,7 +86,7 @@ class TrainProgram:
             if config.full_fp32:
                 device.compute_float32_exactly()
             group = distributed.Group(world, device, config.rendezvous_timeout)
-            job = group.in_turn(lambda: self._prepare(config, explicit, world.size, world.machines))
+            job = job or group.in_turn(lambda: self._prepare(config, explicit, world.size, world.machines))
             group.check_same(job.splits.summary, "--data")
             self._train(job, world, device, group)
             group.close()
