@@ -18,6 +18,8 @@ import sys
 import tempfile
 import zipfile
 
+from conftest import draw_images
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAND_IN = ROOT / "tests" / "fake_npu" / "site" / "torch_npu"
 REQUIREMENT = "torch_npu>=2.12,<2.13"
@@ -233,9 +235,12 @@ def start_without_cann(wheel, folder):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     environment = {**os.environ, "PYTHONPATH": str(folder), "TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}
-    good = True
+    good, data = True, folder.parent / "data"
+    for split in ("train", "val"):
+        draw_images(data / split, ("ant", "bee"), 2)
     for kind in ("npu", "auto"):
-        words = [sys.executable, str(ROOT / "inception_v3" / "train.py"), "--data", str(folder), "--device", kind]
+        program = str(ROOT / "inception_v3" / "train.py")
+        words = [sys.executable, program, "--data", str(data), "-b", "2", "--device", kind]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         print(f"--device {kind}: exit status {done.returncode}: {done.stderr.strip()}")
         lines = done.stderr.strip().splitlines()

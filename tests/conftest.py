@@ -47,7 +47,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, tmp_path_factory):
+def run(tmp_path):
     """run(*words, check=0) -> CompletedProcess: runs a program in an empty folder, asserts its exit status.
 
     A Python program without an environment of its own is forked, except where the time it takes to start counts.
@@ -57,7 +57,7 @@ def run(tmp_path, tmp_path_factory):
         words = [str(word) for word in words]
         environment = {**os.environ, "PYTHON": sys.executable, **(env or {})}
         if fork and words[0].endswith(".py") and env is None:
-            done = forked(words, cwd, environment, timeout, tmp_path_factory.mktemp("output"))
+            done = forked(words, cwd, environment, timeout)
         else:
             program = {".py": [sys.executable], ".sh": ["bash"]}.get(pathlib.Path(words[0]).suffix, [])
             done = subprocess.run(

@@ -5,6 +5,7 @@ import pathlib
 import runpy
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -14,30 +15,29 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["common", "torch", "torch._dynamo", "torchvision"])
 
 
-def _as_main(words, cwd, environment):
-    """What the interpreter does with `python WORDS`, in a forked process; its output goes to files in the folder."""
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), descriptor)
+def _as_main(words, cwd, env, outputs):
+    """What the interpreter does with `python WORDS`."""
+    for descriptor, path in enumerate(outputs, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.chdir(cwd)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(env)
     sys.argv, sys.path[0] = words, os.path.dirname(words[0])
     runpy.run_path(words[0], run_name="__main__")
 
 
-def forked(words, cwd, environment, timeout, folder):
-    """subprocess.run of a Python program, without the seconds that an interpreter takes to import torch."""
-    before = os.getcwd()
-    os.chdir(folder)
-    process = _FORKS.Process(target=_as_main, args=(words, cwd, environment))
-    process.start()
-    os.chdir(before)
-    process.join(timeout)
-    if process.exitcode is None:
-        process.kill()
-        raise subprocess.TimeoutExpired(words, timeout)
-    output = [(folder / name).read_text() for name in ("stdout", "stderr")]
-    return subprocess.CompletedProcess(words, process.exitcode, *output)
+def forked(words, cwd, env, timeout=240):
+    """subprocess.run of a Python program, its output captured, in a process that has torch loaded."""
+    words = [str(word) for word in words]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [pathlib.Path(folder, name) for name in ("stdout", "stderr")]
+        process = _FORKS.Process(target=_as_main, args=(words, cwd, env, outputs))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(words, timeout)
+        return subprocess.CompletedProcess(words, process.exitcode, *(path.read_text() for path in outputs))
 
 
 def user_error(done):

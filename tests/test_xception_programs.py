@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import forked
 
 from common import mindspore_ckpt, weights
 from common.errors import UserError
@@ -48,7 +49,10 @@ def home(tmp_path_factory):
 def run(command, cwd, status=0):
     # One thread: where a machine is shared, several spend their time in waiting for each other.
     environment = {**os.environ, "PYTHON": sys.executable, "XDG_CACHE_HOME": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, env=environment)
+    if command[0] == sys.executable:
+        done = forked(command[1:], cwd, environment)
+    else:
+        done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, env=environment)
     assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-REPO = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[n]) for n in (1, 2)]
+
+from support import ROOT as REPO
+from support import forked
+
 FAKE_BIN = REPO / "tests" / "fake_bin"
 SIZE = 75  # the smallest input Inception v4 takes: a forward pass of 15 ms
 REAL_IMAGES = REPO.parent / "shared" / "data" / "imagenet300"
-
-sys.path.insert(0, str(REPO))
 
 
 def plain_pixels(path, size=SIZE):
@@ -38,9 +40,11 @@ def plain_input(path, size=SIZE):
 
 def run_script(script, *arguments, env=None, cwd=None):
     """Start a script of the repository; returns the finished process with its output as text."""
-    command = [sys.executable, str(REPO / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}))
+    command, environment = [str(REPO / script), *map(str, arguments)], os.environ | {"OMP_NUM_THREADS": "1"}
+    if env is None:
+        return forked(command, cwd or os.getcwd(), environment, timeout=600)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=cwd, timeout=600, check=False,
+                          env=environment | env)
 
 
 def run_ok(script, *arguments, **more):

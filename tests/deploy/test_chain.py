@@ -79,7 +79,7 @@ def test_uint8_files_with_aipp_arithmetic(chain, prepared, tmp_path):
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize(("columns", "size", "every"), [(1001, SIZE, 10), (1000, 299, 30)])
+@pytest.mark.parametrize(("columns", "size", "every"), [(1001, SIZE, 10), (1000, 107, 30)])
 def test_real_photographs(columns, size, every, tmp_path):
     files = sorted((REAL_IMAGES / "val").iterdir())[::every][:-1]
     assert len(files) % 4 and len(files) % 8  # the last batch is padded
