@@ -25,6 +25,7 @@ class StreamConfig:
     num_classes: int | None = cli.knob(None, "columns of a checkpoint's output; cuts off a background class", low=1)
     image_size: int | None = cli.knob(None, "side of the input, pixels (default: as stored)", low=1)
     transform_input: bool | None = cli.knob(None, "convert ImageNet-normalised input to 0.5/0.5; default: as stored")
+    full_fp32: bool = cli.knob(False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; for a checkpoint")
     aipp_config: str = cli.knob("", "AIPP file: normalise as the device would, in float16")
     metrics_json: str = cli.knob("", "file to write the accuracies to, as postprocess.py does")
 
@@ -67,6 +68,8 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
     world = world or distributed.World()
     device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
     device.activate()
+    if config.full_fp32:
+        device.compute_float32_exactly()
     group = distributed.Group(world, device)
     engine, index, num_outputs, size = group.in_turn(lambda: prepare(spec, config, device, world))
     group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")

@@ -142,6 +142,7 @@ class TrainProgram:
             num_classes=config.num_classes if "num_classes" in explicit else None,
             image_size=config.image_size if "image_size" in explicit else None,
             transform_input=config.transform_input,
+            full_fp32=config.full_fp32,
         )
 
     def _prepare(self, config, explicit, world_size, machines):

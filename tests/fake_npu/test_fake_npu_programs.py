@@ -69,8 +69,10 @@ def test_fake_npu_evaluates_names_and_exports_what_it_trained(run_dir, run_npu, 
     folder, done = run_dir
     best = folder / "model_best.pth.tar"
     printed = next(line for line in done.stdout.splitlines() if "Acc@1" in line)
-    evaluated = run_npu(V3 / "eval.py", "--data", few, "--resume", best, "--device=npu", "--device-id=1", "-j", 0)
-    assert "3 images" in evaluated.stdout and "0 set_device 1" in evaluated.calls
+    evaluated = run_npu(V3 / "eval.py", "--data", few, "--resume", best, "--device=npu", "--device-id=1", "-j", 0,
+                        "--full-fp32")
+    assert "3 images" in evaluated.stdout
+    assert {"0 set_device 1", "0 conv.allow_hf32 False"} <= set(evaluated.calls)
     line = next(line for line in evaluated.stdout.splitlines() if line.startswith("* Acc@1") or "Acc@1" in line)
     assert line.split("loss")[0].strip() in printed
     named = run_npu(V3 / "demo.py", few / "val" / "ant", "--resume", best, "--device=npu").stdout.splitlines()
