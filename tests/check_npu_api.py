@@ -18,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 
-from conftest import draw_images
+from support import draw_images
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAND_IN = ROOT / "tests" / "fake_npu" / "site" / "torch_npu"

@@ -5,13 +5,11 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Path(__file__).resolve().parent)]
 
-from support import REAL_DATA, forked
+from support import REAL_DATA, draw_images, forked
 
 
 def pytest_collection_modifyitems(items):
@@ -24,17 +22,6 @@ def pytest_collection_modifyitems(items):
 def _own_cache(tmp_path_factory, monkeypatch):
     """Indexes of test data do not belong into the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def draw_images(folder, classes, per_class, size=40, seed=0):
-    """JPEGs whose class shows as a brightness and a stripe width; names sort in drawing order."""
-    for label, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for number in range(per_class):
-            rng = np.random.default_rng((seed, label, number))
-            stripes = (np.arange(size) // (2 + 2 * label)) % 2 * 120
-            pixels = rng.integers(0, 100, (size, size + number % 3, 3)) + stripes[:, None, None]
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:04d}.jpg", quality=90)
 
 
 @pytest.fixture(scope="session")

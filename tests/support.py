@@ -1,4 +1,4 @@
-"""Where things are, programs without the seconds that torch takes to be imported, and how a mistake looks."""
+"""Where things are, small images, programs without the seconds of importing torch, and how a mistake looks."""
 import multiprocessing
 import os
 import pathlib
@@ -7,8 +7,24 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
+from PIL import Image
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
+TINY = ROOT / "tests" / "tiny.py"
+LAUNCH_TINY = [ROOT / "common" / "launch.py", "tiny", TINY, "--", "--"]  # the user's keys follow, then -- and options
+
+def draw_images(folder, classes, per_class, size=40, seed=0):
+    """JPEGs whose class shows as a brightness and a stripe width; names sort in drawing order."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            rng = np.random.default_rng((seed, label, number))
+            stripes = (np.arange(size) // (2 + 2 * label)) % 2 * 120
+            pixels = rng.integers(0, 100, (size, size + number % 3, 3)) + stripes[:, None, None]
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:04d}.jpg", quality=90)
+
 
 # Importing torch takes longer than most programs of the tests: it is done once, in a process that forks for each.
 _FORKS = multiprocessing.get_context("forkserver")

@@ -4,10 +4,8 @@ import shutil
 
 import pytest
 import torch
-from support import ROOT, user_error
+from support import LAUNCH_TINY, ROOT, TINY, user_error
 from tiny import PROGRAM
-
-TINY = ROOT / "tests" / "tiny.py"
 
 
 @pytest.fixture
@@ -26,19 +24,7 @@ def trained(images, tmp_path_factory):
 
 
 def launcher(*keys, devices=1, options=()):
-    return [
-        ROOT / "common" / "launch.py",
-        "tiny",
-        TINY,
-        "--",
-        "--",
-        "--device=cpu",
-        "--batch_size=12",
-        f"--devices={devices}",
-        *keys,
-        "--",
-        *options,
-    ]
+    return [*LAUNCH_TINY, "--device=cpu", "--batch_size=12", f"--devices={devices}", *keys, "--", *options]
 
 
 def starts(data_flag, keys, options, tmp_path):

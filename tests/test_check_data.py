@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, user_error
+from support import LAUNCH_TINY, ROOT, user_error
 from tiny import PROGRAM, SPEC
 
 from common.data import check, decode, exclude, index
@@ -285,8 +285,8 @@ def test_paths_may_be_relative_to_the_only_folder_that_was_named(data):
 
 
 def test_training_leaves_out_the_list_through_the_launcher_on_two_ranks(run, data, bad_list):
-    done = run(ROOT / "common" / "launch.py", "tiny", ROOT / "tests" / "tiny.py", "--", "--", f"--data_path={data}",
-               "--device=cpu", "--devices=2", "--batch_size=12", "--", "--epochs=1", f"--exclude={bad_list}")
+    done = run(*LAUNCH_TINY, f"--data_path={data}", "--device=cpu", "--devices=2", "--batch_size=12", "--",
+               "--epochs=1", f"--exclude={bad_list}")
     assert "58 images in 3 classes, 20 for validation, 3 left out by --exclude" in done.stdout
 
 

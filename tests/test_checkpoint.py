@@ -5,8 +5,8 @@ import threading
 
 import pytest
 import torch
-from support import user_error
-from test_training import TINY, final
+from support import TINY, user_error
+from test_training import final
 from tiny import PROGRAM
 
 from common import weights

@@ -7,9 +7,9 @@ import sys
 import time
 
 import pytest
-from support import ROOT
+from support import LAUNCH_TINY, TINY
 from test_launch import all_gone, ranks_of
-from test_training import TINY, background, final, same_training
+from test_training import background, final, same_training
 
 from common import cli, launch
 from common.errors import UserError
@@ -20,8 +20,8 @@ MANY = "--epochs=4000"
 
 def command(images, folder, *keys, options=OPTIONS):
     return [str(word) for word in (
-        sys.executable, ROOT / "common" / "launch.py", "tiny", TINY, "--", "--", f"--data_path={images}",
-        "--device=cpu", "--batch_size=12", f"--output_dir={folder}", *keys, "--", *options)]
+        sys.executable, *LAUNCH_TINY, f"--data_path={images}", "--device=cpu", "--batch_size=12",
+        f"--output_dir={folder}", *keys, "--", *options)]
 
 
 class Started:

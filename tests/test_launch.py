@@ -6,15 +6,15 @@ import subprocess
 import time
 
 import pytest
-from support import ROOT
-from test_training import TINY, background, final, same_training, stopped_at
+from support import LAUNCH_TINY, TINY
+from test_training import background, final, same_training, stopped_at
 
 OPTIONS = ["--print-freq=1", "--save-every=2", "--epochs=4", "--ema=0.9", "--accumulate=3"]
 
 
 def launch(images, folder, *keys, options=OPTIONS):
-    return [ROOT / "common" / "launch.py", "tiny", TINY, "--", "--", f"--data_path={images}", "--device=cpu",
-            "--batch_size=12", "--devices=2", f"--output_dir={folder}", *keys, "--", *options]
+    return [*LAUNCH_TINY, f"--data_path={images}", "--device=cpu", "--batch_size=12", "--devices=2",
+            f"--output_dir={folder}", *keys, "--", *options]
 
 
 def ranks_of(folder):

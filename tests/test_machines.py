@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT, user_error
-from test_training import TINY, same_training
+from support import ROOT, TINY, user_error
+from test_training import same_training
 from torch import distributed as dist
 
 from common import rollcall

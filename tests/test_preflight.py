@@ -5,8 +5,7 @@ import socket
 import sys
 
 import pytest
-from support import ROOT
-from test_training import TINY
+from support import LAUNCH_TINY, ROOT
 
 from common import device_preflight, preflight
 
@@ -160,8 +159,7 @@ def test_packages_that_are_missing_or_too_old(monkeypatch):
 
 
 def test_the_launcher_checks_first_and_starts_only_on_a_sound_machine(run, images, tmp_path):
-    words = [ROOT / "common" / "launch.py", "tiny", TINY, "--", "--", f"--data_path={images}", "--device=cpu",
-             "--preflight=true", "--output_dir=run"]
+    words = [*LAUNCH_TINY, f"--data_path={images}", "--device=cpu", "--preflight=true", "--output_dir=run"]
     done = run(*words, "--batch_size=4000000", "--", "-j", "2", check=1)
     assert "1 of 8 checks failed" in done.stdout and not (tmp_path / "run").exists() and done.stderr == ""
     done = run(*words, "--", "--epochs=1", check=0)

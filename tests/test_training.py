@@ -12,12 +12,11 @@ import time
 
 import pytest
 import torch
-from support import ROOT, user_error
+from support import LAUNCH_TINY, TINY, user_error
 from tiny import PROGRAM, RECIPE
 
 from common import cli, weights
 
-TINY = ROOT / "tests" / "tiny.py"
 # Everything that draws random numbers or keeps state beside the weights.
 EVERYTHING = (
     "--mixup=0.2",
@@ -129,37 +128,13 @@ def test_exact_reduction_gives_the_same_bits_for_any_number_of_ranks(
         if world_size == 1:
             train("many", *EXACT, *limit)
             continue
-        run(
-            ROOT / "common" / "launch.py",
-            "tiny",
-            TINY,
-            "--",
-            "--",
-            f"--data_path={images}",
-            "--device=cpu",
-            "--batch_size=12",
-            f"--devices={world_size}",
-            f"--output_dir={tmp_path / 'many'}",
-            "--",
-            *EXACT,
-            *limit,
-        )
+        keys = [f"--data_path={images}", f"--devices={world_size}", f"--output_dir={tmp_path / 'many'}"]
+        run(*LAUNCH_TINY, *keys, "--", *EXACT, *limit)
     assert same_training(one_rank, tmp_path / "many") == []
 
 
 def test_two_ranks_see_the_same_images_and_count_every_validation_image(images, run, tmp_path):
-    out = run(
-        ROOT / "common" / "launch.py",
-        "tiny",
-        TINY,
-        "--",
-        "--",
-        f"--data_path={images}",
-        "--device=cpu",
-        "--devices=2",
-        "--",
-        "--epochs=1",
-    ).stdout
+    out = run(*LAUNCH_TINY, f"--data_path={images}", "--device=cpu", "--devices=2", "--", "--epochs=1").stdout
     assert "2 rank(s)" in out and "(21 images)" in out
     folder = tmp_path / "output" / "tiny" / "00000"
     evaluated = run(

@@ -354,7 +354,7 @@ def tame_weights(spec, home):
 
 def prepare(model, faults, home):
     """(program, options, dataset root) of a training that is long enough for that many faults."""
-    from conftest import draw_images
+    from support import draw_images
 
     if model == "tiny":
         from tiny import PROGRAM as program

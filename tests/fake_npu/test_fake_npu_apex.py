@@ -4,9 +4,8 @@ import pytest
 import torch
 from comparison import final
 from installation import environment, site_folder
-from support import ROOT, user_error
+from support import LAUNCH_TINY, TINY, user_error
 
-TINY = ROOT / "tests" / "tiny.py"
 APEX = ["--amp", "--amp-backend=apex", "--epochs=1", "--lr=0.01"]
 
 
@@ -24,8 +23,8 @@ def train(run, apex_site, images, tmp_path):
         log.unlink(missing_ok=True)
         words = [TINY, "--data", images, "--output-dir", folder, "--device=npu"]
         if ranks > 1:
-            words = [ROOT / "common" / "launch.py", "tiny", TINY, "--", "--", f"--data_path={images}", "--device=npu",
-                     f"--output_dir={folder}", f"--devices={ranks}", "--"]
+            words = [*LAUNCH_TINY, f"--data_path={images}", "--device=npu", f"--output_dir={folder}",
+                     f"--devices={ranks}", "--"]
         done = run(*words, *options, check=check, env=environment(apex_site, FAKE_NPU_LOG=str(log), **more))
         lines = log.read_text().splitlines() if log.exists() else []
         return folder, [line.removeprefix("0 apex.") for line in lines if line.startswith("0 apex.")], done

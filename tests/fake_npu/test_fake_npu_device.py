@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from installation import environment, site_folder
-from support import ROOT, user_error
+from support import ROOT, TINY, user_error
 
 from common import device_missing
 from common.config import TrainConfig
@@ -14,7 +14,6 @@ from common.device import Device
 from common.errors import UserError
 
 HERE = ROOT / "tests" / "fake_npu"
-TINY = ROOT / "tests" / "tiny.py"
 
 
 def test_fake_npu_refuses_what_a_card_refuses(run_npu):

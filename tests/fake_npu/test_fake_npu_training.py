@@ -3,10 +3,7 @@
 import pytest
 import torch
 from comparison import final, same_training
-from support import ROOT
-
-TINY = ROOT / "tests" / "tiny.py"
-LAUNCH = ROOT / "common" / "launch.py"
+from support import LAUNCH_TINY, TINY
 
 
 @pytest.fixture
@@ -19,8 +16,8 @@ def train(run_npu, images, tmp_path):
             words = [TINY, "--data", images, "--output-dir", folder]
         else:
             device = next(o for o in options if o.startswith("--device="))
-            words = [LAUNCH, "tiny", TINY, "--", "--", f"--data_path={images}", f"--output_dir={folder}", device,
-                     f"--devices={ranks}", "--"]
+            keys = [f"--data_path={images}", f"--output_dir={folder}", device, f"--devices={ranks}"]
+            words = [*LAUNCH_TINY, *keys, "--"]
         done = run_npu(*words, "--memory-format=nchw", *options, check=check, **environment)
         return folder, done
 
