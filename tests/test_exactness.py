@@ -96,3 +96,29 @@ def test_a_restart_at_step_4000_of_5000_costs_no_more_than_a_fresh_start(monkeyp
     assert resumed_s - fresh_s < 2
     assert indices == order.epoch_permutation(0, 0, plan.num_images)[4000 * 256 : 4001 * 256].tolist()
     assert len(read) == 3 * 256, "images of steps that were done already were read again"
+
+
+def _ids_read(train, plan, config, world_size, workers, first_step):
+    """{(step, micro-batch): indices of the images in the batches that the ranks' loaders hand over}."""
+    found = {}
+    for rank in range(world_size):
+        batches = loader.TrainLoader(train, transforms.train_transform(config), plan, config, rank, world_size, workers,
+                                     False)
+        read = batches.epoch(1, first_step)
+        for step in range(first_step, plan.steps_per_epoch):
+            for m in plan.micro_batches_of(rank, world_size):
+                found[step, m] = next(read).indices_N.tolist()
+        assert next(read, None) is None
+        batches.close()
+    return found
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 0), (2, 1), (3, 2)])
+def test_loaders_of_any_number_of_ranks_hand_over_the_same_images_in_the_same_order(images, world_size, workers):
+    train = index.load_splits(str(images)).train
+    plan, config = order.StepPlan(len(train), 6, 2), dataclasses.replace(RECIPE, data=str(images))
+    whole = _ids_read(train, plan, config, 1, 0, 0)
+    assert sorted(i for ids in whole.values() for i in ids) == list(range(60)) and len(whole) == 30
+    assert _ids_read(train, plan, config, world_size, workers, 0) == whole
+    resumed = _ids_read(train, plan, config, world_size, workers, 3)
+    assert resumed == {(step, m): ids for (step, m), ids in whole.items() if step >= 3}
