@@ -22,7 +22,7 @@ demo: venv
 	$(BIN)/python tools/demo.py
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # more threads than cores wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal  # more threads than cores wait for each other
 
 check: venv
 	$(BIN)/ruff check .

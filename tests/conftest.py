@@ -37,13 +37,13 @@ def images(tmp_path_factory):
 def run(tmp_path):
     """run(*words, check=0) -> CompletedProcess: runs a program in an empty folder, asserts its exit status.
 
-    A Python program without an environment of its own is forked, except where the time it takes to start counts.
+    A Python program is forked, except where the time it takes to start counts.
     """
 
     def start(*words, check=0, cwd=tmp_path, env=None, timeout=240, fork=True):
         words = [str(word) for word in words]
         environment = {**os.environ, "PYTHON": sys.executable, **(env or {})}
-        if fork and words[0].endswith(".py") and env is None:
+        if fork and words[0].endswith(".py"):
             done = forked(words, cwd, environment, timeout)
         else:
             program = {".py": [sys.executable], ".sh": ["bash"]}.get(pathlib.Path(words[0]).suffix, [])

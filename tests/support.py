@@ -35,10 +35,12 @@ def _as_main(words, cwd, env, outputs):
     """What the interpreter does with `python WORDS`."""
     for descriptor, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    multiprocessing.set_start_method("fork", force=True)  # the default; this process has its parent's
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv, sys.path[0] = words, os.path.dirname(words[0])
+    sys.path[:1] = [os.path.dirname(words[0]), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = words
     runpy.run_path(words[0], run_name="__main__")
 
 

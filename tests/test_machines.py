@@ -219,5 +219,6 @@ def test_a_rank_that_never_comes_is_named(images, run, tmp_path):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the agent holds it
     place = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
                  MASTER_PORT=str(store.port), TORCH_CPP_LOG_LEVEL="ERROR", TORCHELASTIC_USE_AGENT_STORE="True")
-    done = run(TINY, "--data", images, "--output-dir", tmp_path / "run", "--rendezvous-timeout=2", check=2, env=place)
+    done = run(TINY, "--data", images, "--output-dir", tmp_path / "run", "--rendezvous-timeout=2", check=2, env=place,
+               fork=False)  # the log level of a launcher is read when torch is imported
     assert user_error(done) == "--rendezvous-timeout: rank 1 of 2 did not come within 2 s; see what its machine says"
