@@ -200,11 +200,14 @@ def losses_explained():
         if _is_about_loader(error):
             raise RunError(f"a loader process died ({str(error).splitlines()[0]}); {_LOADER_REMEDY}") from error
         raise
-    finally:
+    else:  # after a loss not: what is left of a loader is freed at the end of the process
         sys.unraisablehook = print_unraisable
 
 
 def _is_about_loader(error):
+    """Whether torch says that a loader process died, or frees a loader whose start that death interrupted."""
+    if isinstance(error, AttributeError):
+        return type(error.obj).__name__ == "_MultiProcessingDataLoaderIter"
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 

@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from support import LAUNCH_TINY, TINY
 from test_launch import all_gone, ranks_of
 from test_training import background, final, same_training
+from torch.utils.data import dataloader
 
-from common import cli, launch
-from common.errors import UserError
+from common import cli, distributed, launch
+from common.errors import RunError, UserError
 
 OPTIONS = ["--print-freq=1", "--save-every=3", "--epochs=4", "--reduce=exact", "--ema=0.9"]
 MANY = "--epochs=4000"
@@ -207,6 +209,18 @@ def test_a_killed_loader_process_ends_the_run_in_one_line(images, start, tmp_pat
     os.kill(max(ranks_of(folder)), signal.SIGKILL)
     output = run.ends(1)
     assert "error: a loader process died" in output and "Traceback" not in output
+
+
+def test_a_loader_whose_start_was_interrupted_is_freed_in_silence(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    half_made = [dataloader._MultiProcessingDataLoaderIter.__new__(dataloader._MultiProcessingDataLoaderIter)]
+    with pytest.raises(RunError, match="a loader process died"), distributed.losses_explained():
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+    half_made.clear()
+    assert said == []
+    sys.unraisablehook(types.SimpleNamespace(exc_value=ValueError("another")))
+    assert len(said) == 1
 
 
 def test_a_number_of_machines_may_be_a_range():
