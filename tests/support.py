@@ -15,6 +15,7 @@ REAL_DATA = ROOT.parent / "shared" / "data"
 TINY = ROOT / "tests" / "tiny.py"
 LAUNCH_TINY = [ROOT / "common" / "launch.py", "tiny", TINY, "--", "--"]  # the user's keys follow, then -- and options
 
+
 def draw_images(folder, classes, per_class, size=40, seed=0):
     """JPEGs whose class shows as a brightness and a stripe width; names sort in drawing order."""
     for label, name in enumerate(classes):
@@ -35,7 +36,7 @@ def _as_main(words, cwd, env, outputs):
     """What the interpreter does with `python WORDS`."""
     for descriptor, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
-    multiprocessing.set_start_method("fork", force=True)  # the default; this process has its parent's
+    multiprocessing.set_start_method("fork", force=True)  # a forked program's loaders: as in one of its own
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
