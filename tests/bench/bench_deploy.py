@@ -1,11 +1,11 @@
 """Speed of the deployment chain against plain programs, in turns (A B A B) on this machine.
 
+    python tests/bench/bench_deploy.py
     python tests/bench/bench_deploy.py --what preprocess --photos FOLDER
-    python tests/bench/bench_deploy.py --what postprocess
-    python tests/bench/bench_deploy.py --what run_onnx
 
-Prints the seconds of every turn and the median ratio; preprocess compares the bytes too. FOLDER is repeated until it
-has --files images. Everything is written to a temporary folder, and start-up is part of every time.
+Prints the seconds of every turn and the median ratio; preprocess compares the bytes too. The images in FOLDER, or drawn
+ones of 500 x 375 pixels, are repeated until there are --files. Everything is written to a temporary folder, and
+start-up is part of every time.
 """
 import argparse
 import filecmp
@@ -20,6 +20,7 @@ import tempfile
 import time
 
 import numpy as np
+from PIL import Image
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 
@@ -42,11 +43,27 @@ def in_turns(name, plain, ours, turns):
     return statistics.median(ratios)
 
 
+def drawn_photos(folder):
+    """100 JPEG files of a photograph's usual size, with the grain that makes a photograph's file as large as it is."""
+    sys.path.insert(0, str(REPO / "tools"))
+    from make_sample_data import SampleConfig, make
+
+    make(folder / "drawn", SampleConfig(train_per_class=10, val_per_class=1))
+    photos, rng = folder / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for path in sorted((folder / "drawn" / "train").rglob("*.JPEG")):
+        pixels = np.asarray(Image.open(path).convert("RGB").resize((500, 375)), np.float32)
+        grainy = np.clip(pixels + rng.normal(scale=6, size=pixels.shape), 0, 255)
+        Image.fromarray(grainy.astype(np.uint8)).save(photos / path.name, quality=95)
+    return photos
+
+
 def preprocess(photos, num_files, turns, folder):
     """Both dtypes against the plain float32 program."""
     source = folder / "val"
     source.mkdir()
-    for i, path in zip(range(num_files), itertools.cycle(sorted(pathlib.Path(photos).iterdir()))):
+    photos = pathlib.Path(photos) if photos else drawn_photos(folder)
+    for i, path in zip(range(num_files), itertools.cycle(sorted(photos.iterdir()))):
         shutil.copy(path, source / f"image_{i:05d}.JPEG")
     plain = REPO / "tests" / "bench" / "plain_preprocess.py"
     for dtype in ("float32", "uint8"):
@@ -126,21 +143,22 @@ def run_onnx(num_files, turns, folder, size, batch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", required=True, choices=("preprocess", "postprocess", "run_onnx"))
+    parser.add_argument("--what", choices=("preprocess", "postprocess", "run_onnx"), help="one of them; default all")
     parser.add_argument("--photos", help="folder of images for preprocess")
-    parser.add_argument("--files", type=int, help="how many files (900, 50000, 64)")
+    parser.add_argument("--files", type=int, help="how many files (900, 50000 and 64)")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=299)
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        if args.what == "preprocess":
-            preprocess(args.photos, args.files or 900, args.turns, folder)
-        elif args.what == "postprocess":
-            postprocess(args.files or 50_000, args.turns, folder)
-        else:
-            run_onnx(args.files or 64, args.turns, folder, args.image_size, args.batch)
+    benches = {
+        "preprocess": lambda folder: preprocess(args.photos, args.files or 900, args.turns, folder),
+        "postprocess": lambda folder: postprocess(args.files or 50_000, args.turns, folder),
+        "run_onnx": lambda folder: run_onnx(args.files or 64, args.turns, folder, args.image_size, args.batch),
+    }
+    for name, bench in benches.items():
+        if args.what in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                bench(pathlib.Path(folder))
 
 
 if __name__ == "__main__":
