@@ -11,9 +11,11 @@ import pytest
 from support import LAUNCH_TINY, TINY
 from test_launch import all_gone, ranks_of
 from test_training import background, final, same_training
+from tiny import SPEC
 from torch.utils.data import dataloader
 
 from common import cli, distributed, launch
+from common.data import index, loader, transforms
 from common.errors import RunError, UserError
 
 OPTIONS = ["--print-freq=1", "--save-every=3", "--epochs=4", "--reduce=exact", "--ema=0.9"]
@@ -92,6 +94,24 @@ def undisturbed(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     assert background(*command(images, folder, options=[*OPTIONS, "--accumulate=6"]), cwd=folder.parent).wait(120) == 0
     return folder
+
+
+def test_a_signal_to_workers_that_are_just_starting_does_not_end_them(images, monkeypatch):
+    """A scheduler's, to every process of the job, before the workers could ask to ignore it."""
+    begin = loader._quiet_worker
+
+    def signalled(worker_id):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        begin(worker_id)
+
+    monkeypatch.setattr(loader, "_quiet_worker", signalled)
+    val = index.load_splits(str(images)).val
+    batches = loader.EvalLoader(val, transforms.eval_transform(SPEC, 32), 7, "fail", 0, 1, 2, False)
+    assert [len(batch.labels_N) for batch in batches] == [7, 7, 7]
+    assert all(worker.is_alive() for worker in batches._loader._iterator._workers)
+    batches.close()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set(), "the trainer would not hear its signals"
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])

@@ -66,11 +66,15 @@ def train(images, run, tmp_path):
 
 
 def stopped_at(process, folder, number, after_steps):
-    """Signal a running training once its metrics show `after_steps` lines; returns its exit status."""
+    """Signal a running training once its metrics show `after_steps` lines; returns its exit status.
+
+    SIGKILL waits for a checkpoint too: it is written beside the steps, and without one the run would start anew.
+    """
     deadline = time.monotonic() + 120
-    metrics = folder / "metrics.jsonl"
+    metrics, checkpoint = folder / "metrics.jsonl", folder / "checkpoint.pth.tar"
     while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= after_steps:
+        has_begun = metrics.exists() and len(metrics.read_text().splitlines()) >= after_steps
+        if has_begun and (number != signal.SIGKILL or checkpoint.exists()):
             process.send_signal(number)
             break
         time.sleep(0.002)

@@ -107,11 +107,25 @@ def _collate(items):
     )
 
 
+# A terminal or a scheduler signals every process of a job. The trainer saves first and then ends its workers; one that
+# died before it would be an error in the middle of a step.
+_TO_THE_TRAINER = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals_held_back():
+    """Workers that start in here get no signal before they ignore it; the trainer hears it in its listening thread."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_THE_TRAINER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _quiet_worker(_worker_id):
-    # A terminal or a scheduler signals every process of a job. The trainer saves first and then ends its workers; one
-    # that died before it would be an error in the middle of a step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _TO_THE_TRAINER:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_THE_TRAINER)
     signal.set_wakeup_fd(-1)  # the trainer's
 
 
@@ -130,6 +144,11 @@ class _Loader:
             persistent_workers=workers > 0,
             prefetch_factor=order.PREFETCH if workers else None,
         )
+
+    def _batches(self):
+        """An iterator; the first one starts the workers."""
+        with _signals_held_back():
+            return iter(self._loader)
 
     def reading(self):
         """Indices of the images that are being decoded at this moment."""
@@ -162,7 +181,7 @@ class TrainLoader(_Loader):
     def epoch(self, epoch, first_step=0):
         """Iterate over the Batches of `epoch`, beginning with those of `first_step`."""
         self._start = (epoch, first_step)
-        return iter(self._loader)
+        return self._batches()
 
 
 class EvalLoader(_Loader):
@@ -175,5 +194,5 @@ class EvalLoader(_Loader):
         self.skip = on_bad_image == "skip"
 
     def __iter__(self):
-        for batch in self._loader:
+        for batch in self._batches():
             yield batch._replace(failed=batch.failed and not self.skip)
