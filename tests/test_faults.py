@@ -231,6 +231,12 @@ def test_a_killed_loader_process_ends_the_run_in_one_line(images, start, tmp_pat
     assert "error: a loader process died" in output and "Traceback" not in output
 
 
+def test_a_loader_process_whose_trainer_left_says_nothing_but_other_errors_are_told(capsys):
+    for error in (ConnectionResetError(), EOFError(), ValueError("told")):
+        loader._print_unless_trainer_left(type(error), error, None)
+    assert capsys.readouterr().err == "ValueError: told\n"
+
+
 def test_a_loader_whose_start_was_interrupted_is_freed_in_silence(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)

@@ -6,6 +6,7 @@ Legend: N batch, H W pixel, C channel.
 import contextlib
 import os
 import signal
+import sys
 import typing
 from multiprocessing import sharedctypes
 
@@ -122,7 +123,14 @@ def _signals_held_back():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _print_unless_trainer_left(kind, error, traceback):
+    """sys.excepthook of a worker, where multiprocessing's thread reports a batch that the trainer no longer fetches."""
+    if not isinstance(error, (OSError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
+
+
 def _quiet_worker(_worker_id):
+    sys.excepthook = _print_unless_trainer_left
     for number in _TO_THE_TRAINER:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_THE_TRAINER)
