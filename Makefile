@@ -1,7 +1,7 @@
 # make demo    train, evaluate and export Inception v3 on a generated data set, in minutes on a laptop
 # make test    everything that needs no accelerator
 # make check   style and shell syntax
-# make bench   the speed table of the README, a quarter of an hour
+# make bench   the speed table of the README
 # make check-npu-api   the names used of torch_npu against its real wheel, which is downloaded (40 MB)
 # make chaos   kills, torn files and full disks: 200 faults on a tiny network, 20 kills on each model
 PYTHON ?= python3

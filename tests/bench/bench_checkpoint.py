@@ -1,6 +1,6 @@
 """What a checkpoint costs the training: a step that saves, written beside the training and written before it goes on.
 
-    python tests/bench/bench_checkpoint.py --model xception --image-size 107 -b 8
+    python tests/bench/bench_checkpoint.py --model xception --image-size 75 -b 8
 
 A step now and then saves, in turns with the writer's thread and waiting for it (A B A B); the numbers are the time that
 such a step, and those after it, take beyond the median of the steps before it.
@@ -23,7 +23,7 @@ STEPS_BETWEEN = 4
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="xception", choices=sorted(SCRIPTS))
-    parser.add_argument("--image-size", type=int, default=107)
+    parser.add_argument("--image-size", type=int, default=75)
     parser.add_argument("-b", "--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", default=None, help="where to write; default: the folder for temporary files")
