@@ -1,8 +1,11 @@
 """A training step of Inception v3, the zoo's against the plain way, in turns: A B A B.
 
     python tests/bench/bench_training.py --image-size 299 -b 16 --rounds 9
+    python tests/bench/bench_training.py --compile
+    python tests/bench/bench_training.py --amp --amp-dtype=bf16
 
 Both read the same JPEGs with the same number of loader processes on the same device. The first two rounds are left out.
+Options that are not the bench's own go to the zoo's training, like the last two.
 """
 
 import argparse
@@ -75,19 +78,20 @@ def serve(name, root, *arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--image-size", type=int, default=299)
     parser.add_argument("-b", "--batch-size", type=int, default=16)
     parser.add_argument("-j", "--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the zoo's network")
-    args = parser.parse_args()
+    args, zoo_options = parser.parse_known_args()
     from make_sample_data import SampleConfig, make
 
     with tempfile.TemporaryDirectory() as folder:
         make(f"{folder}/data", SampleConfig(train_per_class=40, val_per_class=1))
         shape = (f"{folder}/data", args.batch_size, args.image_size, args.workers)
-        programs = {"plain": Process("plain", *shape), "zoo": Process("zoo", *shape, *["--compile"] * args.compile)}
+        programs = {"plain": Process("plain", *shape), "zoo": Process("zoo", *shape, *zoo_options)}
         seconds = {name: [] for name in programs}
         for _ in range(args.rounds):
             for name, program in programs.items():
