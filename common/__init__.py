@@ -6,8 +6,8 @@ import os
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 # OpenMP's threads wait for each other in a busy loop. Where a loader process, or anybody else, needs one of their
-# cores, that slows a training step on a CPU by a factor of ten and more. Asleep at once, they cost it 5 % on their own
-# machine; GNU's OpenMP therefore lets them look 3,000 times first (80 us where this was measured). Read when torch is
+# cores, that makes a training step on a CPU two to ten times as long. Asleep at once, they cost it 6 % on a machine of
+# its own; GNU's OpenMP therefore lets them look 3,000 times first (80 us where this was measured). Read when torch is
 # imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
