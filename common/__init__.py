@@ -1,4 +1,5 @@
 """What two or more models of the zoo share. Nothing in here names a model."""
+
 import os
 
 # torch imports every installed device backend by itself, and torch_npu without CANN then breaks `import torch`.

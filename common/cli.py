@@ -120,7 +120,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         # argparse writes "argument -b/--batch-size: invalid int value: 'x'"; ours starts with the long flag.
         if message.startswith("argument "):
-            flags, _, reason = message[len("argument "):].partition(": ")
+            flags, _, reason = message[len("argument ") :].partition(": ")
             long = [flag for flag in flags.split("/") if flag.startswith("--")] or [flags]
             message = f"{long[0].split()[0]}: {reason}"
         raise UserError(message)

@@ -1,4 +1,5 @@
 """TrainConfig: every knob of a training run, declared once; common/cli.py derives the command line from it."""
+
 import dataclasses
 import functools
 import re
@@ -7,7 +8,8 @@ from common.cli import check_ranges, knob
 from common.errors import UserError
 
 _data, _model, _optim, _device, _run = (
-    functools.partial(knob, group=group) for group in ("data", "model", "optimisation", "device", "run"))
+    functools.partial(knob, group=group) for group in ("data", "model", "optimisation", "device", "run")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,9 @@ class TrainConfig:
     on_bad_image: str = _data("fail", "what to do with a file that does not decode", choices=("fail", "skip"))
     exclude: str = _data("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
     min_crop: float = _data(0.08, "smallest share of an image's area that a training crop keeps", above=0, high=1)
-    auto_augment: str = _data("none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment"))
+    auto_augment: str = _data(
+        "none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment")
+    )
     color_jitter: float = _data(0.0, "strength of brightness, contrast and saturation jitter", low=0, high=1)
     random_erasing: float = _data(0.0, "probability of erasing a rectangle", low=0, high=1)
     mixup: float = _data(0.0, "alpha of mixup; 0: off", low=0)
@@ -36,8 +40,12 @@ class TrainConfig:
 
     # Model
     arch: str = _model("", "model name; only checked, each script trains its own model", "-a")
-    dropout: float | None = _model(None, "dropout probability before the classifier; default: the model's own", low=0, high=1)
-    transform_input: bool | None = _model(None, "convert ImageNet-normalised input to 0.5/0.5; default: as --pretrained needs")
+    dropout: float | None = _model(
+        None, "dropout probability before the classifier; default: the model's own", low=0, high=1
+    )
+    transform_input: bool | None = _model(
+        None, "convert ImageNet-normalised input to 0.5/0.5; default: as --pretrained needs"
+    )
     pretrained: str = _model("", "start from the weights in this file")
 
     # Optimisation
@@ -46,32 +54,52 @@ class TrainConfig:
     lr: float = _optim(0.045, "peak learning rate", "--learning-rate", above=0)
     lr_schedule: str = _optim("cosine-epoch", "how the learning rate falls")
     warm_up_epochs: int = _optim(0, "epochs of rising learning rate", low=0)
-    optimizer: str = _optim("sgd", "update rule; every published recipe is SGD with momentum", choices=("sgd", "rmsprop", "adamw"))
+    optimizer: str = _optim(
+        "sgd", "update rule; every published recipe is SGD with momentum", choices=("sgd", "rmsprop", "adamw")
+    )
     momentum: float = _optim(0.9, "momentum of SGD and RMSprop, first beta of AdamW", low=0, high=1)
     weight_decay: float = _optim(1e-4, "weight decay", "--wd", low=0)
     decay_norm: bool = _optim(True, "apply weight decay to batch-norm parameters too")
     label_smoothing: float = _optim(0.1, "share of the target given to all classes", low=0, high=1)
-    smoothing_off: str = _optim("all", "who gets the smoothed share: all classes or the others", choices=("all", "others"))
+    smoothing_off: str = _optim(
+        "all", "who gets the smoothed share: all classes or the others", choices=("all", "others")
+    )
     accumulate: int = _optim(1, "micro-batches per device and step", low=1)
     clip_grad: float = _optim(0.0, "largest norm of a step's gradient; 0: off", low=0)
     ema: float = _optim(0.0, "decay of the exponential moving average of the weights; 0: off", low=0, high=1)
     seed: int = _optim(0, "order, augmentation, dropout and initial weights are functions of it", low=0)
 
     # Device
-    device: str = _device("auto", "where to run; auto: npu, then cuda, then cpu", choices=("auto", "npu", "cuda", "cpu"))
+    device: str = _device(
+        "auto", "where to run; auto: npu, then cuda, then cpu", choices=("auto", "npu", "cuda", "cpu")
+    )
     device_id: int = _device(0, "index of the device of a single-process run", low=0)
     npu: int | None = _device(None, "same as --device npu --device-id N", "--npu", low=0)
     amp: bool = _device(False, "mixed precision (on cpu only together with --amp-dtype bf16)")
-    amp_dtype: str = _device("auto", "its type; auto: fp16 on npu and cuda, off on cpu", choices=("auto", "fp16", "bf16"))
+    amp_dtype: str = _device(
+        "auto", "its type; auto: fp16 on npu and cuda, off on cpu", choices=("auto", "fp16", "bf16")
+    )
     loss_scale: str = _device("dynamic", "fp16 loss scale: a number or dynamic")
-    amp_backend: str = _device("native", "who does --amp: PyTorch's autocast, or apex where it is installed", choices=("native", "apex"))
-    opt_level: str | None = _device(None, "of apex: O1 casts in functions, O2 (its default here) keeps fp16 weights", choices=("O1", "O2"))
+    amp_backend: str = _device(
+        "native", "who does --amp: PyTorch's autocast, or apex where it is installed", choices=("native", "apex")
+    )
+    opt_level: str | None = _device(
+        None, "of apex: O1 casts in functions, O2 (its default here) keeps fp16 weights", choices=("O1", "O2")
+    )
     combine_grad: bool = _device(False, "of Ascend's apex: keep all gradients in one tensor")
-    full_fp32: bool = _device(False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; slower, for comparisons")
-    memory_format: str = _device("auto", "layout; auto: nchw on npu, else channels_last", choices=("auto", "nchw", "channels_last"))
+    full_fp32: bool = _device(
+        False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; slower, for comparisons"
+    )
+    memory_format: str = _device(
+        "auto", "layout; auto: nchw on npu, else channels_last", choices=("auto", "nchw", "channels_last")
+    )
     compile: bool = _device(False, "torch.compile the network (minutes before the first step)")
-    threads: int | None = _device(None, "CPU threads of each process; default: OMP_NUM_THREADS, else its share of the cores", low=1)
-    reduce: str = _device("fast", "gradient sum: fast, or exact (same bits for any number of ranks)", choices=("fast", "exact"))
+    threads: int | None = _device(
+        None, "CPU threads of each process; default: OMP_NUM_THREADS, else its share of the cores", low=1
+    )
+    reduce: str = _device(
+        "fast", "gradient sum: fast, or exact (same bits for any number of ranks)", choices=("fast", "exact")
+    )
 
     # Run
     output_dir: str = _run("", "folder of this run; default: a new numbered folder under ./output")
@@ -79,10 +107,18 @@ class TrainConfig:
     resume: str = _run("", "continue from this checkpoint; auto: from the newest one that verifies")
     save_every: str = _run("0", "steps between checkpoints within an epoch, or minutes as 10m; 0: only at its end")
     keep_last: int = _run(0, "further checkpoints to keep, the latest ones, as checkpoint-STEP.pth.tar", low=0)
-    keep_best: int = _run(0, "further checkpoints to keep, those of the highest top-1, as model_best-EPOCH-TOP1.pth.tar", low=0)
-    on_save_error: str = _run("continue", "when a checkpoint cannot be written: say so and continue, or stop", choices=("continue", "stop"))
-    hang_timeout: float = _run(1800, "seconds without progress after which a hanging rank or loader ends the run; 0: never", low=0)
-    machines: int | None = _run(None, "machines that --batch-size and --accumulate count; default: those that take part", low=1)
+    keep_best: int = _run(
+        0, "further checkpoints to keep, those of the highest top-1, as model_best-EPOCH-TOP1.pth.tar", low=0
+    )
+    on_save_error: str = _run(
+        "continue", "when a checkpoint cannot be written: say so and continue, or stop", choices=("continue", "stop")
+    )
+    hang_timeout: float = _run(
+        1800, "seconds without progress after which a hanging rank or loader ends the run; 0: never", low=0
+    )
+    machines: int | None = _run(
+        None, "machines that --batch-size and --accumulate count; default: those that take part", low=1
+    )
     rendezvous_timeout: int = _run(600, "seconds to wait for all ranks of the run to come", low=1)
     print_freq: int = _run(100, "steps between progress lines", low=1)
     warm_up_steps: int = _run(10, "first steps that the throughput leaves out", low=0)

@@ -1,4 +1,5 @@
 """Weights from one program's file format to another's, written only when the new file computes the same logits."""
+
 import dataclasses
 import importlib
 import pathlib
@@ -8,8 +9,14 @@ from common import weights
 from common.errors import UserError
 
 TOLERANCE = 1e-5  # of the largest logit: the same weights in the same network, up to the order of float32 sums
-WRITERS = {".pth.tar": "zoo", ".pth": "state_dict", ".pt": "state_dict", ".safetensors": "safetensors",
-           ".ckpt": "mindspore", ".h5": "keras"}
+WRITERS = {
+    ".pth.tar": "zoo",
+    ".pth": "state_dict",
+    ".pt": "state_dict",
+    ".safetensors": "safetensors",
+    ".ckpt": "mindspore",
+    ".h5": "keras",
+}
 FOREIGN = {"mindspore": "common.mindspore_ckpt", "keras": "common.keras_h5"}  # format -> module with its `write`
 
 
@@ -50,8 +57,10 @@ def convert(source, target, spec):
         _refuse_other_properties(source, target, spec, meta, meta_again)
         difference = _difference(model, again, spec)
         if not difference <= TOLERANCE:
-            raise UserError(f"{target}: not written, its logits differ from those of {source} by {difference:.3g} "
-                            f"of the largest; allowed is {TOLERANCE}")
+            raise UserError(
+                f"{target}: not written, its logits differ from those of {source} by {difference:.3g} "
+                f"of the largest; allowed is {TOLERANCE}"
+            )
         draft.replace(target)
     return Conversion(meta["format"], name, meta["build"], difference)
 
@@ -86,13 +95,18 @@ def _write(name, path, state_dict, spec, meta):
 
 def _refuse_other_properties(source, target, spec, before, after):
     """UserError where a reader of the new file would build another network; dropout matters to training alone."""
-    differing = [option for option in before["build"]
-                 if option != "dropout" and before["build"][option] != after["build"][option]]
+    differing = [
+        option
+        for option in before["build"]
+        if option != "dropout" and before["build"][option] != after["build"][option]
+    ]
     if differing:
         here = ", ".join(f"{option} {before['build'][option]}" for option in differing)
         there = ", ".join(f"{option} {after['build'][option]}" for option in differing)
-        raise UserError(f"{target}: not written, {spec.name} in {source} has {here}, but a file of this format means "
-                        f"{there}: the same weights would give other logits")
+        raise UserError(
+            f"{target}: not written, {spec.name} in {source} has {here}, but a file of this format means "
+            f"{there}: the same weights would give other logits"
+        )
 
 
 def _difference(model, again, spec):

@@ -1,4 +1,5 @@
 """demo.py of every model: images in, five named guesses out."""
+
 import os
 
 from common import cli, weights
@@ -14,8 +15,9 @@ def main(spec, description, argv=None, default_ckpt=runs.newest_best):
     with cli.exits():
         parser = cli.Parser(description)
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-        parser.add_argument("--resume", default="",
-                            help="checkpoint [default ./model_best.pth.tar, else the newest run's]")
+        parser.add_argument(
+            "--resume", default="", help="checkpoint [default ./model_best.pth.tar, else the newest run's]"
+        )
         parser.add_argument("--device", default="auto", choices=("auto", "npu", "cuda", "cpu"), help="where to run")
         args = parser.parse_args(argv)
         paths = [path for word in args.images for path in _files(word)]
@@ -32,8 +34,12 @@ def _files(word):
         return [word]
     if not os.path.isdir(word):
         raise UserError(f"IMAGE: {word} is no file or folder")
-    found = sorted(os.path.join(folder, name) for folder, _, names in os.walk(word) for name in names
-                   if name.lower().endswith(decode.EXTENSIONS))
+    found = sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(word)
+        for name in names
+        if name.lower().endswith(decode.EXTENSIONS)
+    )
     if not found:
         raise UserError(f"IMAGE: {word} holds no images ({', '.join(decode.EXTENSIONS)})")
     return found
@@ -59,7 +65,7 @@ class Guesser:
         import torch
 
         pixels = torch.tensor(self._transform(decode.open_rgb(path)))
-        logits = torch.from_numpy(self._engine(pixels[None]))[0, self._background:]
+        logits = torch.from_numpy(self._engine(pixels[None]))[0, self._background :]
         probabilities, classes = logits.double().softmax(0).topk(min(NUM_GUESSES, len(logits)))
         return [(self._names[k], p) for p, k in zip(probabilities.tolist(), classes.tolist(), strict=True)]
 

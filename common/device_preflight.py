@@ -41,21 +41,33 @@ def _cann():
     home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
     if not home:
         return preflight.Finding(
-            "CANN", "ASCEND_HOME_PATH is not set",
+            "CANN",
+            "ASCEND_HOME_PATH is not set",
             "source CANN's set_env.sh (/usr/local/Ascend/cann, or ascend-toolkit before CANN 8.5); launchers do it",
         )
-    version = next((found for pattern in CANN_VERSIONS for path in sorted(pathlib.Path(home).glob(pattern))
-                    if (found := _version(path))), None)
+    version = next(
+        (
+            found
+            for pattern in CANN_VERSIONS
+            for path in sorted(pathlib.Path(home).glob(pattern))
+            if (found := _version(path))
+        ),
+        None,
+    )
     if version:
         return preflight.Finding("CANN", f"{version} in {home}")
-    return preflight.Finding("CANN", f"{home} (ASCEND_HOME_PATH) is no installation of CANN",
-                             "install CANN there, or source the set_env.sh of the one you have")
+    return preflight.Finding(
+        "CANN",
+        f"{home} (ASCEND_HOME_PATH) is no installation of CANN",
+        "install CANN there, or source the set_env.sh of the one you have",
+    )
 
 
 def _version(path):
     """The value of `version=` in a file, in any case and with or without brackets, or None."""
-    found = re.search(r"^\s*\w*version\w*\s*=\s*\[?([\w.:-]+)", path.read_text(errors="replace"),
-                      re.MULTILINE | re.IGNORECASE)
+    found = re.search(
+        r"^\s*\w*version\w*\s*=\s*\[?([\w.:-]+)", path.read_text(errors="replace"), re.MULTILINE | re.IGNORECASE
+    )
     return found and found[1]
 
 
@@ -63,8 +75,9 @@ def _driver():
     path = pathlib.Path(os.environ.get("ASCEND_INSTALL_PATH", "/usr/local/Ascend"), "driver", "version.info")
     if path.is_file() and (version := _version(path)):
         return preflight.Finding("driver", version)
-    return preflight.Finding("driver", f"{path} is not there",
-                             "install the Ascend driver; into a container, mount /usr/local/Ascend/driver")
+    return preflight.Finding(
+        "driver", f"{path} is not there", "install the Ascend driver; into a container, mount /usr/local/Ascend/driver"
+    )
 
 
 def _chips(devices):
@@ -75,12 +88,18 @@ def _chips(devices):
     names = ", ".join(sorted({name for _, name, _ in cards}))
     ill = [f"{number} ({health})" for number, _, health in cards if health.upper() not in HEALTHY]
     if len(cards) < devices:
-        return preflight.Finding("chips", f"{len(cards)} ({names or 'none'}), {devices} wanted",
-                                 "give a smaller --devices, or look at `npu-smi info` and `dmesg`")
+        return preflight.Finding(
+            "chips",
+            f"{len(cards)} ({names or 'none'}), {devices} wanted",
+            "give a smaller --devices, or look at `npu-smi info` and `dmesg`",
+        )
     if ill:
-        return preflight.Finding("chips", f"{len(cards)} ({names}), not well: {', '.join(ill)}",
-                                 "look at `npu-smi info -t health -i NUMBER`; leave them out with "
-                                 "ASCEND_RT_VISIBLE_DEVICES, or restart the machine")
+        return preflight.Finding(
+            "chips",
+            f"{len(cards)} ({names}), not well: {', '.join(ill)}",
+            "look at `npu-smi info -t health -i NUMBER`; leave them out with "
+            "ASCEND_RT_VISIBLE_DEVICES, or restart the machine",
+        )
     return preflight.Finding("chips", f"{len(cards)} ({names})")
 
 
@@ -94,8 +113,11 @@ def _visible(devices):
     if right and len(numbers) >= devices:
         yield preflight.Finding("visible devices", text)
     else:
-        yield preflight.Finding("visible devices", f"ASCEND_RT_VISIBLE_DEVICES is {text!r}",
-                                f"give at least {devices} ascending number(s) with commas and no spaces, or unset it")
+        yield preflight.Finding(
+            "visible devices",
+            f"ASCEND_RT_VISIBLE_DEVICES is {text!r}",
+            f"give at least {devices} ascending number(s) with commas and no spaces, or unset it",
+        )
 
 
 def _hccl_ports():

@@ -135,8 +135,11 @@ class Group:
         """Raise UserError on the ranks whose value differs from rank 0's (their machine reads other files)."""
         expected, error = self.from_main(value), None
         if value != expected:
-            error = UserError(f"{name}: rank {self.world.rank} sees {value}, rank 0 {expected}; every machine must "
-                              "hold the same files", every_rank=False)
+            error = UserError(
+                f"{name}: rank {self.world.rank} sees {value}, rank 0 {expected}; every machine must "
+                "hold the same files",
+                every_rank=False,
+            )
         self.go_on(error=error)
 
     def sum(self, numbers):
@@ -195,8 +198,10 @@ def losses_explained():
         raise RunError(f"a loader process died ({type(error).__name__}); {_LOADER_REMEDY}") from error
     except RuntimeError as error:
         if "gloo/transport" in str(error):
-            raise RunError("another rank ended in the middle of the run; its own message or the launcher says why; "
-                           "--resume auto continues from the last saved step") from error
+            raise RunError(
+                "another rank ended in the middle of the run; its own message or the launcher says why; "
+                "--resume auto continues from the last saved step"
+            ) from error
         if _is_about_loader(error):
             raise RunError(f"a loader process died ({str(error).splitlines()[0]}); {_LOADER_REMEDY}") from error
         raise

@@ -92,8 +92,11 @@ class Agent(LocalElasticAgent):
             elif cli.EXIT_RESTART in ended:
                 self._remaining_restarts += 1  # a machine comes or goes: not a failure of this one
             if self._remaining_restarts:
-                print(f"{how_it_ended(result.failures)}; all ranks start again from the last saved step",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"{how_it_ended(result.failures)}; all ranks start again from the last saved step",
+                    file=sys.stderr,
+                    flush=True,
+                )
         return result
 
     def kill(self):

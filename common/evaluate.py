@@ -68,8 +68,10 @@ def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lamb
             if len(batch.labels_N):
                 logits_NK = engine(batch.pixels_NHWC)
                 if np.isnan(logits_NK).any():
-                    raise RunError("the network's scores of validation images are not numbers (NaN): the training "
-                                   "diverged; lower --lr, or evaluate an earlier checkpoint")
+                    raise RunError(
+                        "the network's scores of validation images are not numbers (NaN): the training "
+                        "diverged; lower --lr, or evaluate an earlier checkpoint"
+                    )
                 counts.add(logits_NK, batch.labels_N.numpy(), smoothing)
     except (BadImage, RunError) as found:
         error = found

@@ -12,6 +12,7 @@ layer are told apart by their order and rank, since their names changed between 
                                                                           LAYER.running_mean, LAYER.running_var
     dense                   kernel [I, O], bias                           LAYER.weight [O, I], LAYER.bias
 """
+
 import torch
 
 from common.errors import UserError
@@ -33,11 +34,15 @@ def read(path):
         with h5py.File(path, "r") as file:
             root = file.get("model_weights", file)
             if "layer_names" not in root.attrs:
-                raise UserError(f"{path}: an HDF5 file without Keras' layer_names; write it with model.save('x.h5') "
-                                "(not as .weights.h5, where layers have no names)")
-            return {f"{layer}.{name}": tensor
-                    for layer in _texts(root.attrs["layer_names"])
-                    for name, tensor in _layer(path, layer, root[layer]).items()}
+                raise UserError(
+                    f"{path}: an HDF5 file without Keras' layer_names; write it with model.save('x.h5') "
+                    "(not as .weights.h5, where layers have no names)"
+                )
+            return {
+                f"{layer}.{name}": tensor
+                for layer in _texts(root.attrs["layer_names"])
+                for name, tensor in _layer(path, layer, root[layer]).items()
+            }
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{path}: truncated or damaged ({error}); copy or download it again") from error
 
@@ -68,21 +73,27 @@ def _layer(path, layer, group):
     if ranks == [4]:
         return {"weight": _from_hwio(arrays[0])}
     if ranks == [4, 4]:
-        return {"depthwise.weight": arrays[0].permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1).contiguous(),
-                "pointwise.weight": _from_hwio(arrays[1])}
+        return {
+            "depthwise.weight": arrays[0].permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1).contiguous(),
+            "pointwise.weight": _from_hwio(arrays[1]),
+        }
     if ranks == [2, 1]:
         return {"weight": arrays[0].T.contiguous(), "bias": arrays[1]}
     if ranks in ([1] * 3, [1] * 4):
-        return dict(zip(_NORM[-len(ranks):], arrays, strict=True))
-    raise UserError(f"{path}: layer {layer} has arrays {[list(array.shape) for array in arrays]}, which is no "
-                    "convolution without bias, batch norm or dense layer")
+        return dict(zip(_NORM[-len(ranks) :], arrays, strict=True))
+    raise UserError(
+        f"{path}: layer {layer} has arrays {[list(array.shape) for array in arrays]}, which is no "
+        "convolution without bias, batch norm or dense layer"
+    )
 
 
 def _keras_arrays(tensors):
     """Keras' names and arrays of one layer, in Keras' order."""
     if "depthwise.weight" in tensors:
-        return {"depthwise_kernel": tensors["depthwise.weight"].permute(2, 3, 0, 1),
-                "pointwise_kernel": _to_hwio(tensors["pointwise.weight"])}
+        return {
+            "depthwise_kernel": tensors["depthwise.weight"].permute(2, 3, 0, 1),
+            "pointwise_kernel": _to_hwio(tensors["pointwise.weight"]),
+        }
     if "running_mean" in tensors:
         return {_NORM_KERAS[name]: tensors[name] for name in _NORM if name in tensors}
     if tensors["weight"].ndim == 4:

@@ -153,8 +153,10 @@ def restartable(config, program, arguments):
     if train.evaluate:
         return arguments
     if train.resume not in ("", "auto"):
-        raise UserError(f"--resume: {train.resume}, with --max_restarts or --nnodes=MIN:MAX only auto is possible; "
-                        "--pretrained starts from the weights of a file")
+        raise UserError(
+            f"--resume: {train.resume}, with --max_restarts or --nnodes=MIN:MAX only auto is possible; "
+            "--pretrained starts from the weights of a file"
+        )
     if not train.output_dir and config.nnodes > 1:
         raise UserError("--output_dir: missing; with restarts on several machines give a folder that all of them see")
     parent = runs.OUTPUT / program.name_of_run(train)
@@ -232,13 +234,15 @@ def meet_machines(config, script, facts):
     call = rollcall.RollCall(
         config.nnodes, config.node_rank, config.master_addr, config.master_port, timeout_s, config.is_elastic
     )
-    return call.meet({
-        "--nnodes": config.nnodes,
-        "--devices": config.devices,
-        "code": rollcall.code_version(script),
-        "torch": str(torch.__version__),
-        **facts,
-    })
+    return call.meet(
+        {
+            "--nnodes": config.nnodes,
+            "--devices": config.devices,
+            "code": rollcall.code_version(script),
+            "torch": str(torch.__version__),
+            **facts,
+        }
+    )
 
 
 def _program(script):
@@ -294,8 +298,10 @@ def run_agent(config, command, timeout_s, store=None):
         return _exit_status(ended[0]) if ended else 128 + error.sigval
     except (RendezvousError, DistError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--master-addr: the machines did not meet ({reason}); fewer than --nnodes are there, "
-                        "machine 0 is gone, or the run has ended") from error
+        raise UserError(
+            f"--master-addr: the machines did not meet ({reason}); fewer than --nnodes are there, "
+            "machine 0 is gone, or the run has ended"
+        ) from error
     finally:
         agent.kill()
         handler.shutdown()
@@ -303,8 +309,11 @@ def run_agent(config, command, timeout_s, store=None):
         return 0
     first = elastic.first_failure(result.failures)
     if first.exitcode < 0:
-        print(f"error: {elastic.how_it_ended(result.failures)}; --resume=auto continues from the last saved step",
-              file=sys.stderr, flush=True)
+        print(
+            f"error: {elastic.how_it_ended(result.failures)}; --resume=auto continues from the last saved step",
+            file=sys.stderr,
+            flush=True,
+        )
     return _exit_status(first.exitcode)
 
 

@@ -1,4 +1,5 @@
 """Layers that two networks share."""
+
 from torch import nn
 from torch.nn import functional as F
 

@@ -10,6 +10,7 @@ A file is a sequence of protobuf messages, which protobuf reads as one. In the t
 512 MB comes as several consecutive values of one tag, each with the whole tensor's dims; a scalar has no dims or
 dims [0]. With `crc_check` the file ends in "crc_num" and ten big-endian bytes: the CRC-32 of all before it.
 """
+
 import binascii
 import functools
 
@@ -19,9 +20,18 @@ from common.errors import UserError
 
 CHUNK_BYTES = 512 * 2**20
 _CRC_MARK, _CRC_BYTES = b"crc_num", 10
-_TYPES = {"Float16": torch.float16, "BFloat16": torch.bfloat16, "Float32": torch.float32, "Float64": torch.float64,
-          "Int8": torch.int8, "Int16": torch.int16, "Int32": torch.int32, "Int64": torch.int64,
-          "UInt8": torch.uint8, "Bool": torch.bool}
+_TYPES = {
+    "Float16": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Float32": torch.float32,
+    "Float64": torch.float64,
+    "Int8": torch.int8,
+    "Int16": torch.int16,
+    "Int32": torch.int32,
+    "Int64": torch.int64,
+    "UInt8": torch.uint8,
+    "Bool": torch.bool,
+}
 _TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 # Batch norm: MindSpore's names and torch's.
 _NORM_NAMES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
@@ -37,23 +47,28 @@ def read(path):
     Raises:
       UserError: damaged, encrypted, or holds something else than tensors.
     """
-    return {_torch_name(tag): tensor for tag, tensor in read_raw(path).items()
-            if "." in tag and not tag.startswith(_OPTIMIZER_STATE)}
+    return {
+        _torch_name(tag): tensor
+        for tag, tensor in read_raw(path).items()
+        if "." in tag and not tag.startswith(_OPTIMIZER_STATE)
+    }
 
 
 def read_raw(path):
     """Every tensor of a MindSpore checkpoint under its own tag, text values left out. Raises: see `read`."""
     content = path.read_bytes()
-    if content[-_CRC_BYTES - len(_CRC_MARK):-_CRC_BYTES] == _CRC_MARK:
-        stated, content = int.from_bytes(content[-_CRC_BYTES:], "big"), content[:-_CRC_BYTES - len(_CRC_MARK)]
+    if content[-_CRC_BYTES - len(_CRC_MARK) : -_CRC_BYTES] == _CRC_MARK:
+        stated, content = int.from_bytes(content[-_CRC_BYTES:], "big"), content[: -_CRC_BYTES - len(_CRC_MARK)]
         if binascii.crc32(content) != stated:
             raise UserError(f"{path}: damaged, its checksum is wrong; copy or download it again")
     message_class, decode_error = _checkpoint_message()
     try:
         values = message_class.FromString(content).value
     except decode_error as error:
-        raise UserError(f"{path}: not a MindSpore checkpoint, or truncated, damaged or encrypted; save it again with "
-                        "mindspore.save_checkpoint and no key") from error
+        raise UserError(
+            f"{path}: not a MindSpore checkpoint, or truncated, damaged or encrypted; save it again with "
+            "mindspore.save_checkpoint and no key"
+        ) from error
     parts = {}
     for value in values:
         if not value.HasField("tensor"):
@@ -80,7 +95,7 @@ def write(path, state_dict):
                 value = message.value.add(tag=_mindspore_name(name, state_dict))
                 value.tensor.dims.extend(tensor.shape)
                 value.tensor.tensor_type = _TYPE_NAMES[tensor.dtype]
-                value.tensor.tensor_content = content[start:start + CHUNK_BYTES]
+                value.tensor.tensor_content = content[start : start + CHUNK_BYTES]
                 file.write(message.SerializeToString())
 
 
@@ -116,11 +131,15 @@ def _checkpoint_message():
         raise UserError("MindSpore checkpoints need the protobuf package; pip install protobuf") from error
     field = descriptor_pb2.FieldDescriptorProto
     schema = {
-        "TensorProto": [("dims", field.TYPE_INT64, field.LABEL_REPEATED, None),
-                        ("tensor_type", field.TYPE_STRING, field.LABEL_REQUIRED, None),
-                        ("tensor_content", field.TYPE_BYTES, field.LABEL_REQUIRED, None)],
-        "Value": [("tag", field.TYPE_STRING, field.LABEL_REQUIRED, None),
-                  ("tensor", field.TYPE_MESSAGE, field.LABEL_OPTIONAL, ".TensorProto")],
+        "TensorProto": [
+            ("dims", field.TYPE_INT64, field.LABEL_REPEATED, None),
+            ("tensor_type", field.TYPE_STRING, field.LABEL_REQUIRED, None),
+            ("tensor_content", field.TYPE_BYTES, field.LABEL_REQUIRED, None),
+        ],
+        "Value": [
+            ("tag", field.TYPE_STRING, field.LABEL_REQUIRED, None),
+            ("tensor", field.TYPE_MESSAGE, field.LABEL_OPTIONAL, ".TensorProto"),
+        ],
         "Checkpoint": [("value", field.TYPE_MESSAGE, field.LABEL_REPEATED, ".Value")],
     }
     proto = descriptor_pb2.FileDescriptorProto(name="mindspore_checkpoint.proto", syntax="proto2")

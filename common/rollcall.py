@@ -156,8 +156,14 @@ class RollCall:
                 "or give another port on every machine"
             )
         # multi_tenant: torchrun's agent, in this process, asks for the same port and gets this very server.
-        store = dist.TCPStore("localhost", self.port, is_master=True, wait_for_workers=False, multi_tenant=True,
-                              timeout=self._wait(self.timeout_s))
+        store = dist.TCPStore(
+            "localhost",
+            self.port,
+            is_master=True,
+            wait_for_workers=False,
+            multi_tenant=True,
+            timeout=self._wait(self.timeout_s),
+        )
         reason = self._knock(min(self._left_s(), 10))
         if reason:
             raise UserError(
@@ -178,8 +184,15 @@ class RollCall:
 
         def connect():
             with contextlib.suppress(dist.DistError):
-                stores.append(dist.TCPStore(self.host, self.port, is_master=False, wait_for_workers=False,
-                                            timeout=self._wait(self._left_s())))
+                stores.append(
+                    dist.TCPStore(
+                        self.host,
+                        self.port,
+                        is_master=False,
+                        wait_for_workers=False,
+                        timeout=self._wait(self._left_s()),
+                    )
+                )
 
         # In a thread of its own: a server of another kind that says nothing makes it wait without any limit.
         thread = threading.Thread(target=connect, daemon=True)

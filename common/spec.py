@@ -3,6 +3,7 @@
 Training, evaluation, preprocessing, export and the AIPP file all read the same object, so they cannot disagree about
 sizes, crops, normalisation or names. Importing this module does not import torch.
 """
+
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any

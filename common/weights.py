@@ -3,6 +3,7 @@
 `read` turns a file into a state dict in our names and what the file knows about itself; `load` builds the network that
 fits and fills it strictly. Nothing is unpickled that could run code, and a damaged file is never half read.
 """
+
 import dataclasses
 import json
 import pathlib
@@ -66,8 +67,10 @@ def read(path, spec):
     for reader in READERS:
         if reader.recognises(head, path):
             return _with_inferred_options(reader.read(path, spec), spec)
-    raise UserError(f"{path}: not a checkpoint format known here; expected .pth, .pth.tar, .pt, .safetensors, "
-                    "MindSpore's .ckpt or Keras' .h5")
+    raise UserError(
+        f"{path}: not a checkpoint format known here; expected .pth, .pth.tar, .pt, .safetensors, "
+        "MindSpore's .ckpt or Keras' .h5"
+    )
 
 
 def load(path, spec, **explicit):
@@ -99,8 +102,14 @@ def load(path, spec, **explicit):
         raise UserError(f"{path}: was built with {', '.join(unknown)}, which {spec.name} does not have")
     model = spec.build(**options)
     fill(model, state_dict, path, spec.name)
-    meta = {"image_size": spec.input_size, "classes": None, **found.metadata, "format": found.format, "path": str(path),
-            "build": {**spec.build_options, **options}}
+    meta = {
+        "image_size": spec.input_size,
+        "classes": None,
+        **found.metadata,
+        "format": found.format,
+        "path": str(path),
+        "build": {**spec.build_options, **options},
+    }
     meta["num_classes"] = meta["build"]["num_classes"]
     return model.eval(), meta
 
@@ -129,8 +138,10 @@ def for_training(path, spec, options, explicit):
     for layer in spec.classifiers:
         name = f"{layer}.weight"
         if name in state_dict and name in own and state_dict[name].shape[0] != own[name].shape[0]:
-            print(f"--pretrained: {layer} has {state_dict[name].shape[0]} classes, not {own[name].shape[0]}; "
-                  "initialised anew")
+            print(
+                f"--pretrained: {layer} has {state_dict[name].shape[0]} classes, not {own[name].shape[0]}; "
+                "initialised anew"
+            )
             state_dict.update({f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")})
     for module in spec.training_modules:
         if not any(key.startswith(f"{module}.") for key in state_dict):
@@ -146,7 +157,7 @@ def drop_background(state_dict, spec):
     for layer in spec.classifiers:
         for name in (f"{layer}.weight", f"{layer}.bias"):
             if name in state_dict:
-                state_dict[name] = state_dict[name][spec.label_offset:].clone()
+                state_dict[name] = state_dict[name][spec.label_offset :].clone()
 
 
 def fill(model, state_dict, path, name):
@@ -193,7 +204,7 @@ def _with_inferred_options(loaded, spec):
 def _without_wrapper(state_dict):
     """Names without the `module.` that DataParallel and DistributedDataParallel put in front of all of them."""
     if state_dict and all(key.startswith("module.") for key in state_dict):
-        return {key[len("module."):]: tensor for key, tensor in state_dict.items()}
+        return {key[len("module.") :]: tensor for key, tensor in state_dict.items()}
     return dict(state_dict)
 
 
@@ -213,8 +224,10 @@ def load_torch(path):
                 raise UserError(f"{path}: damaged, the checksum of {broken} is wrong; copy or download it again")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: damaged, or holds objects that only its own program can load; save its state_dict "
-                        f"alone ({_first_line(error)})") from error
+        raise UserError(
+            f"{path}: damaged, or holds objects that only its own program can load; save its state_dict "
+            f"alone ({_first_line(error)})"
+        ) from error
     except (zipfile.BadZipFile, EOFError, RuntimeError, KeyError, IndexError, ValueError, OSError) as error:
         if isinstance(error, UserError):
             raise
@@ -308,8 +321,10 @@ def _read_keras(path, spec):
 def _foreign(path, spec, name, read_tensors):
     """The weights of another framework, for a network whose spec knows the names there."""
     if name not in spec.key_maps:
-        raise UserError(f"{path}: a {name} file, which {spec.name} cannot read; it reads .pth, .safetensors"
-                        f"{''.join(f', {known}' for known in spec.key_maps if known != 'state_dict')}")
+        raise UserError(
+            f"{path}: a {name} file, which {spec.name} cannot read; it reads .pth, .safetensors"
+            f"{''.join(f', {known}' for known in spec.key_maps if known != 'state_dict')}"
+        )
     state_dict = spec.key_maps[name](read_tensors(path))
     return Loaded(state_dict, dict(spec.origins.get(name, {})), {}, name)
 
@@ -353,5 +368,7 @@ def download(spec, folder=None):
             return target
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors, a wrong hash is a RuntimeError
             failures.append(f"{url} ({_first_line(error)})")
-    raise UserError(f"--ckpt: not given, and the public file could not be downloaded: {'; '.join(failures)}; "
-                    f"download {name} on another machine and pass it with --ckpt, or put it at {target}")
+    raise UserError(
+        f"--ckpt: not given, and the public file could not be downloaded: {'; '.join(failures)}; "
+        f"download {name} on another machine and pass it with --ckpt, or put it at {target}"
+    )

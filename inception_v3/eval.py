@@ -5,6 +5,7 @@
 The data folder holds val/ with class folders, or val/ with images beside val_label.txt. A checkpoint runs in torch, an
 .onnx file in ONNX Runtime, an .om file on an Ascend NPU. Every image counts exactly once.
 """
+
 import pathlib
 import sys
 

@@ -5,6 +5,7 @@
 
 Reads TXT, NPY or BIN results of 1000 columns; --num-classes allows another number.
 """
+
 import pathlib
 import sys
 

@@ -6,6 +6,7 @@
 Without --ckpt it takes ./model_best.pth.tar, else that of the newest run below ./output. The file is checked by
 onnx.checker and compared with torch on ONNX Runtime before it gets its name.
 """
+
 import dataclasses
 import pathlib
 import sys

@@ -6,6 +6,7 @@
 Takes images and folders of images, cut and normalised as in the evaluation. Without --resume it takes
 ./model_best.pth.tar, else that of the newest run below ./output.
 """
+
 import pathlib
 import sys
 

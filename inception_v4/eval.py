@@ -7,6 +7,7 @@ The data folder holds val/ with class folders, or val/ with images beside val_la
 .onnx file in ONNX Runtime, an .om file on an Ascend NPU. Nothing is written in between: preprocessed files of
 ImageNet's validation set would take 53.6 GB.
 """
+
 import pathlib
 import sys
 

@@ -10,6 +10,7 @@ class. 42,679,816 or 42,681,353 parameters. Reported for the public weights: top
 A unit is conv (no bias), batch norm (eps 1e-3), ReLU. "valid" layers of the paper have no padding, all others keep the
 size. The pooling branches average only the pixels that exist: padding is not counted.
 """
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -24,8 +25,9 @@ def same(in_channels, out_channels, height, width):
 
 def pooled(in_channels, out_channels):
     """The pooling branch of the A, B and C blocks."""
-    return nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
-                         BasicConv2d(in_channels, out_channels, 1))
+    return nn.Sequential(
+        nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), BasicConv2d(in_channels, out_channels, 1)
+    )
 
 
 class StemPoolConv(nn.Module):
@@ -46,8 +48,9 @@ class StemFactorised(nn.Module):
     def __init__(self):
         super().__init__()
         self.branch0 = nn.Sequential(BasicConv2d(160, 64, 1), BasicConv2d(64, 96, 3))
-        self.branch1 = nn.Sequential(BasicConv2d(160, 64, 1), same(64, 64, 1, 7), same(64, 64, 7, 1),
-                                     BasicConv2d(64, 96, 3))
+        self.branch1 = nn.Sequential(
+            BasicConv2d(160, 64, 1), same(64, 64, 1, 7), same(64, 64, 7, 1), BasicConv2d(64, 96, 3)
+        )
 
     def forward(self, x):
         return torch.cat((self.branch0(x), self.branch1(x)), 1)
@@ -99,8 +102,13 @@ class InceptionB(nn.Module):
         super().__init__()
         self.branch0 = BasicConv2d(1024, 384, 1)
         self.branch1 = nn.Sequential(BasicConv2d(1024, 192, 1), same(192, 224, 1, 7), same(224, 256, 7, 1))
-        self.branch2 = nn.Sequential(BasicConv2d(1024, 192, 1), same(192, 192, 7, 1), same(192, 224, 1, 7),
-                                     same(224, 224, 7, 1), same(224, 256, 1, 7))
+        self.branch2 = nn.Sequential(
+            BasicConv2d(1024, 192, 1),
+            same(192, 192, 7, 1),
+            same(192, 224, 1, 7),
+            same(224, 224, 7, 1),
+            same(224, 256, 1, 7),
+        )
         self.branch3 = pooled(1024, 128)
 
     def forward(self, x):
@@ -113,8 +121,9 @@ class ReductionB(nn.Module):
     def __init__(self):
         super().__init__()
         self.branch0 = nn.Sequential(BasicConv2d(1024, 192, 1), BasicConv2d(192, 192, 3, stride=2))
-        self.branch1 = nn.Sequential(BasicConv2d(1024, 256, 1), same(256, 256, 1, 7), same(256, 320, 7, 1),
-                                     BasicConv2d(320, 320, 3, stride=2))
+        self.branch1 = nn.Sequential(
+            BasicConv2d(1024, 256, 1), same(256, 256, 1, 7), same(256, 320, 7, 1), BasicConv2d(320, 320, 3, stride=2)
+        )
         self.branch2 = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x):
@@ -140,8 +149,17 @@ class InceptionC(nn.Module):
     def forward(self, x):
         x1 = self.branch1_0(x)
         x2 = self.branch2_2(self.branch2_1(self.branch2_0(x)))
-        return torch.cat((self.branch0(x), self.branch1_1a(x1), self.branch1_1b(x1), self.branch2_3a(x2),
-                          self.branch2_3b(x2), self.branch3(x)), 1)
+        return torch.cat(
+            (
+                self.branch0(x),
+                self.branch1_1a(x1),
+                self.branch1_1b(x1),
+                self.branch2_3a(x2),
+                self.branch2_3b(x2),
+                self.branch3(x),
+            ),
+            1,
+        )
 
 
 class InceptionV4(nn.Module):
@@ -155,10 +173,16 @@ class InceptionV4(nn.Module):
     def __init__(self, num_classes=1000, dropout=0.2):
         super().__init__()
         self.features = nn.Sequential(
-            BasicConv2d(3, 32, 3, stride=2), BasicConv2d(32, 32, 3), same(32, 64, 3, 3),
-            StemPoolConv(), StemFactorised(), StemConvPool(),
-            *(InceptionA() for _ in range(4)), ReductionA(),
-            *(InceptionB() for _ in range(7)), ReductionB(),
+            BasicConv2d(3, 32, 3, stride=2),
+            BasicConv2d(32, 32, 3),
+            same(32, 64, 3, 3),
+            StemPoolConv(),
+            StemFactorised(),
+            StemConvPool(),
+            *(InceptionA() for _ in range(4)),
+            ReductionA(),
+            *(InceptionB() for _ in range(7)),
+            ReductionB(),
             *(InceptionC() for _ in range(3)),
         )
         self.dropout = nn.Dropout(dropout)

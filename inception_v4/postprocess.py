@@ -5,6 +5,7 @@
 
 Reads TXT, NPY or BIN results with 1000 columns, or with 1001 where the first is the background class.
 """
+
 import pathlib
 import sys
 

@@ -5,6 +5,7 @@
 Reads the public files (Cadene, timm) and checkpoints of this zoo; without --ckpt the public file is downloaded. The
 public weights have 1001 columns, the first for a background class; --num-classes 1000 cuts it off.
 """
+
 import pathlib
 import sys
 

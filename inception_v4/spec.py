@@ -1,4 +1,5 @@
 """What is true of Inception v4 alone; every stage reads it from here."""
+
 from common.spec import ModelSpec
 
 

@@ -5,6 +5,7 @@
 The defaults are one device's share of the published eight-device run (batch 1024, lr 0.484375, cosine over 240 epochs,
 label smoothing 0.1): batch 128 and lr 0.0605.
 """
+
 import dataclasses
 import pathlib
 import sys

@@ -29,8 +29,18 @@ _LOOKED_UP = ("_autoload", "_is_in_bad_fork", "_lazy_init")
 
 def download(folder):
     """Path of a wheel of torch_npu, for this platform or, where there is none, for Linux on x86-64."""
-    base = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-            "--only-binary=:all:", "--dest", str(folder)]
+    base = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+    ]
     other = ["--platform", "manylinux_2_28_x86_64", "--python-version", "3.11"]
     for options in ([], other):
         if subprocess.run([*base, *options, REQUIREMENT]).returncode == 0:
@@ -90,8 +100,13 @@ def stand_in_names():
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and is_offered(node.name):
                 found[f"{module}.{node.name}"] = parameters(node)
             if isinstance(node, ast.ClassDef) and is_offered(node.name):
-                found.update({f"{module}.{node.name}.{member.name}": parameters(member) for member in node.body
-                              if isinstance(member, ast.FunctionDef) and is_offered(member.name)})
+                found.update(
+                    {
+                        f"{module}.{node.name}.{member.name}": parameters(member)
+                        for member in node.body
+                        if isinstance(member, ast.FunctionDef) and is_offered(member.name)
+                    }
+                )
             if isinstance(node, ast.Assign):
                 targets = [t for target in node.targets for t in getattr(target, "elts", [target])]
                 names = [target.id for target in targets if isinstance(target, ast.Name)]

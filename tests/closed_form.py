@@ -1,4 +1,5 @@
 """Weights from a closed form, for golden values that no random generator can change. Needs numpy only."""
+
 import numpy as np
 
 

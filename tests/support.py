@@ -1,4 +1,5 @@
 """Where things are, small images, programs without the seconds of importing torch, and how a mistake looks."""
+
 import multiprocessing
 import os
 import pathlib

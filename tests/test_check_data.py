@@ -35,12 +35,14 @@ def data(images, tmp_path, monkeypatch):
 
 def png_bomb(path, width, height):
     """A PNG of a few bytes that says it has width x height pixels."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
-                     + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def truncate(path):
@@ -87,10 +89,12 @@ def test_postscript_in_an_image_file_is_not_run(tmp_path):
 
 def test_a_bomb_costs_no_memory(run, tmp_path):
     png_bomb(tmp_path / "bomb.png", 13_000, 13_000)  # 507 MB as RGB
-    program = ("import resource, sys; sys.path.insert(0, sys.argv[1]); from common.data import check, decode\n"
-               "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-               "assert check.examine(sys.argv[2]).kind == 'giant'\n"
-               "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
+    program = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); from common.data import check, decode\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert check.examine(sys.argv[2]).kind == 'giant'\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
     assert int(run(sys.executable, "-c", program, ROOT, tmp_path / "bomb.png").stdout) < 20_000  # KiB
 
 
@@ -117,10 +121,16 @@ def test_every_kind_of_finding(run, data):
     entries = dict(line.split("\t") for line in lines if not line.startswith("#"))
     comments = [line for line in lines[1:] if line.startswith("#")]
     assert {path: reason.partition(":")[0] for path, reason in entries.items()} == {
-        "train/ant/0000.jpg": "zero-byte", "train/ant/0001.jpg": "broken", "val/ant/0001.jpg": "broken",
-        "train/ant/0002.jpg": "broken", "train/ant/0003.png": "giant", "train/ant/pipe.jpg": "broken",
-        "train/ant/nowhere.jpg": "broken", "train/bee/copy of it.jpg": "duplicate",
-        "train/bee/0001.jpg": "contradiction", "train/cat/other.jpg": "contradiction",
+        "train/ant/0000.jpg": "zero-byte",
+        "train/ant/0001.jpg": "broken",
+        "val/ant/0001.jpg": "broken",
+        "train/ant/0002.jpg": "broken",
+        "train/ant/0003.png": "giant",
+        "train/ant/pipe.jpg": "broken",
+        "train/ant/nowhere.jpg": "broken",
+        "train/bee/copy of it.jpg": "duplicate",
+        "train/bee/0001.jpg": "contradiction",
+        "train/cat/other.jpg": "contradiction",
         "train/cat/leaked.jpg": "overlap",
     }
     assert entries["train/cat/leaked.jpg"] == "overlap: is in validation too: val/cat/0002.jpg"
@@ -172,8 +182,12 @@ def test_the_flat_layout(data):
     assert status == 1 and entries.keys() == {"train/ant/0000.jpg", "val/cat.jpg"}
     assert comments["val/new.jpg"] == "unlabelled: is not in val_label.txt"
     written = pathlib.Path("exclude.txt").read_text()
-    for mistake in ("line 4 names bee.jpg again", "line 5: val/ has no image gone.jpg", "line 6 is 'cat.jpg cat', must",
-                    "line 7: label 3, the classes are 0..2"):
+    for mistake in (
+        "line 4 names bee.jpg again",
+        "line 5: val/ has no image gone.jpg",
+        "line 6 is 'cat.jpg cat', must",
+        "line 7: label 3, the classes are 0..2",
+    ):
         assert f"# val_label.txt\tlabel: {mistake}" in written
 
 
@@ -285,8 +299,16 @@ def test_paths_may_be_relative_to_the_only_folder_that_was_named(data):
 
 
 def test_training_leaves_out_the_list_through_the_launcher_on_two_ranks(run, data, bad_list):
-    done = run(*LAUNCH_TINY, f"--data_path={data}", "--device=cpu", "--devices=2", "--batch_size=12", "--",
-               "--epochs=1", f"--exclude={bad_list}")
+    done = run(
+        *LAUNCH_TINY,
+        f"--data_path={data}",
+        "--device=cpu",
+        "--devices=2",
+        "--batch_size=12",
+        "--",
+        "--epochs=1",
+        f"--exclude={bad_list}",
+    )
     assert "58 images in 3 classes, 20 for validation, 3 left out by --exclude" in done.stdout
 
 
@@ -310,10 +332,19 @@ def test_a_resumed_run_needs_the_same_list(data, bad_list):
 
 @pytest.mark.parametrize("folder", ["", "val"])
 def test_evaluation_leaves_out_the_list_and_says_how_many(data, bad_list, capsys, folder):
-    torch.save(dict(arch="tiny", state_dict=SPEC.build(num_classes=3).state_dict(), build=dict(num_classes=3),
-                    image_size=32, classes=["ant", "bee", "cat"]), "w.pth.tar")
-    config = stream.StreamConfig(data=str(data / folder), resume="w.pth.tar", device="cpu", workers=0,
-                                 exclude=str(bad_list))
+    torch.save(
+        dict(
+            arch="tiny",
+            state_dict=SPEC.build(num_classes=3).state_dict(),
+            build=dict(num_classes=3),
+            image_size=32,
+            classes=["ant", "bee", "cat"],
+        ),
+        "w.pth.tar",
+    )
+    config = stream.StreamConfig(
+        data=str(data / folder), resume="w.pth.tar", device="cpu", workers=0, exclude=str(bad_list)
+    )
     counts, _ = stream.evaluate_stream(SPEC, config)
     assert counts.seen == 20 and "(1 left out by --exclude)" in capsys.readouterr().out
 
@@ -325,8 +356,10 @@ def test_evaluation_leaves_out_the_list_and_says_how_many(data, bad_list, capsys
         ("/data/train/x.jpg", "--exclude: line 1 of list.txt is /data/train/x.jpg; paths are relative to"),
         ("#\ntrain/../x.jpg", "--exclude: line 2 of list.txt is train/../x.jpg; paths are relative to"),
         ("ant/0000.jpg", "--exclude: none of its 1 images is here, the first is ant/0000.jpg; paths are relative"),
-        ("\n".join(f"val/{name}/{i:04d}.jpg" for name in ("ant", "bee", "cat") for i in range(7)),
-         "--exclude: it names all 21 images of"),
+        (
+            "\n".join(f"val/{name}/{i:04d}.jpg" for name in ("ant", "bee", "cat") for i in range(7)),
+            "--exclude: it names all 21 images of",
+        ),
     ],
 )
 def test_a_list_that_cannot_be_meant(data, lines, message):

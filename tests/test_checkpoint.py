@@ -1,4 +1,5 @@
 """Checkpoints: written beside the training, never half, kept as asked, and a disk that fails loses nothing."""
+
 import json
 import os
 import threading
@@ -128,8 +129,18 @@ def test_save_every_refuses_anything_else(word):
 
 def test_a_run_saves_after_minutes_and_keeps_what_was_asked_for(images, tmp_path):
     folder = tmp_path / "run"
-    PROGRAM.main(["--data", str(images), "--output-dir", str(folder), "--epochs=2", "--save-every=0.00001m",
-                  "--keep-last=100", "--keep-best=1"])
+    PROGRAM.main(
+        [
+            "--data",
+            str(images),
+            "--output-dir",
+            str(folder),
+            "--epochs=2",
+            "--save-every=0.00001m",
+            "--keep-last=100",
+            "--keep-best=1",
+        ]
+    )
     kept = [int(path.name[11:19]) for path in checkpoint.kept_last(folder)]
     assert kept == list(range(10, 0, -1)), "five steps an epoch, each later than the interval"
     best = checkpoint.kept_best(folder)
@@ -141,8 +152,17 @@ def test_a_full_disk_does_not_end_a_run_unless_asked(images, run, tmp_path):
         folder = tmp_path / policy
         folder.mkdir()
         no_space(folder)
-        done = run(TINY, "--data", images, "--output-dir", folder, "--epochs=2", f"--on-save-error={policy}",
-                   "--save-every=2", check=status)
+        done = run(
+            TINY,
+            "--data",
+            images,
+            "--output-dir",
+            folder,
+            "--epochs=2",
+            f"--on-save-error={policy}",
+            "--save-every=2",
+            check=status,
+        )
         if policy == "continue":
             assert done.stdout.count("step 2 cannot be written") == 1
             assert final(folder)["epoch"] == 2

@@ -1,4 +1,5 @@
 """The environment that launchers make for Ascend NPUs, from made-up CANN folders."""
+
 import os
 import subprocess
 
@@ -24,8 +25,14 @@ def environment(tmp_path):
 
     def start(launcher, *words, **variables):
         keep = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG")}
-        done = subprocess.run(["bash", launcher, *words], capture_output=True, text=True, timeout=60, check=True,
-                              env={"HOME": str(tmp_path), "PYTHON": str(python)} | keep | variables)
+        done = subprocess.run(
+            ["bash", launcher, *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={"HOME": str(tmp_path), "PYTHON": str(python)} | keep | variables,
+        )
         return dict(entry.partition("=")[::2] for entry in done.stdout.split("\0") if entry)
 
     return start
@@ -67,8 +74,12 @@ def test_the_newest_layout_wins_and_the_users_folder_before_it(environment, tmp_
 
 def test_addresses_and_limits_come_from_the_launchers_keys(environment, tmp_path):
     install(tmp_path / "Ascend", "cann")
-    for given, seconds in (("--rendezvous_timeout=60", "120"), ("--rendezvous-timeout=900", "900"),
-                           ("--rendezvous-timeout=99999", "7200"), ("--nnodes=2", "600")):
+    for given, seconds in (
+        ("--rendezvous_timeout=60", "120"),
+        ("--rendezvous-timeout=900", "900"),
+        ("--rendezvous-timeout=99999", "7200"),
+        ("--nnodes=2", "600"),
+    ):
         found = environment(MULTI, "--local_addr=10.0.0.6", "--local-addr=10.0.0.7", given)
         assert (found["HCCL_IF_IP"], found["HCCL_CONNECT_TIMEOUT"]) == ("10.0.0.7", seconds)
     assert "HCCL_IF_IP" not in environment(MULTI, "--local_addr=10.0.0.7", HCCL_SOCKET_IFNAME="eth1")
@@ -77,9 +88,17 @@ def test_addresses_and_limits_come_from_the_launchers_keys(environment, tmp_path
 
 def test_what_the_user_set_stays(environment, tmp_path):
     install(tmp_path / "Ascend", "cann")
-    own = dict(HCCL_IF_IP="10.9.9.9", HCCL_CONNECT_TIMEOUT="300", TASK_QUEUE_ENABLE="0", CPU_AFFINITY_CONF="2",
-               COMBINED_ENABLE="", ASCEND_GLOBAL_LOG_LEVEL="1", HCCL_WHITELIST_DISABLE="0",
-               ASCEND_SLOG_PRINT_TO_STDOUT="1", ASCEND_GLOBAL_EVENT_ENABLE="1")
+    own = dict(
+        HCCL_IF_IP="10.9.9.9",
+        HCCL_CONNECT_TIMEOUT="300",
+        TASK_QUEUE_ENABLE="0",
+        CPU_AFFINITY_CONF="2",
+        COMBINED_ENABLE="",
+        ASCEND_GLOBAL_LOG_LEVEL="1",
+        HCCL_WHITELIST_DISABLE="0",
+        ASCEND_SLOG_PRINT_TO_STDOUT="1",
+        ASCEND_GLOBAL_EVENT_ENABLE="1",
+    )
     found = environment(MULTI, "--local_addr=10.0.0.7", **own)
     assert {name: found[name] for name in own} == own
 

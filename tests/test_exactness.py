@@ -1,4 +1,5 @@
 """Exactness at its edges: kills of the three real networks, evaluation in any cut, restarts deep in a long epoch."""
+
 import dataclasses
 import itertools
 import subprocess
@@ -51,8 +52,9 @@ def val(images):
 def _counts(val, world_size, batch_size):
     total = metrics.Counts()
     for rank in range(world_size):
-        batches = loader.EvalLoader(val, transforms.eval_transform(SPEC, 32), batch_size, "fail", rank, world_size, 0,
-                                    False)
+        batches = loader.EvalLoader(
+            val, transforms.eval_transform(SPEC, 32), batch_size, "fail", rank, world_size, 0, False
+        )
         share = len(range(rank, len(val), world_size))
         counts = evaluate.evaluate(_logits, batches, share, _OneRank())
         total.correct, total.seen = total.correct + counts.correct, total.seen + counts.seen
@@ -102,8 +104,9 @@ def _ids_read(train, plan, config, world_size, workers, first_step):
     """{(step, micro-batch): indices of the images in the batches that the ranks' loaders hand over}."""
     found = {}
     for rank in range(world_size):
-        batches = loader.TrainLoader(train, transforms.train_transform(config), plan, config, rank, world_size, workers,
-                                     False)
+        batches = loader.TrainLoader(
+            train, transforms.train_transform(config), plan, config, rank, world_size, workers, False
+        )
         read = batches.epoch(1, first_step)
         for step in range(first_step, plan.steps_per_epoch):
             for m in plan.micro_batches_of(rank, world_size):

@@ -1,4 +1,5 @@
 """Signals that reach one rank, ranks that die, hang or come back in other numbers: nothing is lost, nothing waits."""
+
 import json
 import os
 import signal
@@ -23,9 +24,20 @@ MANY = "--epochs=4000"
 
 
 def command(images, folder, *keys, options=OPTIONS):
-    return [str(word) for word in (
-        sys.executable, *LAUNCH_TINY, f"--data_path={images}", "--device=cpu", "--batch_size=12",
-        f"--output_dir={folder}", *keys, "--", *options)]
+    return [
+        str(word)
+        for word in (
+            sys.executable,
+            *LAUNCH_TINY,
+            f"--data_path={images}",
+            "--device=cpu",
+            "--batch_size=12",
+            f"--output_dir={folder}",
+            *keys,
+            "--",
+            *options,
+        )
+    ]
 
 
 class Started:
@@ -34,8 +46,9 @@ class Started:
     def __init__(self, words, folder, tmp_path):
         self.folder, self._output = folder, tmp_path / f"output of {time.monotonic_ns()}"
         with open(self._output, "w") as file:
-            self.process = subprocess.Popen([str(word) for word in words], cwd=tmp_path, stdout=file, stderr=file,
-                                            start_new_session=True)
+            self.process = subprocess.Popen(
+                [str(word) for word in words], cwd=tmp_path, stdout=file, stderr=file, start_new_session=True
+            )
 
     def output(self):
         return self._output.read_text()
@@ -57,8 +70,11 @@ class Started:
 
     def ranks(self):
         """Process ids of the ranks; in the order they were started, for those of one launcher."""
-        return sorted(pid for pid in ranks_of(self.folder) if pid != self.process.pid
-                      and b"launch.py" not in open(f"/proc/{pid}/cmdline", "rb").read())  # noqa: SIM115
+        return sorted(
+            pid
+            for pid in ranks_of(self.folder)
+            if pid != self.process.pid and b"launch.py" not in open(f"/proc/{pid}/cmdline", "rb").read()
+        )  # noqa: SIM115
 
     def ends(self, status):
         assert self.process.wait(timeout=120) == status, self.output()
@@ -175,8 +191,9 @@ def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path):
 
     def machine(number):
         # Four images per machine and two micro-batches: twelve images and six of them with all three machines.
-        words = command(images, folder, *keys, "--batch_size=4", f"--node_rank={number}",
-                        options=[*OPTIONS, "--accumulate=2", MANY])
+        words = command(
+            images, folder, *keys, "--batch_size=4", f"--node_rank={number}", options=[*OPTIONS, "--accumulate=2", MANY]
+        )
         return start(words, folder)
 
     first, second = machine(0), machine(1)
@@ -210,8 +227,18 @@ def test_a_rank_that_stands_still_is_named_and_ends_the_run(images, start, tmp_p
 def test_a_loader_that_hangs_in_a_read_is_named_with_its_image(images, start, tmp_path, workers):
     folder, data = tmp_path / "run", tmp_path / "data"
     subprocess.run(["cp", "-r", images, data], check=True)
-    words = [sys.executable, TINY, "--data", data, "--output-dir", folder, f"--workers={workers}", MANY,
-             "--print-freq=1", "--hang-timeout=2"]
+    words = [
+        sys.executable,
+        TINY,
+        "--data",
+        data,
+        "--output-dir",
+        folder,
+        f"--workers={workers}",
+        MANY,
+        "--print-freq=1",
+        "--hang-timeout=2",
+    ]
     run = start(words, folder)
     run.does_steps()
     hanging = data / "train" / "bee" / "0007.jpg"
@@ -223,8 +250,9 @@ def test_a_loader_that_hangs_in_a_read_is_named_with_its_image(images, start, tm
 
 def test_a_killed_loader_process_ends_the_run_in_one_line(images, start, tmp_path):
     folder = tmp_path / "run"
-    run = start([sys.executable, TINY, "--data", images, "--output-dir", folder, "--workers=2", MANY, "--print-freq=1"],
-                folder)
+    run = start(
+        [sys.executable, TINY, "--data", images, "--output-dir", folder, "--workers=2", MANY, "--print-freq=1"], folder
+    )
     run.does_steps()
     os.kill(max(ranks_of(folder)), signal.SIGKILL)
     output = run.ends(1)

@@ -1,4 +1,5 @@
 """Weight files of other programs: MindSpore's and Keras' own fixtures, Cadene's and timm's names, conversions."""
+
 import binascii
 import pathlib
 import shutil
@@ -42,6 +43,7 @@ def expected(state, **options):
 
 # ---- MindSpore -------------------------------------------------------------------------------------------------------
 
+
 def test_a_file_written_by_mindspore_is_read():
     assert MINDSPORE.stat().st_size < 50_000
     raw = mindspore_ckpt.read_raw(MINDSPORE)
@@ -50,8 +52,12 @@ def test_a_file_written_by_mindspore_is_read():
     assert "note" not in raw  # a text, not a tensor
     read = mindspore_ckpt.read(MINDSPORE)
     assert {name.partition(".")[0] for name in read} == {"conv1", "bn1", "bn2", "block1", "fc", "half"}
-    assert {name for name in read if name.startswith("bn1.")} == {"bn1.weight", "bn1.bias", "bn1.running_mean",
-                                                                  "bn1.running_var"}
+    assert {name for name in read if name.startswith("bn1.")} == {
+        "bn1.weight",
+        "bn1.bias",
+        "bn1.running_mean",
+        "bn1.running_var",
+    }
     own = SPEC.build().state_dict()
     for name, tensor in read.items():
         if name == "half.weight":
@@ -108,7 +114,7 @@ def test_mindcv_names(state, tmp_path):
     def theirs(name):
         name = name.replace("fc.", "classifier.")
         if name.startswith("block"):
-            number, _, rest = name[len("block"):].partition(".")
+            number, _, rest = name[len("block") :].partition(".")
             name = f"blocks.{int(number) - 1}.{rest}"
         return name
 
@@ -119,13 +125,20 @@ def test_mindcv_names(state, tmp_path):
 
 # ---- Keras -----------------------------------------------------------------------------------------------------------
 
+
 def test_a_file_written_by_keras_is_read():
     read = keras_h5.read(KERAS)
-    shapes = {"block1_conv1.weight": (8, 3, 3, 3), "block2_sepconv1.depthwise.weight": (8, 1, 3, 3),
-              "block2_sepconv1.pointwise.weight": (12, 8, 1, 1), "predictions.weight": (5, 12),
-              "predictions.bias": (5,)}
-    for layer, channels, names in (("block1_conv1_bn", 8, ("weight", "bias", "running_mean", "running_var")),
-                                   ("no_scale_bn", 12, ("bias", "running_mean", "running_var"))):
+    shapes = {
+        "block1_conv1.weight": (8, 3, 3, 3),
+        "block2_sepconv1.depthwise.weight": (8, 1, 3, 3),
+        "block2_sepconv1.pointwise.weight": (12, 8, 1, 1),
+        "predictions.weight": (5, 12),
+        "predictions.bias": (5,),
+    }
+    for layer, channels, names in (
+        ("block1_conv1_bn", 8, ("weight", "bias", "running_mean", "running_var")),
+        ("no_scale_bn", 12, ("bias", "running_mean", "running_var")),
+    ):
         shapes |= {f"{layer}.{name}": (channels,) for name in names}
     assert {name: tuple(tensor.shape) for name, tensor in read.items()} == shapes
     for name, shape in shapes.items():
@@ -146,8 +159,11 @@ def test_keras_shortcuts_keep_their_order_whatever_was_built_before(state, tmp_p
     for name, tensor in theirs.items():
         layer, _, last = name.partition(".")
         if layer.startswith(("conv2d", "batch_normalization")):
-            kind, number = (layer.rpartition("_")[0], int(layer.rpartition("_")[2])) if layer[-1].isdigit() and "_" in \
-                layer.removeprefix("batch_") else (layer, 0)
+            kind, number = (
+                (layer.rpartition("_")[0], int(layer.rpartition("_")[2]))
+                if layer[-1].isdigit() and "_" in layer.removeprefix("batch_")
+                else (layer, 0)
+            )
             layer = f"{kind}_{number + 9}"  # crosses from one digit to two
         later[f"{layer}.{last}"] = tensor
     assert "conv2d_12.weight" in later
@@ -159,11 +175,29 @@ def test_keras_shortcuts_keep_their_order_whatever_was_built_before(state, tmp_p
 def test_layers_of_keras_files_are_in_keras_order(state):
     """Keras loads by position: a shortcut comes after the two separable convolutions beside it."""
     order = list(dict.fromkeys(name.partition(".")[0] for name in SPEC.export_maps["keras"](state)))
-    assert order[:12] == ["block1_conv1", "block1_conv1_bn", "block1_conv2", "block1_conv2_bn", "block2_sepconv1",
-                          "block2_sepconv1_bn", "block2_sepconv2", "block2_sepconv2_bn", "conv2d",
-                          "batch_normalization", "block3_sepconv1", "block3_sepconv1_bn"]
-    assert order[-7:] == ["conv2d_3", "batch_normalization_3", "block14_sepconv1", "block14_sepconv1_bn",
-                          "block14_sepconv2", "block14_sepconv2_bn", "predictions"]
+    assert order[:12] == [
+        "block1_conv1",
+        "block1_conv1_bn",
+        "block1_conv2",
+        "block1_conv2_bn",
+        "block2_sepconv1",
+        "block2_sepconv1_bn",
+        "block2_sepconv2",
+        "block2_sepconv2_bn",
+        "conv2d",
+        "batch_normalization",
+        "block3_sepconv1",
+        "block3_sepconv1_bn",
+    ]
+    assert order[-7:] == [
+        "conv2d_3",
+        "batch_normalization_3",
+        "block14_sepconv1",
+        "block14_sepconv1_bn",
+        "block14_sepconv2",
+        "block14_sepconv2_bn",
+        "predictions",
+    ]
 
 
 def test_an_hdf5_file_that_is_not_keras_is_refused(tmp_path):
@@ -180,10 +214,14 @@ def test_an_hdf5_file_that_is_not_keras_is_refused(tmp_path):
 
 # ---- Cadene, timm ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("head", ["fc", "last_linear"])
 def test_cadene_files_with_matrices_for_pointwise_kernels(state, tmp_path, head):
-    theirs = {name.replace("fc.", f"{head}."): tensor[:, :, 0, 0] if ".pointwise." in name else tensor
-              for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    theirs = {
+        name.replace("fc.", f"{head}."): tensor[:, :, 0, 0] if ".pointwise." in name else tensor
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
     torch.save(theirs, tmp_path / "xception.pth")
     ours, build = logits(tmp_path / "xception.pth")
     assert build["pool_padding"] == "torch"
@@ -191,6 +229,7 @@ def test_cadene_files_with_matrices_for_pointwise_kernels(state, tmp_path, head)
 
 
 # ---- conversions -----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def files(state, tmp_path_factory):
@@ -210,9 +249,18 @@ def small(monkeypatch):
     return dataclasses.replace(SPEC, input_size=SIZE)
 
 
-@pytest.mark.parametrize(("source", "target"), [
-    ("mindspore.ckpt", "a.pth.tar"), ("mindspore.ckpt", "a.ckpt"), ("keras.h5", "a.pth.tar"), ("keras.h5", "a.h5"),
-    ("timm.pth", "a.pth.tar"), ("timm.pth", "a.safetensors"), ("timm.pth", "a.pth")])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("mindspore.ckpt", "a.pth.tar"),
+        ("mindspore.ckpt", "a.ckpt"),
+        ("keras.h5", "a.pth.tar"),
+        ("keras.h5", "a.h5"),
+        ("timm.pth", "a.pth.tar"),
+        ("timm.pth", "a.safetensors"),
+        ("timm.pth", "a.pth"),
+    ],
+)
 def test_conversions_keep_every_logit(files, small, tmp_path, source, target):
     done = convert.convert(files / source, tmp_path / target, small)
     assert done.difference == 0
@@ -221,12 +269,16 @@ def test_conversions_keep_every_logit(files, small, tmp_path, source, target):
     assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize(("source", "target", "reason"), [
-    ("keras.h5", "a.pth", "pool_padding same, bn_eps 0.001, but a file of this format means pool_padding torch, "),
-    ("keras.h5", "a.ckpt", "bn_eps 0.001, but a file of this format means bn_eps 1e-05"),
-    ("mindspore.ckpt", "a.safetensors", "pool_padding same, but a file of this format means pool_padding torch"),
-    ("mindspore.ckpt", "a.h5", "bn_eps 1e-05, but a file of this format means bn_eps 0.001"),
-    ("timm.pth", "a.ckpt", "pool_padding torch, but a file of this format means pool_padding same")])
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ("keras.h5", "a.pth", "pool_padding same, bn_eps 0.001, but a file of this format means pool_padding torch, "),
+        ("keras.h5", "a.ckpt", "bn_eps 0.001, but a file of this format means bn_eps 1e-05"),
+        ("mindspore.ckpt", "a.safetensors", "pool_padding same, but a file of this format means pool_padding torch"),
+        ("mindspore.ckpt", "a.h5", "bn_eps 1e-05, but a file of this format means bn_eps 0.001"),
+        ("timm.pth", "a.ckpt", "pool_padding torch, but a file of this format means pool_padding same"),
+    ],
+)
 def test_what_a_format_cannot_say_is_named_and_nothing_is_written(files, small, tmp_path, source, target, reason):
     (tmp_path / target).write_text("precious")
     with pytest.raises(UserError, match=reason):

@@ -90,10 +90,16 @@ def test_a_file_added_in_the_same_tick_of_the_clock_is_noticed(root, walks):
     assert len(index.load_folder(root)) == len(first) + 1 and now != stamp
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: content[:100], lambda content: content[:-1], lambda content: b"", lambda content: b"[]\n",
-    lambda content: content[:-3] + b"x" + content[-2:],
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:100],
+        lambda content: content[:-1],
+        lambda content: b"",
+        lambda content: b"[]\n",
+        lambda content: content[:-3] + b"x" + content[-2:],
+    ],
+)
 def test_a_damaged_cache_is_built_again(root, walks, tmp_path, damage):
     first = index.load_folder(root)
     (cache,) = (tmp_path / "cache" / "image-zoo").iterdir()

@@ -1,4 +1,5 @@
 """Starting, signals and exit statuses of several ranks through the launcher."""
+
 import os
 import pathlib
 import signal
@@ -13,8 +14,17 @@ OPTIONS = ["--print-freq=1", "--save-every=2", "--epochs=4", "--ema=0.9", "--acc
 
 
 def launch(images, folder, *keys, options=OPTIONS):
-    return [*LAUNCH_TINY, f"--data_path={images}", "--device=cpu", "--batch_size=12", "--devices=2",
-            f"--output_dir={folder}", *keys, "--", *options]
+    return [
+        *LAUNCH_TINY,
+        f"--data_path={images}",
+        "--device=cpu",
+        "--batch_size=12",
+        "--devices=2",
+        f"--output_dir={folder}",
+        *keys,
+        "--",
+        *options,
+    ]
 
 
 def ranks_of(folder):
@@ -59,8 +69,20 @@ def test_two_ranks_stop_without_a_process_left_and_continue_to_the_same_bits(ima
 def test_a_signal_to_every_process_of_a_job_is_a_signal_to_the_trainer(images, tmp_path):
     """Schedulers and `timeout` signal loader processes too; those must not die first."""
     folder = tmp_path / "run"
-    words = [str(w) for w in (os.sys.executable, TINY, "--data", images, "--output-dir", folder, "--workers=2",
-                              "--print-freq=1", "--epochs=1000")]
+    words = [
+        str(w)
+        for w in (
+            os.sys.executable,
+            TINY,
+            "--data",
+            images,
+            "--output-dir",
+            folder,
+            "--workers=2",
+            "--print-freq=1",
+            "--epochs=1000",
+        )
+    ]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(words, start_new_session=True, text=True, **pipes)
     while not (folder / "metrics.jsonl").exists():

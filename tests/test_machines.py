@@ -1,4 +1,5 @@
 """Two machines in two network namespaces, joined by a cable: what is right trains, what is wrong is said in a line."""
+
 import concurrent.futures
 import functools
 import json
@@ -33,14 +34,41 @@ class Machines:
 
     def start(self, rank, *, root=ROOT, data=None, cwd, device="cpu", environment=(), **given):
         """Start the launcher on machine `rank`; `given` overrides its keys."""
-        keys_of_machine = dict(nnodes=2, node_rank=rank, local_addr=self.addresses[rank], device=device,
-                               master_addr=self.addresses[0], master_port=PORT, batch_size=6, rendezvous_timeout=60)
+        keys_of_machine = dict(
+            nnodes=2,
+            node_rank=rank,
+            local_addr=self.addresses[rank],
+            device=device,
+            master_addr=self.addresses[0],
+            master_port=PORT,
+            batch_size=6,
+            rendezvous_timeout=60,
+        )
         words = [f"--{key}={value}" for key, value in (keys_of_machine | given).items()]
-        command = ["ip", "netns", "exec", self.names[rank], sys.executable, root / "common" / "launch.py", "tiny",
-                   root / "tests" / "tiny.py", "--", "--", f"--data_path={data or self.images}", *words, "--",
-                   *OPTIONS]
-        return subprocess.Popen([str(word) for word in command], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment))
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self.names[rank],
+            sys.executable,
+            root / "common" / "launch.py",
+            "tiny",
+            root / "tests" / "tiny.py",
+            "--",
+            "--",
+            f"--data_path={data or self.images}",
+            *words,
+            "--",
+            *OPTIONS,
+        ]
+        return subprocess.Popen(
+            [str(word) for word in command],
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment),
+        )
 
 
 def finished(process, seconds=100):
@@ -63,8 +91,11 @@ def machines(images):
     steps = [["netns", "add", name] for name in names]
     steps += [["link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1]]]
     for name, end, address in zip(names, ends, ("10.77.0.1", "10.77.0.2"), strict=True):
-        steps += [["-n", name, "addr", "add", f"{address}/24", "dev", end], ["-n", name, "link", "set", end, "up"],
-                  ["-n", name, "link", "set", "lo", "up"]]
+        steps += [
+            ["-n", name, "addr", "add", f"{address}/24", "dev", end],
+            ["-n", name, "link", "set", end, "up"],
+            ["-n", name, "link", "set", "lo", "up"],
+        ]
     try:
         for step in steps:
             done = ip(*step)
@@ -181,8 +212,10 @@ def meet(*facts, nnodes=None, seats=None, **more):
     with socket.create_server(("", 0)) as probe:
         port = probe.getsockname()[1]
 
-    calls = [rollcall.RollCall(nnodes or len(facts), seat, "127.0.0.1", port, 3, **more)
-             for seat in seats or range(len(facts))]
+    calls = [
+        rollcall.RollCall(nnodes or len(facts), seat, "127.0.0.1", port, 3, **more)
+        for seat in seats or range(len(facts))
+    ]
 
     def one(call, its_facts):
         try:
@@ -217,8 +250,25 @@ def test_machines_that_come_and_go_are_compared_when_they_come():
 
 def test_a_rank_that_never_comes_is_named(images, run, tmp_path):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the agent holds it
-    place = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-                 MASTER_PORT=str(store.port), TORCH_CPP_LOG_LEVEL="ERROR", TORCHELASTIC_USE_AGENT_STORE="True")
-    done = run(TINY, "--data", images, "--output-dir", tmp_path / "run", "--rendezvous-timeout=2", check=2, env=place,
-               fork=False)  # the log level of a launcher is read when torch is imported
+    place = dict(
+        RANK="0",
+        WORLD_SIZE="2",
+        LOCAL_RANK="0",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(store.port),
+        TORCH_CPP_LOG_LEVEL="ERROR",
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )
+    done = run(
+        TINY,
+        "--data",
+        images,
+        "--output-dir",
+        tmp_path / "run",
+        "--rendezvous-timeout=2",
+        check=2,
+        env=place,
+        fork=False,
+    )  # the log level of a launcher is read when torch is imported
     assert user_error(done) == "--rendezvous-timeout: rank 1 of 2 did not come within 2 s; see what its machine says"

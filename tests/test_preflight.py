@@ -1,4 +1,5 @@
 """tools/check_npu.py and --preflight=true: what is right, what is wrong, and what to do about it."""
+
 import io
 import os
 import socket
@@ -38,16 +39,47 @@ def test_what_is_wrong_comes_with_a_remedy_and_status_1(run, tmp_path):
     (tmp_path / "data" / "train").mkdir(parents=True)
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        words = [CHECK, "--device=npu", "--devices=2", "--data", tmp_path / "data", f"--master-port={port}",
-                 "--batch-size=4000000", "--output-dir", tmp_path / "file" / "run"]
+        words = [
+            CHECK,
+            "--device=npu",
+            "--devices=2",
+            "--data",
+            tmp_path / "data",
+            f"--master-port={port}",
+            "--batch-size=4000000",
+            "--output-dir",
+            tmp_path / "file" / "run",
+        ]
         (tmp_path / "file").touch()
-        done = run("bash", "-c", 'ulimit -n 265; exec "$@"', "bash", sys.executable, *words, check=1, env={
-            "ASCEND_HOME_PATH": str(tmp_path), "ASCEND_INSTALL_PATH": str(tmp_path),
-            "ASCEND_RT_VISIBLE_DEVICES": "1, 0", "PATH": "/usr/bin:/bin"})
+        done = run(
+            "bash",
+            "-c",
+            'ulimit -n 265; exec "$@"',
+            "bash",
+            sys.executable,
+            *words,
+            check=1,
+            env={
+                "ASCEND_HOME_PATH": str(tmp_path),
+                "ASCEND_INSTALL_PATH": str(tmp_path),
+                "ASCEND_RT_VISIBLE_DEVICES": "1, 0",
+                "PATH": "/usr/bin:/bin",
+            },
+        )
     rows = table(done.stdout)
     wrong = {need: row for need, row in rows.items() if row[0] == "FAIL"}
-    assert set(wrong) >= {"device", "CANN", "driver", "chips", "visible devices", "shared memory", "open files",
-                          "master port", "disk", "data"}
+    assert set(wrong) >= {
+        "device",
+        "CANN",
+        "driver",
+        "chips",
+        "visible devices",
+        "shared memory",
+        "open files",
+        "master port",
+        "disk",
+        "data",
+    }
     assert all(remedy for _, _, remedy in wrong.values())
     assert rows["Python"][0] == rows["torch"][0] == rows["packages"][0] == rows["HCCL ports"][0] == "ok"
     assert wrong["CANN"][1] == f"{tmp_path} (ASCEND_HOME_PATH) is no installation of CANN"
@@ -62,8 +94,9 @@ def ascend(tmp_path, monkeypatch):
     """ascend(cards, cann file) makes a machine with CANN, driver and npu-smi; the device itself is not simulated."""
 
     def make(cards, version_file="x86_64-linux/ascend_toolkit_install.info"):
-        (tmp_path / "info.txt").write_text("".join(CARD.format(number=n, name=name, health=health)
-                                                   for n, (name, health) in enumerate(cards)))
+        (tmp_path / "info.txt").write_text(
+            "".join(CARD.format(number=n, name=name, health=health) for n, (name, health) in enumerate(cards))
+        )
         (tmp_path / "bin").mkdir()
         script = tmp_path / "bin" / "npu-smi"
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/fake_bin/npu_smi.py" "$@"\n')
@@ -73,8 +106,12 @@ def ascend(tmp_path, monkeypatch):
         info.write_text("package_name=Ascend-cann-toolkit\nversion=9.1.0\ninnerversion=V100\n")
         (tmp_path / "driver").mkdir()
         (tmp_path / "driver" / "version.info").write_text("Version=25.2.0\nascendhal_version=7.35.23\n")
-        for name, value in (("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}"), ("FAKE_NPU_SMI", tmp_path),
-                            ("ASCEND_HOME_PATH", tmp_path / "cann"), ("ASCEND_INSTALL_PATH", tmp_path)):
+        for name, value in (
+            ("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}"),
+            ("FAKE_NPU_SMI", tmp_path),
+            ("ASCEND_HOME_PATH", tmp_path / "cann"),
+            ("ASCEND_INSTALL_PATH", tmp_path),
+        ):
             monkeypatch.setenv(name, str(value))
 
     return make
@@ -84,8 +121,9 @@ def rows(devices, several=False):
     return {each.what: each for each in device_preflight.findings("npu", devices, several)}
 
 
-@pytest.mark.parametrize("version_file", ["x86_64-linux/ascend_toolkit_install.info", "ascend_nnae_install.info",
-                                          "version.cfg"])
+@pytest.mark.parametrize(
+    "version_file", ["x86_64-linux/ascend_toolkit_install.info", "ascend_nnae_install.info", "version.cfg"]
+)
 def test_versions_of_every_layout_are_read(ascend, tmp_path, version_file):
     ascend([("910B3", "OK")] * 8, version_file)
     found = rows(8)
@@ -93,11 +131,14 @@ def test_versions_of_every_layout_are_read(ascend, tmp_path, version_file):
     assert found["chips"].found == "8 (910B3)" and not any(found[need].remedy for need in ("CANN", "driver", "chips"))
 
 
-@pytest.mark.parametrize(("cards", "devices", "text"), [
-    ([("910B3", "OK"), ("910B3", "Alarm")], 2, "2 (910B3), not well: 1 (Alarm)"),
-    ([("310P3", "OK")], 2, "1 (310P3), 2 wanted"),
-    ([], 1, "0 (none), 1 wanted"),
-])
+@pytest.mark.parametrize(
+    ("cards", "devices", "text"),
+    [
+        ([("910B3", "OK"), ("910B3", "Alarm")], 2, "2 (910B3), not well: 1 (Alarm)"),
+        ([("310P3", "OK")], 2, "1 (310P3), 2 wanted"),
+        ([], 1, "0 (none), 1 wanted"),
+    ],
+)
 def test_cards_that_are_ill_or_missing(ascend, cards, devices, text):
     ascend(cards)
     found = rows(devices)["chips"]
@@ -109,9 +150,17 @@ def test_a_card_with_a_warning_will_do(ascend):
     assert not rows(1)["chips"].remedy
 
 
-@pytest.mark.parametrize(("text", "devices", "right"), [
-    ("0,1,5", 3, True), ("3", 1, True), ("0,1", 3, False), ("1,0", 2, False), ("0, 1", 2, False), ("", 1, False),
-])
+@pytest.mark.parametrize(
+    ("text", "devices", "right"),
+    [
+        ("0,1,5", 3, True),
+        ("3", 1, True),
+        ("0,1", 3, False),
+        ("1,0", 2, False),
+        ("0, 1", 2, False),
+        ("", 1, False),
+    ],
+)
 def test_the_list_of_visible_devices(monkeypatch, text, devices, right):
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", text)
     assert bool(rows(devices)["visible devices"].remedy) != right
@@ -143,8 +192,14 @@ def test_green_and_red_on_a_terminal_only(monkeypatch):
 
 
 def test_packages_that_are_missing_or_too_old(monkeypatch):
-    versions = {"torch": "2.9.1", "numpy": "2.4.6", "pillow": "13.0.0", "torchvision": "0.28.0", "onnx": "1.23.2",
-                "onnxruntime": "1.31.1"}
+    versions = {
+        "torch": "2.9.1",
+        "numpy": "2.4.6",
+        "pillow": "13.0.0",
+        "torchvision": "0.28.0",
+        "onnx": "1.23.2",
+        "onnxruntime": "1.31.1",
+    }
 
     def version(name):
         if name not in versions:

@@ -1,4 +1,5 @@
 """Every bash block of every README runs, in order, from the repository's root as its reader sees it."""
+
 import os
 import pathlib
 import re
@@ -22,8 +23,14 @@ def test_every_bash_block_runs(readme, tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for block in blocks(readme):
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, capture_output=True, text=True,
-                              timeout=600, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
 
 

@@ -1,4 +1,5 @@
 """The launchers on real photographs, where ../shared/data has them."""
+
 import re
 
 import pytest
@@ -10,9 +11,21 @@ V3 = ROOT / "inception_v3"
 @pytest.mark.realdata
 @pytest.mark.parametrize(("launcher", "devices"), [("train_full_1p", 1), ("train_full_8p", 2)])
 def test_training_ends_with_the_final_lines_and_eval_repeats_its_accuracy(run, tmp_path, launcher, devices):
-    done = run(V3 / "test" / f"{launcher}.sh", f"--data_path={REAL_DATA / 'ants_bees'}", "--device=cpu",
-               f"--devices={devices}", "--batch_size=16", "--epochs=1", "--lr=0.001",
-               "--", "-p", 2, "--image-size", 96, "--max-steps=4")
+    done = run(
+        V3 / "test" / f"{launcher}.sh",
+        f"--data_path={REAL_DATA / 'ants_bees'}",
+        "--device=cpu",
+        f"--devices={devices}",
+        "--batch_size=16",
+        "--epochs=1",
+        "--lr=0.001",
+        "--",
+        "-p",
+        2,
+        "--image-size",
+        96,
+        "--max-steps=4",
+    )
     lines = done.stdout.splitlines()
     assert "244 images (1 other files ignored) in 2 classes, 153 for validation" in lines[0]
     printed = re.search(r"\* Acc@1 (\S+) Acc@5 \S+ loss \S+ \(153 images\)", done.stdout).group(1)

@@ -141,9 +141,7 @@ def test_two_ranks_see_the_same_images_and_count_every_validation_image(images, 
     out = run(*LAUNCH_TINY, f"--data_path={images}", "--device=cpu", "--devices=2", "--", "--epochs=1").stdout
     assert "2 rank(s)" in out and "(21 images)" in out
     folder = tmp_path / "output" / "tiny" / "00000"
-    evaluated = run(
-        TINY, "--data", images, "--evaluate", "--resume", folder / "model_best.pth.tar"
-    ).stdout
+    evaluated = run(TINY, "--data", images, "--evaluate", "--resume", folder / "model_best.pth.tar").stdout
     printed = next(line for line in out.splitlines() if "Acc@1" in line)
     assert evaluated.splitlines()[-1].split("loss")[0].strip() in printed
 
@@ -188,7 +186,8 @@ OPTIONS = {
     "smoothing_off": ["--smoothing-off=others"],
     "accumulate": ["--accumulate=2"],
     "ema": ["--ema=0.5"],
-    "clip_grad": ["--clip-grad=0.1"], "min_crop": ["--min-crop=0.9"],
+    "clip_grad": ["--clip-grad=0.1"],
+    "min_crop": ["--min-crop=0.9"],
     "seed": ["--seed=1"],
     "dropout": ["--dropout=0.9"],
     "mixup": ["--mixup=1"],
@@ -249,8 +248,10 @@ def test_compiling_changes_no_more_than_rounding(in_process):
     eager = in_process(["--max-steps=2"])
     compiled = in_process(["--max-steps=2", "--compile"])
     assert compiled["state_dict"].keys() == eager["state_dict"].keys()
-    assert all(torch.allclose(compiled["state_dict"][k].double(), v.double(), atol=1e-5)
-               for k, v in eager["state_dict"].items())
+    assert all(
+        torch.allclose(compiled["state_dict"][k].double(), v.double(), atol=1e-5)
+        for k, v in eager["state_dict"].items()
+    )
 
 
 def test_ema_follows_by_its_decay(in_process):

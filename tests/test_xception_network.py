@@ -1,4 +1,5 @@
 """Xception's network: the same function as the public programs compute with the same weights."""
+
 import closed_form
 import onnx
 import onnxruntime
@@ -65,6 +66,7 @@ def test_pretrainedmodels_gives_the_same_logits(state):
 
 def keras_forward(w, x, eps):
     """Xception as keras.applications writes it down: explicit SAME padding everywhere, NCHW."""
+
     def same(x, kernel, stride, value=0.0):
         pads = []
         for side in (x.shape[3], x.shape[2]):
@@ -73,8 +75,9 @@ def keras_forward(w, x, eps):
         return functional.pad(x, pads, value=value)
 
     def norm(x, name):
-        return functional.batch_norm(x, w[f"{name}.running_mean"], w[f"{name}.running_var"], w[f"{name}.weight"],
-                                     w[f"{name}.bias"], eps=eps)
+        return functional.batch_norm(
+            x, w[f"{name}.running_mean"], w[f"{name}.running_var"], w[f"{name}.weight"], w[f"{name}.bias"], eps=eps
+        )
 
     def separable(x, name):
         x = functional.conv2d(same(x, 3, 1), w[f"{name}.conv1.weight"], groups=x.shape[1])
@@ -123,8 +126,15 @@ def test_the_two_phases_differ_where_a_side_is_even(state):
 def test_same_padding_survives_the_export(tmp_path):
     """Odd and even sides in one graph at opset 11, batch axis dynamic, one MaxPool and nothing else."""
     file = tmp_path / "pool.onnx"
-    torch.onnx.export(SamePool(), (torch.zeros(1, 3, 74, 37),), str(file), opset_version=11, dynamo=False,
-                      input_names=["x"], dynamic_axes={"x": {0: "batch"}})
+    torch.onnx.export(
+        SamePool(),
+        (torch.zeros(1, 3, 74, 37),),
+        str(file),
+        opset_version=11,
+        dynamo=False,
+        input_names=["x"],
+        dynamic_axes={"x": {0: "batch"}},
+    )
     assert [node.op_type for node in onnx.load(file).graph.node] == ["MaxPool"]
     x = -torch.rand(3, 3, 74, 37)  # negative: a pool that pads with zeros would show
     ours = onnxruntime.InferenceSession(str(file)).run(None, {"x": x.numpy()})[0]

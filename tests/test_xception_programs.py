@@ -1,4 +1,5 @@
 """Xception's programs and launchers end to end, on small generated photographs, with one thread."""
+
 import json
 import os
 import pathlib
@@ -75,21 +76,36 @@ def fails(done):
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def trained(home):
     """Two epochs of three steps through the GPU script on the CPU, from a folder of its own with a relative path."""
     cwd = home / "fp32"
     cwd.mkdir()
-    done = script("run_train_gpu_fp32.sh", 1, "../data/train", "--", "--device_target", "CPU", *TINY, "--epoch_size", 2,
-                  "--num_classes", 2, cwd=cwd)
+    done = script(
+        "run_train_gpu_fp32.sh",
+        1,
+        "../data/train",
+        "--",
+        "--device_target",
+        "CPU",
+        *TINY,
+        "--epoch_size",
+        2,
+        "--num_classes",
+        2,
+        cwd=cwd,
+    )
     return cwd, done.stdout
 
 
 def test_the_seeds_lines_are_printed_and_logged(trained):
     cwd, output = trained
     lines = output.splitlines()
-    pattern = re.compile(r"epoch: (\d+) step: 3, loss is \d+\.\d+\n"
-                         r"epoch time: \d+\.\d{3} ms, per step time: \d+\.\d{3} ms")
+    pattern = re.compile(
+        r"epoch: (\d+) step: 3, loss is \d+\.\d+\n"
+        r"epoch time: \d+\.\d{3} ms, per step time: \d+\.\d{3} ms"
+    )
     assert [match[1] for match in pattern.finditer(output)] == ["1", "2"]
     assert lines[-1] == "train success"
     assert (cwd / "log_gpu.txt").read_text().splitlines() == lines
@@ -97,8 +113,10 @@ def test_the_seeds_lines_are_printed_and_logged(trained):
 
 def test_checkpoints_have_the_seeds_names(trained):
     cwd, _ = trained
-    assert sorted(path.name for path in (cwd / "gpu-ckpt").iterdir()) == ["Xception-rank0-1_3.ckpt",
-                                                                           "Xception-rank0-2_3.ckpt"]
+    assert sorted(path.name for path in (cwd / "gpu-ckpt").iterdir()) == [
+        "Xception-rank0-1_3.ckpt",
+        "Xception-rank0-2_3.ckpt",
+    ]
     loaded = weights.read(cwd / "gpu-ckpt" / "Xception-rank0-2_3.ckpt", SPEC)
     assert loaded.build_options == {"num_classes": 2, "dropout": 0.5, "pool_padding": "same", "bn_eps": 1e-5}
     assert loaded.metadata["epoch"] == 2
@@ -112,8 +130,18 @@ def test_a_resumed_run_equals_the_uninterrupted_one(trained, home):
     (cwd / "gpu-ckpt").mkdir(parents=True)
     first = cwd / "gpu-ckpt" / "Xception-rank0-1_3.ckpt"
     first.write_bytes((trained[0] / "gpu-ckpt" / first.name).read_bytes())
-    done = script("run_train_gpu_fp32.sh", 1, home / "data/train", f"--resume=gpu-ckpt/{first.name}", "--device=cpu",
-                  "--", *TINY, "--epoch_size", 2, cwd=cwd)
+    done = script(
+        "run_train_gpu_fp32.sh",
+        1,
+        home / "data/train",
+        f"--resume=gpu-ckpt/{first.name}",
+        "--device=cpu",
+        "--",
+        *TINY,
+        "--epoch_size",
+        2,
+        cwd=cwd,
+    )
     assert "epoch: 2 step: 3, loss is" in done.stdout
     assert "epoch: 1 step" not in done.stdout
     last = "Xception-rank0-2_3.ckpt"
@@ -130,8 +158,22 @@ def test_two_ranks_through_the_ascend_script(home):
     """Per-device batches: two ranks of 3 images take 12 images in two steps; RANK_TABLE_FILE may be missing."""
     cwd = home / "distributed"
     cwd.mkdir()
-    done = script("run_distribute_train.sh", "no_table.json", "../data/train", "--devices=2", "--device=cpu", "--",
-                  *TINY, "--batch_size", 3, "--epoch_size", 1, "--eval_path", "../data/val", cwd=cwd)
+    done = script(
+        "run_distribute_train.sh",
+        "no_table.json",
+        "../data/train",
+        "--devices=2",
+        "--device=cpu",
+        "--",
+        *TINY,
+        "--batch_size",
+        3,
+        "--epoch_size",
+        1,
+        "--eval_path",
+        "../data/val",
+        cwd=cwd,
+    )
     assert "RANK_TABLE_FILE: no_table.json not found; the ranks find each other without it" in done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "lr_decay_mode: 'liner' is read as 'linear'"
@@ -151,8 +193,24 @@ def test_training_goes_on_from_a_mindspore_checkpoint(home):
     state = SPEC.build().state_dict()
     closed_form.fill(state)
     mindspore_ckpt.write(cwd / "official.ckpt", state)
-    done = script("run_train_gpu_fp16.sh", 1, "../data/train", "official.ckpt", "--device=cpu", "--", *TINY,
-                  "--finish_epoch", 4, "--epoch_size", 5, "--num_classes", 2, "--max-steps", 13, cwd=cwd)
+    done = script(
+        "run_train_gpu_fp16.sh",
+        1,
+        "../data/train",
+        "official.ckpt",
+        "--device=cpu",
+        "--",
+        *TINY,
+        "--finish_epoch",
+        4,
+        "--epoch_size",
+        5,
+        "--num_classes",
+        2,
+        "--max-steps",
+        13,
+        cwd=cwd,
+    )
     assert "--pretrained: fc has 1000 classes, not 2; initialised anew" in done.stdout
     assert "epoch: 5 step: 1, loss is" not in done.stdout  # one line per 100 steps and at the end of an epoch
     config = json.loads((cwd / "output" / "run_train_gpu_fp16" / "00000" / "config.json").read_text())
@@ -173,6 +231,7 @@ def test_a_training_keeps_the_phase_of_the_weights_it_starts_from(home):
 
 # ---- evaluation and deployment ---------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def expressive(trained, home):
     """The trained network with closed-form weights, so that its classes are not all the same."""
@@ -188,8 +247,9 @@ def evaluated(expressive, home):
     """What run_eval_gpu.sh printed, and the folder with its log."""
     cwd = home / "evaluated"
     cwd.mkdir()
-    done = script("run_eval_gpu.sh", 0, "../data/val", "../expressive.ckpt", "--device=cpu", "--", "--workers=0",
-                  cwd=cwd)
+    done = script(
+        "run_eval_gpu.sh", 0, "../data/val", "../expressive.ckpt", "--device=cpu", "--", "--workers=0", cwd=cwd
+    )
     return cwd, done.stdout
 
 
@@ -212,14 +272,57 @@ def test_the_exported_chain_equals_the_evaluation_to_the_image(evaluated, expres
             (cwd / "flat" / path.name).write_bytes(path.read_bytes())
             labels.append(f"{path.name} {label}")
     (cwd / "val_label.txt").write_text("\n".join(labels) + "\n")
-    done = program("export.py", "--ckpt_file", expressive, "--file_name", "xception", "--file_format", "ONNX",
-                   "--width", SIZE, "--height", SIZE, "--device_target", "GPU", cwd=cwd)
+    done = program(
+        "export.py",
+        "--ckpt_file",
+        expressive,
+        "--file_name",
+        "xception",
+        "--file_format",
+        "ONNX",
+        "--width",
+        SIZE,
+        "--height",
+        SIZE,
+        "--device_target",
+        "GPU",
+        cwd=cwd,
+    )
     assert "TracerWarning" not in done.stderr
     program("preprocess.py", "--src_path", "flat", "--save_path", "bins", "--image-size", SIZE, "--workers", 1, cwd=cwd)
-    run([sys.executable, ROOT / "tools" / "run_onnx.py", "--model", "xception.onnx", "--input", "bins", "--output", ".",
-         "--output_dirname", "results", "--outfmt", "NPY", "--batchsize", 2], cwd)
-    program("postprocess.py", "--infer_results", "results", "--anno_file", "val_label.txt", "--num-classes", 2,
-            "--metrics_json", "metrics.json", "--workers", 1, cwd=cwd)
+    run(
+        [
+            sys.executable,
+            ROOT / "tools" / "run_onnx.py",
+            "--model",
+            "xception.onnx",
+            "--input",
+            "bins",
+            "--output",
+            ".",
+            "--output_dirname",
+            "results",
+            "--outfmt",
+            "NPY",
+            "--batchsize",
+            2,
+        ],
+        cwd,
+    )
+    program(
+        "postprocess.py",
+        "--infer_results",
+        "results",
+        "--anno_file",
+        "val_label.txt",
+        "--num-classes",
+        2,
+        "--metrics_json",
+        "metrics.json",
+        "--workers",
+        1,
+        cwd=cwd,
+    )
     values = {pair["key"]: pair["value"] for pair in json.loads((cwd / "metrics.json").read_text())["value"]}
     assert values["Number of images"] == "7"
     top1 = float(re.search(r"'Top_1_Acc': ([\d.]+)", evaluated[1])[1])
@@ -233,15 +336,32 @@ def test_demo_names_classes_with_the_newest_checkpoint(trained, home):
 
 # ---- launchers -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "words", "expected"), [
-    ("run_standalone_train.sh", [5, "d"], "--recipe=Ascend --run-name=run_standalone_train --data=d --device=npu "
-                                          "--device-id=5"),
-    ("run_distribute_train.sh", ["t", "d"], "--recipe=Ascend --is_distributed --run-name=run_distribute_train --data=d "
-                                            "--device=npu"),
-    ("run_train_gpu_fp32.sh", [8, "d"], "--recipe=GPU --is_fp32 --pretrained= --run-name=run_train_gpu_fp32 --data=d "
-                                        "--device=cuda"),
-    ("run_train_gpu_fp16.sh", [1, "d", "w.ckpt"], "--recipe=GPU --pretrained=w.ckpt --run-name=run_train_gpu_fp16 "
-                                                  "--data=d --device=cuda")])
+
+@pytest.mark.parametrize(
+    ("name", "words", "expected"),
+    [
+        (
+            "run_standalone_train.sh",
+            [5, "d"],
+            "--recipe=Ascend --run-name=run_standalone_train --data=d --device=npu --device-id=5",
+        ),
+        (
+            "run_distribute_train.sh",
+            ["t", "d"],
+            "--recipe=Ascend --is_distributed --run-name=run_distribute_train --data=d --device=npu",
+        ),
+        (
+            "run_train_gpu_fp32.sh",
+            [8, "d"],
+            "--recipe=GPU --is_fp32 --pretrained= --run-name=run_train_gpu_fp32 --data=d --device=cuda",
+        ),
+        (
+            "run_train_gpu_fp16.sh",
+            [1, "d", "w.ckpt"],
+            "--recipe=GPU --pretrained=w.ckpt --run-name=run_train_gpu_fp16 --data=d --device=cuda",
+        ),
+    ],
+)
 def test_launchers_pass_the_seeds_arguments_on(name, words, expected, tmp_path):
     ranks = {"run_distribute_train.sh": "[8 ranks] ", "run_train_gpu_fp32.sh": "[8 ranks] "}.get(name, "")
     done = script(name, *words, "--dry_run=true", "--", "--momentum=0.8", cwd=tmp_path)
@@ -250,14 +370,22 @@ def test_launchers_pass_the_seeds_arguments_on(name, words, expected, tmp_path):
     assert re.sub(r" --device-id=0(?= |$)", "", end) == f"{expected} --momentum=0.8"
 
 
-@pytest.mark.parametrize(("name", "words", "message"), [
-    ("run_standalone_train.sh", [0], "error: DATA_PATH: missing; usage: run_standalone_train.sh DEVICE_ID DATA_PATH "
-                                     "[--key=value ...] [-- options]"),
-    ("run_train_gpu_fp32.sh", ["two", "d"], "error: --devices: invalid int value: 'two'"),
-    ("run_train_gpu_fp32.sh", [1, "d", "w", "x"], "error: x: expected --key=value"),
-    ("run_eval.sh", [0, "d"], "error: PATH_CHECKPOINT: missing; usage: run_eval.sh"),
-    ("run_train_gpu_fp16.sh", [1, "nowhere", "--device=cpu"], "error: --dataset-path: "),
-    ("run_train_gpu_fp16.sh", [1, "nowhere", "--lr_max=3"], "error: --lr_max: unknown key; known are ")])
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        (
+            "run_standalone_train.sh",
+            [0],
+            "error: DATA_PATH: missing; usage: run_standalone_train.sh DEVICE_ID DATA_PATH "
+            "[--key=value ...] [-- options]",
+        ),
+        ("run_train_gpu_fp32.sh", ["two", "d"], "error: --devices: invalid int value: 'two'"),
+        ("run_train_gpu_fp32.sh", [1, "d", "w", "x"], "error: x: expected --key=value"),
+        ("run_eval.sh", [0, "d"], "error: PATH_CHECKPOINT: missing; usage: run_eval.sh"),
+        ("run_train_gpu_fp16.sh", [1, "nowhere", "--device=cpu"], "error: --dataset-path: "),
+        ("run_train_gpu_fp16.sh", [1, "nowhere", "--lr_max=3"], "error: --lr_max: unknown key; known are "),
+    ],
+)
 def test_launchers_refuse_with_one_line(name, words, message, tmp_path):
     assert fails(script(name, *words, cwd=tmp_path, status=2)).startswith(message)
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
@@ -267,24 +395,32 @@ CPU = ["--device_target", "CPU"]
 ON_DATA = [*CPU, "--dataset_path", "DATA/train", "--batch_size", "2"]
 
 
-@pytest.mark.parametrize(("name", "words", "message"), [
-    ("train.py", ["--device_target", "TPU"], "--device-target: TPU, must be one of auto, Ascend, GPU, CPU"),
-    ("train.py", CPU, "--dataset-path: missing"),
-    ("train.py", [*CPU, "--dataset_path", "DATA"], "--dataset-path: DATA holds train, val; give DATA/train"),
-    ("train.py", [*CPU, "--lr_decay_mode", "step"], "--lr-decay-mode: step, must be one of"),
-    ("train.py", [*CPU, "--epoch_size", "0"], "--epoch-size: 0, must be at least 1"),
-    ("train.py", [*CPU, "--epoch_size", "1", "--warmup_epochs", "2"], "--warmup-epochs: 2, more than --epoch-size 1"),
-    ("train.py", [*CPU, "--finish_epoch", "250"], "--finish-epoch: 250, must be fewer than --epoch-size 250"),
-    ("train.py", [*ON_DATA, "--finish_epoch", "3"], "--finish-epoch: 3, needs the weights to go on with"),
-    ("train.py", [*ON_DATA, "--pretrained", "SLICE"], "SLICE: does not fit xception, "),
-    ("train.py", [*CPU, "--image-size", "70"], "--image-size: 70 pixels, xception takes 71 and more"),
-    ("eval.py", [*CPU, "--checkpoint_path", "SLICE"], "--dataset-path: missing"),
-    ("eval.py", [*CPU, "--dataset_path", "DATA/val", "--checkpoint_path", "SLICE"], "SLICE: does not fit xception"),
-    ("export.py", ["--ckpt_file", "SLICE", "--width", "70"], "--width: 70 pixels, xception takes 71 and more"),
-    ("export.py", ["--width", "80", "--height", "90"], "--height: 90, must equal --width 80"),
-    ("export.py", ["--file_format", "MINDIR"], "--file-format: MINDIR is written by MindSpore alone"),
-    ("export.py", ["--file_format", "OM"], "--file-format: OM, must be one of ONNX, AIR, MINDIR"),
-    ("export.py", [], "no Xception-rank0-EPOCH_STEP.ckpt in ./ckpt_0 or ./gpu-ckpt")])
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("train.py", ["--device_target", "TPU"], "--device-target: TPU, must be one of auto, Ascend, GPU, CPU"),
+        ("train.py", CPU, "--dataset-path: missing"),
+        ("train.py", [*CPU, "--dataset_path", "DATA"], "--dataset-path: DATA holds train, val; give DATA/train"),
+        ("train.py", [*CPU, "--lr_decay_mode", "step"], "--lr-decay-mode: step, must be one of"),
+        ("train.py", [*CPU, "--epoch_size", "0"], "--epoch-size: 0, must be at least 1"),
+        (
+            "train.py",
+            [*CPU, "--epoch_size", "1", "--warmup_epochs", "2"],
+            "--warmup-epochs: 2, more than --epoch-size 1",
+        ),
+        ("train.py", [*CPU, "--finish_epoch", "250"], "--finish-epoch: 250, must be fewer than --epoch-size 250"),
+        ("train.py", [*ON_DATA, "--finish_epoch", "3"], "--finish-epoch: 3, needs the weights to go on with"),
+        ("train.py", [*ON_DATA, "--pretrained", "SLICE"], "SLICE: does not fit xception, "),
+        ("train.py", [*CPU, "--image-size", "70"], "--image-size: 70 pixels, xception takes 71 and more"),
+        ("eval.py", [*CPU, "--checkpoint_path", "SLICE"], "--dataset-path: missing"),
+        ("eval.py", [*CPU, "--dataset_path", "DATA/val", "--checkpoint_path", "SLICE"], "SLICE: does not fit xception"),
+        ("export.py", ["--ckpt_file", "SLICE", "--width", "70"], "--width: 70 pixels, xception takes 71 and more"),
+        ("export.py", ["--width", "80", "--height", "90"], "--height: 90, must equal --width 80"),
+        ("export.py", ["--file_format", "MINDIR"], "--file-format: MINDIR is written by MindSpore alone"),
+        ("export.py", ["--file_format", "OM"], "--file-format: OM, must be one of ONNX, AIR, MINDIR"),
+        ("export.py", [], "no Xception-rank0-EPOCH_STEP.ckpt in ./ckpt_0 or ./gpu-ckpt"),
+    ],
+)
 def test_programs_refuse_with_one_line(home, name, words, message, tmp_path):
     places = {"DATA": str(home / "data"), "SLICE": str(ROOT / "tests" / "fixtures" / "mindspore_slice.ckpt")}
 
@@ -299,10 +435,11 @@ def test_programs_refuse_with_one_line(home, name, words, message, tmp_path):
 def test_help_shows_the_seeds_options(name, tmp_path):
     promised = {
         "train.py": "device-target dataset-path is-distributed is-fp32 resume epoch-size lr-max lr-init lr-end "
-                    "warmup-epochs lr-decay-mode finish-epoch keep-checkpoint-max label-smooth-factor num-classes "
-                    "batch-size momentum weight-decay loss-scale use-label-smooth save-checkpoint-path",
+        "warmup-epochs lr-decay-mode finish-epoch keep-checkpoint-max label-smooth-factor num-classes "
+        "batch-size momentum weight-decay loss-scale use-label-smooth save-checkpoint-path",
         "eval.py": "device-target device-id checkpoint-path dataset-path",
-        "export.py": "ckpt-file file-name file-format width height device-target"}
+        "export.py": "ckpt-file file-name file-format width height device-target",
+    }
     output = program(name, "--help", cwd=tmp_path).stdout
     for flag in promised.get(name, "").split():
         assert re.search(rf"--(no-)?{flag}\b", output), flag
@@ -311,11 +448,31 @@ def test_help_shows_the_seeds_options(name, tmp_path):
 @pytest.mark.realdata
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs beside the project")
 def test_real_photographs(tmp_path):
-    done = script("run_train_gpu_fp32.sh", 1, PHOTOS / "train", "--device=cpu", "--", *TINY, "--batch_size", 16,
-                  "--workers", 1, "--epoch_size", 1, cwd=tmp_path)
+    done = script(
+        "run_train_gpu_fp32.sh",
+        1,
+        PHOTOS / "train",
+        "--device=cpu",
+        "--",
+        *TINY,
+        "--batch_size",
+        16,
+        "--workers",
+        1,
+        "--epoch_size",
+        1,
+        cwd=tmp_path,
+    )
     assert "epoch: 1 step: 15, loss is " in done.stdout
-    done = script("run_eval_gpu.sh", 0, PHOTOS / "val", "gpu-ckpt/Xception-rank0-1_15.ckpt", "--device=cpu",
-                  "--threads=1", cwd=tmp_path)
+    done = script(
+        "run_eval_gpu.sh",
+        0,
+        PHOTOS / "val",
+        "gpu-ckpt/Xception-rank0-1_15.ckpt",
+        "--device=cpu",
+        "--threads=1",
+        cwd=tmp_path,
+    )
     assert "153 images" in done.stdout
 
 

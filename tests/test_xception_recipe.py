@@ -1,4 +1,5 @@
 """Xception's recipe: learning rates and loss against the formulas written out, optimiser, data, names, lines."""
+
 import dataclasses
 import math
 import types
@@ -88,8 +89,17 @@ def test_smoothing_by_hand():
     """Three classes, factor 0.1: targets 0.9 and twice 0.05."""
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
     log_p = [[x - math.log(sum(math.exp(y) for y in row)) for x in row] for row in logits.tolist()]
-    expected = -(0.9 * log_p[0][0] + 0.05 * log_p[0][1] + 0.05 * log_p[0][2]
-                 + 0.05 * log_p[1][0] + 0.9 * log_p[1][1] + 0.05 * log_p[1][2]) / 2
+    expected = (
+        -(
+            0.9 * log_p[0][0]
+            + 0.05 * log_p[0][1]
+            + 0.05 * log_p[0][2]
+            + 0.05 * log_p[1][0]
+            + 0.9 * log_p[1][1]
+            + 0.05 * log_p[1][2]
+        )
+        / 2
+    )
     assert float(CrossEntropySmooth(logits, torch.tensor([0, 1]), 0.1)) == pytest.approx(expected, rel=1e-6)
     plain = -(log_p[0][0] + log_p[1][1]) / 2
     assert float(CrossEntropySmooth(logits, torch.tensor([0, 1]), 0.0)) == pytest.approx(plain, rel=1e-6)
@@ -97,8 +107,11 @@ def test_smoothing_by_hand():
 
 # ---- recipes, optimiser, data ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("recipe", "batch_size", "path", "mode"), [
-    (config.ASCEND, 128, "./", "liner"), (config.GPU, 64, "./gpu-ckpt", "linear")])
+
+@pytest.mark.parametrize(
+    ("recipe", "batch_size", "path", "mode"),
+    [(config.ASCEND, 128, "./", "liner"), (config.GPU, 64, "./gpu-ckpt", "linear")],
+)
 def test_recipes_are_the_seeds(recipe, batch_size, path, mode):
     assert (recipe.batch_size, recipe.save_checkpoint_path, recipe.lr_schedule) == (batch_size, path, mode)
     assert (recipe.num_classes, recipe.loss_scale, recipe.momentum, recipe.weight_decay) == (1000, "1024", 0.9, 1e-4)
@@ -123,8 +136,12 @@ def test_weight_decay_skips_batch_norm_alone():
     groups = optim.make_optimizer(model, config.ASCEND, devices.Device("cpu")).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
-    norms = {f"{name}.{part}" for name, module in model.named_modules()
-             if isinstance(module, torch.nn.BatchNorm2d) for part in ("weight", "bias")}
+    norms = {
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+        for part in ("weight", "bias")
+    }
     assert len(decay) == len(names)
     assert {name for name, value in decay.items() if value == 0} == norms
     assert {value for name, value in decay.items() if name not in norms} == {1e-4}
@@ -177,6 +194,7 @@ def test_create_dataset_evaluates_every_image_cut_as_published(photos):
 
 
 # ---- checkpoints by name ---------------------------------------------------------------------------------------------
+
 
 def saver(folder, monkeypatch, resume=None, **options):
     """A report in `folder`, and a function that ends epochs."""
@@ -232,8 +250,10 @@ def test_the_lines_of_an_epoch(tmp_path, monkeypatch, capsys):
     say.epoch_begins(0, 0, 1251)
     say.progress(0, 250, 1251, 1251, 5.0, 3.0, 0.4, 1826.0, 4.84274435)
     assert capsys.readouterr().out.splitlines() == [
-        "lr_decay_mode: 'liner' is read as 'linear'", "epoch: 1 step: 1251, loss is 4.8427444",
-        "epoch time: 701242.350 ms, per step time: 560.545 ms"]
+        "lr_decay_mode: 'liner' is read as 'linear'",
+        "epoch: 1 step: 1251, loss is 4.8427444",
+        "epoch time: 701242.350 ms, per step time: 560.545 ms",
+    ]
     counts = Counts(seen=49920, loss_sum=1.7797744848789312 * 49920)
     counts.correct[:] = (39865, 0, 0, 0, 47353)
     line = report.result_line(counts)

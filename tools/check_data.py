@@ -11,6 +11,7 @@ of validation are listed only where they do not decode, so that accuracies stay 
 An interrupted check goes on where it was, and a later one decodes changed files only. Exit status: 0 nothing is wrong,
 1 something is, 2 wrong usage.
 """
+
 import collections
 import dataclasses
 import os

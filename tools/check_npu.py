@@ -5,6 +5,7 @@
 One line for each need, with a remedy where it FAILs. Exit status 0 when all is well, else 1. Works for NVIDIA GPUs and
 CPUs too: `--device cuda`, `--device cpu`.
 """
+
 import pathlib
 import sys
 

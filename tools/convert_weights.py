@@ -7,6 +7,7 @@ What IN is, its content says; what OUT becomes, its name says: .pth.tar (this zo
 (timm, Cadene, torchvision), .ckpt (MindSpore), .h5 (Keras). Weights only: the optimizer's state stays behind. OUT is
 written when a network read from it gives the logits of IN, and not at all where its format cannot say what IN is.
 """
+
 import importlib
 import pathlib
 import sys
@@ -53,8 +54,10 @@ def main():
     spec = spec_of(options.arch) if options.arch else detect(options.input)
     done = convert.convert(options.input, options.output, spec)
     options_text = ", ".join(f"{name} {value}" for name, value in done.build.items())
-    print(f"{options.output}: {done.target_format} from {done.source_format}, {options_text}; "
-          f"logits differ by {done.difference:.1e} of the largest")
+    print(
+        f"{options.output}: {done.target_format} from {done.source_format}, {options_text}; "
+        f"logits differ by {done.difference:.1e} of the largest"
+    )
 
 
 if __name__ == "__main__":

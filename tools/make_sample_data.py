@@ -6,6 +6,7 @@ Writes train/ and val/ with ten classes of JPEG files. The classes differ in sha
 at random, so a network must look at structure. As in the wild, sizes and aspect ratios vary, some files are grayscale
 and some carry an EXIF rotation, which readers must ignore. The same arguments draw the same images.
 """
+
 import dataclasses
 import math
 import pathlib
@@ -61,7 +62,7 @@ class Canvas:
 
     def from_function(self, function):
         """Make pixels white where function(x, y) > 0, x and y in units."""
-        y, x = np.mgrid[:self.height, :self.width] / self.unit
+        y, x = np.mgrid[: self.height, : self.width] / self.unit
         self.mask.paste(Image.fromarray(np.uint8(255 * (function(x, y) > 0))))
 
 
@@ -129,8 +130,10 @@ def draw(shape, rng):
     canvas = Canvas(rng)
     shape(canvas)
     foreground, background = two_colours(rng)
-    image = Image.composite(*(Image.new("RGB", canvas.mask.size, colour) for colour in (foreground, background)),
-                            canvas.mask.filter(ImageFilter.GaussianBlur(0.7)))
+    image = Image.composite(
+        *(Image.new("RGB", canvas.mask.size, colour) for colour in (foreground, background)),
+        canvas.mask.filter(ImageFilter.GaussianBlur(0.7)),
+    )
     strength, seed = rng.uniform(2, 12), rng.getrandbits(64)
     noise = np.random.Generator(np.random.Philox(seed)).normal(0, strength, (*canvas.mask.size[::-1], 1))
     image = Image.fromarray(np.uint8(np.clip(np.asarray(image) + noise, 0, 255)))

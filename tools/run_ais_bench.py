@@ -8,6 +8,7 @@
 The first infers a data set, the second measures the network alone, the third converts and measures every batch size.
 tools/run_onnx.py does the same on a machine without NPU.
 """
+
 import pathlib
 import sys
 

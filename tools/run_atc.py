@@ -4,6 +4,7 @@
 
 Needs CANN's atc, but no NPU. --dry-run checks everything and prints the commands, on any machine.
 """
+
 import pathlib
 import sys
 

@@ -5,6 +5,7 @@
 
 Without --input it measures the network alone: --batchsize 8 --loop 20.
 """
+
 import pathlib
 import sys
 

@@ -6,6 +6,7 @@
 Takes images and folders of images, cut and normalised as in the evaluation. Without --resume it takes the newest
 checkpoint in ./ckpt_0 or ./gpu-ckpt.
 """
+
 import pathlib
 import sys
 

@@ -6,6 +6,7 @@
 Reads checkpoints of this zoo, MindSpore, Keras, timm and Cadene, and .onnx and .om files. `Loss` is the smoothed loss,
 as in training. The result also goes to eval.log (Ascend) or eval_gpu.log in the current folder.
 """
+
 import dataclasses
 import pathlib
 import sys
@@ -39,7 +40,8 @@ def main():
     from common.train.losses import torch_smoothing
 
     counts, _ = stream.evaluate_stream(
-        recipes.SPEC, config, lambda columns: torch_smoothing(config.label_smooth_factor, "others", columns))
+        recipes.SPEC, config, lambda columns: torch_smoothing(config.label_smooth_factor, "others", columns)
+    )
     print(result_line(counts))
     log = config.log_file or EVAL_LOGS["Ascend" if config.device == "npu" else "GPU"]
     with open(log, "a") as file:

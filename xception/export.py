@@ -5,6 +5,7 @@
 The file is checked by onnx.checker and compared with torch on ONNX Runtime before it gets its name. For an Ascend NPU,
 `python tools/run_atc.py` makes an OM file of it.
 """
+
 import dataclasses
 import pathlib
 import sys
@@ -17,8 +18,10 @@ from common.errors import UserError
 from xception.src import config as recipes
 from xception.src.report import newest_checkpoint
 
-NEEDS_MINDSPORE = ("is written by MindSpore alone; convert the checkpoint to its .ckpt with tools/convert_weights.py "
-                   "and export it there, or use ONNX, of which tools/run_atc.py makes an OM file for the same devices")
+NEEDS_MINDSPORE = (
+    "is written by MindSpore alone; convert the checkpoint to its .ckpt with tools/convert_weights.py "
+    "and export it there, or use ONNX, of which tools/run_atc.py makes an OM file for the same devices"
+)
 
 
 @dataclasses.dataclass(frozen=True)

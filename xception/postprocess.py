@@ -5,6 +5,7 @@
 
 Reads TXT, NPY or BIN results with 1000 columns, or as many as --num-classes says.
 """
+
 import pathlib
 import sys
 

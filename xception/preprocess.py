@@ -5,6 +5,7 @@
 Writes one float32 CHW 3x299x299 file (1,072,812 bytes) per image, or with --dtype uint8 one HWC file (268,203 bytes)
 for a model that was converted with AIPP. A second run converts only what is missing or has changed.
 """
+
 import pathlib
 import sys
 

@@ -7,6 +7,7 @@ The defaults are the MindSpore package's: 250 epochs, batch 128 (Ascend) or 64 p
 down to 0.00004 on a line, weight decay 1e-4 without batch norm, label smoothing 0.1, loss scale 1024. Checkpoints go to
 ./ckpt_0 (Ascend) or ./gpu-ckpt, lines also to log.txt or log_gpu.txt.
 """
+
 import pathlib
 import sys
 

@@ -108,8 +108,11 @@ def _class_sizes(store, part, max_imbalance):
         for name in sorted(filled, key=filled.get):
             if filled[name] * max_imbalance >= filled[largest]:
                 break
-            yield Finding("imbalance", prefix + name, f"{filled[name]} images; the largest class, {largest}, has "
-                          f"{filled[largest]}, median {median:g}")
+            yield Finding(
+                "imbalance",
+                prefix + name,
+                f"{filled[name]} images; the largest class, {largest}, has {filled[largest]}, median {median:g}",
+            )
 
 
 def _class_names(train, val):
@@ -122,8 +125,9 @@ def _class_names(train, val):
 def _label_file(store, num_classes):
     """Findings of val_label.txt."""
     name, lines = "val_label.txt", collections.Counter()
-    images = {os.fsdecode(path)[len("val/"):]
-              for (path,) in store.rows.execute("SELECT path FROM files WHERE part = 'val'")}
+    images = {
+        os.fsdecode(path)[len("val/") :] for (path,) in store.rows.execute("SELECT path FROM files WHERE part = 'val'")
+    }
     text = (pathlib.Path(store.root) / name).read_text(errors="surrogateescape")
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():

@@ -110,9 +110,7 @@ def load_folder(root, flag="--data"):
     index = _from_cache(root)
     if index is None:
         index, folders = _walk(root, flag)
-        header = dict(
-            classes=index.classes, ignored=index.ignored, folders=folders, fingerprint=index.fingerprint
-        )
+        header = dict(classes=index.classes, ignored=index.ignored, folders=folders, fingerprint=index.fingerprint)
         cache.write(root, header, dict(ends=index._ends, labels=index.labels, names=index._names))
     return index
 
@@ -145,8 +143,9 @@ def load_flat(folder, label_file, flag="--data"):
     missing = [name for name in labels if name not in present]
     if missing:
         raise UserError(f"{flag}: {len(missing)} images of {label_file} are not in {folder}, the first is {missing[0]}")
-    return _pack(os.path.abspath(folder), (), ["\0".join([*labels, ""])], list(labels.values()),
-                 len(present) - len(labels))
+    return _pack(
+        os.path.abspath(folder), (), ["\0".join([*labels, ""])], list(labels.values()), len(present) - len(labels)
+    )
 
 
 def label_of_line(line, where):

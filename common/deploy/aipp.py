@@ -1,4 +1,5 @@
 """Static AIPP, the normalisation that a device does itself on uint8 pixels: as a file for atc, as arithmetic here."""
+
 import pathlib
 import re
 
@@ -17,9 +18,17 @@ def text(mean, std, image_size):
       mean, std: normalisation of RGB values in [0, 1].
       image_size: side of the input, pixels.
     """
-    lines = ["aipp_op {", "    aipp_mode: static", "    related_input_rank: 0", "    input_format: RGB888_U8",
-             f"    src_image_size_w: {image_size}", f"    src_image_size_h: {image_size}", "    crop: false",
-             "    csc_switch: false", "    rbuv_swap_switch: false"]
+    lines = [
+        "aipp_op {",
+        "    aipp_mode: static",
+        "    related_input_rank: 0",
+        "    input_format: RGB888_U8",
+        f"    src_image_size_w: {image_size}",
+        f"    src_image_size_h: {image_size}",
+        "    crop: false",
+        "    csc_switch: false",
+        "    rbuv_swap_switch: false",
+    ]
     lines += [f"    min_chn_{i}: {255 * value:.10g}" for i, value in enumerate(mean)]
     lines += [f"    var_reci_chn_{i}: {1 / (255 * value):.16f}" for i, value in enumerate(std)]
     return "\n".join([*lines, "}"]) + "\n"
@@ -41,8 +50,13 @@ def read(path):
     found = dict(re.findall(r"(\w+)\s*:\s*(\S+)", content))
     if content.count("aipp_op") != 1:
         raise UserError(f"--aipp-config: {path} has {content.count('aipp_op')} aipp_op blocks, expected one")
-    known = {"aipp_mode": ("static",), "input_format": ("RGB888_U8",), "crop": ("false",), "csc_switch": ("false",),
-             "padding": ("false",)}
+    known = {
+        "aipp_mode": ("static",),
+        "input_format": ("RGB888_U8",),
+        "crop": ("false",),
+        "csc_switch": ("false",),
+        "padding": ("false",),
+    }
     for key, allowed in known.items():
         if found.get(key, allowed[0]) not in allowed:
             raise UserError(f"--aipp-config: {path} has {key}: {found[key]}, only {allowed[0]} can be computed here")

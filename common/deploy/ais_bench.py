@@ -1,4 +1,5 @@
 """Runs `python -m ais_bench`, checks what it lets through in silence, and reads what it leaves behind."""
+
 import dataclasses
 import importlib.util
 import json
@@ -15,14 +16,17 @@ from common import cli
 from common.deploy import atc, runfiles
 from common.errors import RunError, UserError
 
-HOW_TO_GET = ("install the aclruntime and ais_bench 0.0.2 wheels from "
-              "https://aisbench.obs.myhuaweicloud.com/packet/ais_bench_infer/0.0.2/ and source CANN's set_env.sh; "
-              "tools/run_onnx.py does the same on any machine")
+HOW_TO_GET = (
+    "install the aclruntime and ais_bench 0.0.2 wheels from "
+    "https://aisbench.obs.myhuaweicloud.com/packet/ais_bench_infer/0.0.2/ and source CANN's set_env.sh; "
+    "tools/run_onnx.py does the same on any machine"
+)
 SAFE_PATH = re.compile(r"[A-Za-z0-9_/.-]+")
 MAX_FILES = 100_000
 MAX_BYTES = 4 * 2**30
-THROUGHPUT = re.compile(r"throughput\s+1000\*batchsize\.mean\([^)]*\)/NPU_compute_time\.mean\([^)]*\):\s*([0-9.eE+-]+)",
-                        re.IGNORECASE)
+THROUGHPUT = re.compile(
+    r"throughput\s+1000\*batchsize\.mean\([^)]*\)/NPU_compute_time\.mean\([^)]*\):\s*([0-9.eE+-]+)", re.IGNORECASE
+)
 SUMMED = re.compile(r"summary throughput:\s*([0-9.eE+-]+)", re.IGNORECASE)
 PER_BATCH = re.compile(r"filesperbatch:\s*(\d+)\s+runcount", re.IGNORECASE)
 MODEL_BATCH = re.compile(r"get model batchsize:\s*(\d+)", re.IGNORECASE)
@@ -72,8 +76,10 @@ def require():
     except ModuleNotFoundError as error:
         raise UserError(f"ais_bench: installed, but {error.name} is missing; {HOW_TO_GET}") from error
     if found is None:
-        raise UserError("ais_bench: the installed package of that name is another one (it evaluates language models); "
-                        f"remove it and {HOW_TO_GET}")
+        raise UserError(
+            "ais_bench: the installed package of that name is another one (it evaluates language models); "
+            f"remove it and {HOW_TO_GET}"
+        )
 
 
 def run(config):
@@ -102,8 +108,10 @@ def run(config):
     environment = os.environ | {"PYTHONUTF8": "1"}  # its 2023 version does not start in an ASCII locale
     status, printed = _echoed(command, environment)
     if status != 0:
-        raise RunError(f"ais_bench: exit status {status}, {_reason(printed)}"
-                       + (f"; {folder} is incomplete, remove it" if folder else ""))
+        raise RunError(
+            f"ais_bench: exit status {status}, {_reason(printed)}"
+            + (f"; {folder} is incomplete, remove it" if folder else "")
+        )
     _check_batching(printed, batch)
     summaries = _read_summaries(folder, summary) if folder else []
     if files and folder:
@@ -114,8 +122,9 @@ def run(config):
 def _echoed(command, environment):
     """Run a program, pass its lines on as they come, and return (exit status, everything it printed)."""
     lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                          env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    ) as process:
         for line in process.stdout:
             lines.append(line)
             print(line, end="", flush=True)
@@ -124,15 +133,25 @@ def _echoed(command, environment):
 
 def bench_command(config):
     """The argument list, in the spelling that all versions since 0.0.2 take."""
-    options = {"--model": config.model, "--input": config.input, "--output": config.output,
-               "--output_dirname": config.output_dirname, "--outfmt": config.outfmt if config.output else "",
-               "--batchsize": config.batchsize, "--dymBatch": config.dym_batch,
-               "--loop": config.loop if config.loop != 1 else "",
-               "--warmup_count": config.warmup_count if config.warmup_count != 1 else "",
-               "--pure_data_type": config.pure_data_type if config.pure_data_type != "zero" else "",
-               "--device": config.device if config.device != "0" else ""}
-    return [sys.executable, "-m", "ais_bench",
-            *(str(word) for option, value in options.items() if value not in ("", None) for word in (option, value))]
+    options = {
+        "--model": config.model,
+        "--input": config.input,
+        "--output": config.output,
+        "--output_dirname": config.output_dirname,
+        "--outfmt": config.outfmt if config.output else "",
+        "--batchsize": config.batchsize,
+        "--dymBatch": config.dym_batch,
+        "--loop": config.loop if config.loop != 1 else "",
+        "--warmup_count": config.warmup_count if config.warmup_count != 1 else "",
+        "--pure_data_type": config.pure_data_type if config.pure_data_type != "zero" else "",
+        "--device": config.device if config.device != "0" else "",
+    }
+    return [
+        sys.executable,
+        "-m",
+        "ais_bench",
+        *(str(word) for option, value in options.items() if value not in ("", None) for word in (option, value)),
+    ]
 
 
 def _model_facts(model):
@@ -190,8 +209,9 @@ def _check_inputs(config, facts):
         for path in files:
             found = np.load(path, mmap_mode="r", allow_pickle=False).dtype
             if found != facts["dtype"]:
-                raise UserError(f"--input: {path} holds {found}, the model takes {facts['dtype']}; ais_bench would not "
-                                "convert it")
+                raise UserError(
+                    f"--input: {path} holds {found}, the model takes {facts['dtype']}; ais_bench would not convert it"
+                )
     return files
 
 
@@ -199,13 +219,17 @@ def _check_batching(output, batch):
     """Bytes that divide are all ais_bench asks for: float32 files in a uint8 model pass, with fewer files per run."""
     own = MODEL_BATCH.search(output)
     if own and batch and int(own.group(1)) != batch:
-        raise UserError(f"--batchsize: {batch}, but the model was built for {own.group(1)}; the printed throughput is "
-                        "wrong by that ratio")
+        raise UserError(
+            f"--batchsize: {batch}, but the model was built for {own.group(1)}; the printed throughput is "
+            "wrong by that ratio"
+        )
     batch = batch or (int(own.group(1)) if own else None)
     per_batch = PER_BATCH.search(output)
     if per_batch and batch and int(per_batch.group(1)) != batch:
-        raise UserError(f"--input: ais_bench took {per_batch.group(1)} files for a run of {batch} images, so the files "
-                        "are of another type than the model's input (float32 or uint8?); its results mean nothing")
+        raise UserError(
+            f"--input: ais_bench took {per_batch.group(1)} files for a run of {batch} images, so the files "
+            "are of another type than the model's input (float32 or uint8?); its results mean nothing"
+        )
 
 
 def _read_summaries(folder, summary):
@@ -214,8 +238,10 @@ def _read_summaries(folder, summary):
     candidates = {summary, *beside.parent.glob(f"{beside.name}_sum*ary.json"), *beside.glob("*sum*ary.json")}
     found = [path for path in sorted(candidates) if path.is_file()]
     if not found:
-        raise RunError(f"ais_bench: ended without a summary beside or in {folder}, so it failed on the way; its "
-                       "results are incomplete, remove them")
+        raise RunError(
+            f"ais_bench: ended without a summary beside or in {folder}, so it failed on the way; its "
+            "results are incomplete, remove them"
+        )
     try:
         return [json.loads(path.read_text()) for path in found]
     except (OSError, ValueError) as error:
@@ -224,8 +250,11 @@ def _read_summaries(folder, summary):
 
 def _check_results(files, folder, summaries):
     """Every input file must have its result, not empty, and nothing else may lie there."""
-    written = {path.name.partition(".")[0].rpartition("_")[0]
-               for path in folder.rglob("*_0.*") if path.suffix in (".txt", ".bin", ".npy") and path.stat().st_size}
+    written = {
+        path.name.partition(".")[0].rpartition("_")[0]
+        for path in folder.rglob("*_0.*")
+        if path.suffix in (".txt", ".bin", ".npy") and path.stat().st_size
+    }
     wanted = {path.name.partition(".")[0] for path in files}
     missing = sorted(wanted - written)
     if missing:
@@ -258,18 +287,26 @@ def sweep(config):
     """Convert an ONNX file for each batch size, measure each, and return the table as Markdown."""
     sizes = atc.numbers("--sweep", config.sweep)
     require()
-    built = atc.convert(atc.AtcConfig(model=config.model, batch=config.sweep, soc_version=config.soc_version,
-                                      aipp=config.aipp))
+    built = atc.convert(
+        atc.AtcConfig(model=config.model, batch=config.sweep, soc_version=config.soc_version, aipp=config.aipp)
+    )
     accuracy = _accuracy(config.metrics_json) if config.metrics_json else "-"
     chip = _model_facts(built[sizes[0]])["soc_version"]
     rates = {}
     for size in sizes:
-        rates[size] = run(dataclasses.replace(config, model=str(built[size]), sweep="", batchsize=size,
-                                              loop=max(config.loop, 100)))
+        rates[size] = run(
+            dataclasses.replace(config, model=str(built[size]), sweep="", batchsize=size, loop=max(config.loop, 100))
+        )
     best = max(rates, key=rates.get)
     rows = [f"| {chip} | {size} | ILSVRC2012 | {accuracy} | {rate:.1f} fps |" for size, rate in rates.items()]
-    return "\n".join(["| Chip | BatchSize | Data set | Accuracy | Performance |", "|---|---|---|---|---|", *rows,
-                      f"best: batch size {best}, {rates[best]:.1f} fps"])
+    return "\n".join(
+        [
+            "| Chip | BatchSize | Data set | Accuracy | Performance |",
+            "|---|---|---|---|---|",
+            *rows,
+            f"best: batch size {best}, {rates[best]:.1f} fps",
+        ]
+    )
 
 
 def _accuracy(path):

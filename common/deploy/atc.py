@@ -1,4 +1,5 @@
 """ONNX -> OM with atc: what atc would refuse is refused here first, and what it says on failure is passed on."""
+
 import dataclasses
 import importlib
 import json
@@ -14,10 +15,26 @@ from common import cli
 from common.deploy import aipp, soc
 from common.errors import RunError, UserError
 
-PRECISION_MODES = ("force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16", "must_keep_origin_dtype",
-                   "allow_mix_precision", "allow_mix_precision_fp16", "allow_mix_precision_bf16", "allow_fp32_to_bf16")
-PRECISION_MODES_V2 = ("fp16", "origin", "cube_fp16in_fp32out", "mixed_float16", "mixed_bfloat16", "cube_hif8",
-                      "mixed_hif8")
+PRECISION_MODES = (
+    "force_fp16",
+    "force_fp32",
+    "cube_fp16in_fp32out",
+    "allow_fp32_to_fp16",
+    "must_keep_origin_dtype",
+    "allow_mix_precision",
+    "allow_mix_precision_fp16",
+    "allow_mix_precision_bf16",
+    "allow_fp32_to_bf16",
+)
+PRECISION_MODES_V2 = (
+    "fp16",
+    "origin",
+    "cube_fp16in_fp32out",
+    "mixed_float16",
+    "mixed_bfloat16",
+    "cube_hif8",
+    "mixed_hif8",
+)
 OUTPUT_TYPES = ("FP32", "FP16", "UINT8", "INT8")
 OPSETS = (9, 18)
 GEARS = (2, 100)
@@ -31,8 +48,10 @@ HINTS = {
     "E40000": "atc's Python packages are missing; pip install decorator sympy cffi protobuf attrs pyyaml scipy psutil",
     "E40020": "atc's Python packages are missing; pip install decorator sympy cffi protobuf attrs pyyaml scipy psutil",
 }
-HOW_TO_GET = ("install the CANN toolkit and source its environment, /usr/local/Ascend/ascend-toolkit/set_env.sh or "
-              "from CANN 8.5 on /usr/local/Ascend/cann/set_env.sh; --dry-run prints the command without it")
+HOW_TO_GET = (
+    "install the CANN toolkit and source its environment, /usr/local/Ascend/ascend-toolkit/set_env.sh or "
+    "from CANN 8.5 on /usr/local/Ascend/cann/set_env.sh; --dry-run prints the command without it"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,20 +156,25 @@ class OnnxFacts:
             raise UserError(f"--model: {path} is not an ONNX file ({error})") from error
         opset = {entry.domain: entry.version for entry in proto.opset_import}.get("", 0)
         if not OPSETS[0] <= opset <= OPSETS[1]:
-            raise UserError(f"--model: {path} has opset {opset}, atc takes {OPSETS[0]} to {OPSETS[1]}; export it with "
-                            "--opset 11")
+            raise UserError(
+                f"--model: {path} has opset {opset}, atc takes {OPSETS[0]} to {OPSETS[1]}; export it with --opset 11"
+            )
         if opset == OPSETS[1] and any(node.op_type == "ReduceMean" for node in proto.graph.node):
-            raise UserError(f"--model: {path} has a ReduceMean of opset 18, which atc reads wrongly; export it with "
-                            "--opset 11")
+            raise UserError(
+                f"--model: {path} has a ReduceMean of opset 18, which atc reads wrongly; export it with --opset 11"
+            )
         weights = {tensor.name for tensor in proto.graph.initializer}
         inputs = [value for value in proto.graph.input if value.name not in weights]
         if len(inputs) != 1:
-            raise UserError(f"--model: {path} has {len(inputs)} inputs ({', '.join(value.name for value in inputs)}), "
-                            "expected one batch of images")
+            raise UserError(
+                f"--model: {path} has {len(inputs)} inputs ({', '.join(value.name for value in inputs)}), "
+                "expected one batch of images"
+            )
         self.name = inputs[0].name
         if not self.name or re.search(r"[:;,\s]", self.name):
-            raise UserError(f"--model: the input of {path} is called {self.name!r}, which --input_shape cannot "
-                            "express; rename it")
+            raise UserError(
+                f"--model: the input of {path} is called {self.name!r}, which --input_shape cannot express; rename it"
+            )
         dims = [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]
         if len(dims) != 4 or dims[1] not in (3, None):
             raise UserError(f"--model: the input of {path} has shape {dims}, expected N x 3 x H x W")
@@ -163,8 +187,10 @@ class OnnxFacts:
     def check_batches(self, batches):
         """A file of fixed batch size converts to that size only."""
         if self.shape[0] is not None and list(batches) != [self.shape[0]]:
-            raise UserError(f"--batch: {','.join(map(str, batches))}, but {self.path.name} is fixed to {self.shape[0]} "
-                            "images; export it with a dynamic batch")
+            raise UserError(
+                f"--batch: {','.join(map(str, batches))}, but {self.path.name} is fixed to {self.shape[0]} "
+                "images; export it with a dynamic batch"
+            )
 
 
 def normalisation(facts, arch):
@@ -195,11 +221,23 @@ def _write_aipp(config, model, base):
 def atc_command(config, model, target, batch, chip, aipp_file, gears):
     """The argument list for one OM file."""
     shape = ",".join(map(str, [-1 if gears else batch, *model.shape[1:]]))
-    command = ["atc", "--framework=5", f"--model={model.path}", f"--output={target}", "--input_format=NCHW",
-               f"--input_shape={model.name}:{shape}", f"--log={config.log}", f"--soc_version={chip}"]
-    optional = {"dynamic_batch_size": batch if gears else "", "insert_op_conf": aipp_file or "",
-                "precision_mode": config.precision_mode, "precision_mode_v2": config.precision_mode_v2,
-                "output_type": config.output_type}
+    command = [
+        "atc",
+        "--framework=5",
+        f"--model={model.path}",
+        f"--output={target}",
+        "--input_format=NCHW",
+        f"--input_shape={model.name}:{shape}",
+        f"--log={config.log}",
+        f"--soc_version={chip}",
+    ]
+    optional = {
+        "dynamic_batch_size": batch if gears else "",
+        "insert_op_conf": aipp_file or "",
+        "precision_mode": config.precision_mode,
+        "precision_mode_v2": config.precision_mode_v2,
+        "output_type": config.output_type,
+    }
     return command + [f"--{name}={value}" for name, value in optional.items() if value]
 
 
@@ -207,11 +245,21 @@ def _run(command, target):
     """Run atc in a scratch folder, where it drops its by-products, and find the file it wrote."""
     started_ns = time.time_ns()
     with tempfile.TemporaryDirectory() as scratch:
-        done = subprocess.run(command, cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              errors="replace", check=False)
+        done = subprocess.run(
+            command,
+            cwd=scratch,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
     # A model with host code gets the platform behind its name.
-    found = [path for path in (target.with_name(f"{target.name}.om"), *target.parent.glob(f"{target.name}_linux_*.om"))
-             if path.exists() and path.stat().st_mtime_ns >= started_ns - 10**9]
+    found = [
+        path
+        for path in (target.with_name(f"{target.name}.om"), *target.parent.glob(f"{target.name}_linux_*.om"))
+        if path.exists() and path.stat().st_mtime_ns >= started_ns - 10**9
+    ]
     if done.returncode != 0 or "ATC run success" not in done.stdout or not found:
         raise RunError(failure(done.returncode, done.stdout))
     print(f"{found[0]}: {found[0].stat().st_size} bytes", flush=True)
@@ -229,8 +277,10 @@ def failure(status, output):
         said = (output.strip().splitlines() or ["nothing"])[-1]
         hint = ""
     if "libascend_hal.so" in output:
-        hint = ("; this machine has no NPU driver, put CANN's devlib folder in LD_LIBRARY_PATH "
-                "(/usr/local/Ascend/cann/<arch>-linux/devlib)")
+        hint = (
+            "; this machine has no NPU driver, put CANN's devlib folder in LD_LIBRARY_PATH "
+            "(/usr/local/Ascend/cann/<arch>-linux/devlib)"
+        )
     log = pathlib.Path.home() / "ascend" / "log" / "debug" / "plog"
     return f"atc: exit status {status}, {said}{hint}; its log is in {log}"
 
@@ -243,6 +293,11 @@ def facts_file(om):
 def _write_facts(om, model, batch, chip, has_aipp):
     """An OM file does not tell its input type to a plain program, and ais_bench checks no more than divisibility."""
     _, channels, height, width = model.shape
-    facts = {"input": model.name, "batch": batch, "shape": [height, width, channels] if has_aipp else model.shape[1:],
-             "dtype": "uint8" if has_aipp else "float32", "soc_version": chip}
+    facts = {
+        "input": model.name,
+        "batch": batch,
+        "shape": [height, width, channels] if has_aipp else model.shape[1:],
+        "dtype": "uint8" if has_aipp else "float32",
+        "soc_version": chip,
+    }
     facts_file(om).write_text(json.dumps(facts) + "\n")

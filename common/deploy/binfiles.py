@@ -4,6 +4,7 @@ float32 files are normalised CHW, byte for byte what the published single-proces
 pixels whose normalisation happens on the device (AIPP). Imports no torch, and numpy only where it computes: their
 imports take longer than many images.
 """
+
 import dataclasses
 import io
 import json
@@ -31,10 +32,12 @@ class PreprocessConfig:
 
     src_path: str = cli.knob("", "folder of images, not searched in depth")
     save_path: str = cli.knob("", "folder for the input files, one per image; created")
-    dtype: str = cli.knob("float32", "float32: normalised CHW; uint8: HWC pixels for a model with AIPP",
-                          choices=("float32", "uint8"))
-    format: str = cli.knob("bin", "bin: raw little-endian numbers; npy: the same with numpy's header",
-                           choices=("bin", "npy"))
+    dtype: str = cli.knob(
+        "float32", "float32: normalised CHW; uint8: HWC pixels for a model with AIPP", choices=("float32", "uint8")
+    )
+    format: str = cli.knob(
+        "bin", "bin: raw little-endian numbers; npy: the same with numpy's header", choices=("bin", "npy")
+    )
     workers: int = cli.knob(0, "processes; 0 is one per core", low=0)
     resume: bool = cli.knob(True, "keep the files of an earlier run whose image has not changed since")
     image_size: int | None = cli.knob(None, "side of the input, pixels (default: the model's)", low=1)
@@ -71,16 +74,29 @@ def preprocess(spec, config):
     target = pathlib.Path(config.save_path)
     names = {path: f"{path.name.partition('.')[0]}.{config.format}" for path in images}
     encoder = Encoder(spec, size, config.dtype, config.format)
-    settings = {"model": spec.name, "image_size": size, "resize": spec.resize_for(size), "dtype": config.dtype,
-                "crop_rounding": spec.crop_rounding, "mean": list(spec.mean), "std": list(spec.std)}
+    settings = {
+        "model": spec.name,
+        "image_size": size,
+        "resize": spec.resize_for(size),
+        "dtype": config.dtype,
+        "crop_rounding": spec.crop_rounding,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
     present = _claim_folder(target, settings, set(names.values()), config)
-    todo = [path for path in images
-            if names[path] not in present or not is_current(path, target / names[path], encoder.file_size)]
+    todo = [
+        path
+        for path in images
+        if names[path] not in present or not is_current(path, target / names[path], encoder.file_size)
+    ]
     _check_space(target, len(todo) * encoder.file_size)
     _convert_all(todo, encoder, target, names, config.workers)
     seconds = time.perf_counter() - start
-    print(f"{target}: {len(todo)} files of {encoder.file_size} bytes written in {seconds:.1f} s "
-          f"({len(todo) / seconds:.1f} images/s), {len(images) - len(todo)} kept from an earlier run", flush=True)
+    print(
+        f"{target}: {len(todo)} files of {encoder.file_size} bytes written in {seconds:.1f} s "
+        f"({len(todo) / seconds:.1f} images/s), {len(images) - len(todo)} kept from an earlier run",
+        flush=True,
+    )
     return len(todo), len(images) - len(todo)
 
 
@@ -98,8 +114,10 @@ def list_images(folder):
         everything = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     names = [name for name in everything if name.lower().endswith(EXTENSIONS)]
     if not names:
-        raise UserError(f"--src-path: {folder} has no images among its {len(everything)} entries; expected a flat "
-                        f"folder of {', '.join(EXTENSIONS[:3])} and the like")
+        raise UserError(
+            f"--src-path: {folder} has no images among its {len(everything)} entries; expected a flat "
+            f"folder of {', '.join(EXTENSIONS[:3])} and the like"
+        )
     if len(everything) > len(names):
         print(f"{folder}: {len(everything) - len(names)} entries that are no images are left out", flush=True)
     first_of = {}
@@ -107,11 +125,16 @@ def list_images(folder):
         stem = name.partition(".")[0]
         other = first_of.setdefault(stem, name)
         if other != name:
-            raise UserError(f"--src-path: {other} and {name} in {folder} would both be called {stem}, names are cut at "
-                            "the first dot; rename one")
+            raise UserError(
+                f"--src-path: {other} and {name} in {folder} would both be called {stem}, names are cut at "
+                "the first dot; rename one"
+            )
         if not ACCEPTED_NAME.fullmatch(stem):
-            print(f"note: {name}: ais_bench refuses names with other characters than A-Z a-z 0-9 _ -; rename it "
-                  "before running on an NPU", flush=True)
+            print(
+                f"note: {name}: ais_bench refuses names with other characters than A-Z a-z 0-9 _ -; rename it "
+                "before running on an NPU",
+                flush=True,
+            )
     return [folder / name for name in names]
 
 
@@ -165,8 +188,7 @@ def _npy_header(dtype, shape):
     import numpy as np
 
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
     return header.getvalue()
 
 
@@ -174,7 +196,7 @@ def _write_fully(file, data):
     """A raw write may stop short on a full disk without an error; the next one then says why."""
     view = memoryview(data).cast("B")
     while len(view):
-        view = view[os.write(file, view):]
+        view = view[os.write(file, view) :]
 
 
 def is_current(source, target, file_size):
@@ -199,19 +221,26 @@ def _claim_folder(target, settings, expected, config):
         present = {path.name for path in target.iterdir() if path.suffix.lower() in (".bin", ".npy")}
         strangers = sorted(present - expected)
         if strangers:
-            raise UserError(f"--save-path: {target} holds {len(strangers)} input files that belong to no image of "
-                            f"--src-path, for example {strangers[0]}; remove them or choose another folder")
+            raise UserError(
+                f"--save-path: {target} holds {len(strangers)} input files that belong to no image of "
+                f"--src-path, for example {strangers[0]}; remove them or choose another folder"
+            )
         if present and not config.resume:
             for name in present:
                 (target / name).unlink()
             present = set()
         elif present:
             found = json.loads(record.read_text()) if record.exists() else {}
-            other = [f"{key} {found.get(key)} instead of {settings[key]}" for key in settings
-                     if found.get(key) != settings[key]]
+            other = [
+                f"{key} {found.get(key)} instead of {settings[key]}"
+                for key in settings
+                if found.get(key) != settings[key]
+            ]
             if other:
-                raise UserError(f"--save-path: {target} holds files made with {', '.join(other)}; choose another "
-                                "folder, or --no-resume to replace them")
+                raise UserError(
+                    f"--save-path: {target} holds files made with {', '.join(other)}; choose another "
+                    "folder, or --no-resume to replace them"
+                )
         record.write_text(json.dumps(settings) + "\n")
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"--save-path: {target}: {error}") from error
@@ -221,8 +250,10 @@ def _claim_folder(target, settings, expected, config):
 def _check_space(target, needed):
     free = shutil.disk_usage(target).free
     if needed > free:
-        raise UserError(f"--save-path: {target} needs {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB free; "
-                        "--dtype uint8 takes a quarter, eval.py needs no files at all")
+        raise UserError(
+            f"--save-path: {target} needs {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB free; "
+            "--dtype uint8 takes a quarter, eval.py needs no files at all"
+        )
 
 
 _worker = {}
@@ -233,7 +264,7 @@ def _start_worker(encoder, pairs):
 
 
 def _convert_some(first):
-    pairs = _worker["pairs"][first:first + FILES_PER_TASK]
+    pairs = _worker["pairs"][first : first + FILES_PER_TASK]
     for source, target in pairs:
         _worker["encoder"].write(source, target)
     return len(pairs)

@@ -3,6 +3,7 @@
 Every engine has `sample_shape`, `dtype`, `batch` (None: any), `num_outputs`, `facts` and `run(array) -> logits`;
 `Pixels` makes any of them take the uint8 batches that the evaluator hands out. Importing this module imports no engine.
 """
+
 import json
 import pathlib
 
@@ -11,8 +12,12 @@ import numpy as np
 from common.data.transforms import normalise_into
 from common.errors import UserError
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "cann": "CANNExecutionProvider",
-             "openvino": "OpenVINOExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cann": "CANNExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
 
 
 def open_engine(path, provider="cpu", device=0, threads=0):
@@ -44,28 +49,38 @@ class OnnxEngine:
 
         wanted = PROVIDERS[provider]
         if wanted not in onnxruntime.get_available_providers():
-            raise UserError(f"--provider: {provider} is not in the installed ONNX Runtime, which has "
-                            f"{', '.join(onnxruntime.get_available_providers())}; install its own build of onnxruntime")
+            raise UserError(
+                f"--provider: {provider} is not in the installed ONNX Runtime, which has "
+                f"{', '.join(onnxruntime.get_available_providers())}; install its own build of onnxruntime"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         choice = [wanted] if provider == "cpu" else [(wanted, {"device_id": str(device)})]
         errors = onnxruntime.capi.onnxruntime_pybind11_state
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=choice)
-        except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented,
-                errors.InvalidArgument) as error:
+        except (
+            errors.Fail,
+            errors.InvalidProtobuf,
+            errors.InvalidGraph,
+            errors.NotImplemented,
+            errors.InvalidArgument,
+        ) as error:
             raise UserError(f"--model: ONNX Runtime cannot load {path}: {str(error).splitlines()[0][:200]}") from error
         if self._session.get_providers()[0] != wanted:
-            raise UserError(f"--provider: {provider} did not start, ONNX Runtime fell back to "
-                            f"{self._session.get_providers()[0]}; its libraries are missing (cann: source set_env.sh)")
+            raise UserError(
+                f"--provider: {provider} did not start, ONNX Runtime fell back to "
+                f"{self._session.get_providers()[0]}; its libraries are missing (cann: source set_env.sh)"
+            )
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise UserError(f"--model: {path} has {len(inputs)} inputs, expected one")
         self._name = inputs[0].name
         batch, *self.sample_shape = inputs[0].shape
         self.batch = batch if isinstance(batch, int) else None
-        self.dtype = np.dtype({"tensor(float)": "float32", "tensor(float16)": "float16",
-                               "tensor(uint8)": "uint8"}[inputs[0].type])
+        self.dtype = np.dtype(
+            {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}[inputs[0].type]
+        )
         self.num_outputs = self._session.get_outputs()[0].shape[-1]
         self.facts = _facts(self._session.get_modelmeta().custom_metadata_map)
 
@@ -102,8 +117,10 @@ class OmEngine:
         count = int(np.prod(first.shape))
         kinds = {1: "uint8", 2: "float16", 4: "float32"}
         if first.realsize % count or first.realsize // count not in kinds:
-            raise UserError(f"--model: {path} takes {first.realsize} bytes for shape {list(first.shape)}; expected "
-                            "uint8, float16 or float32")
+            raise UserError(
+                f"--model: {path} takes {first.realsize} bytes for shape {list(first.shape)}; expected "
+                "uint8, float16 or float32"
+            )
         self.dtype = np.dtype(kinds[first.realsize // count])
         self.num_outputs = self._session.get_outputs()[0].shape[-1]
 
@@ -129,23 +146,23 @@ class Pixels:
     def __call__(self, pixels_NHWC):
         pixels_NHWC = np.asarray(pixels_NHWC)
         step = self.engine.batch or len(pixels_NHWC)
-        logits = [self._run(pixels_NHWC[i:i + step], step) for i in range(0, len(pixels_NHWC), step)]
+        logits = [self._run(pixels_NHWC[i : i + step], step) for i in range(0, len(pixels_NHWC), step)]
         return np.concatenate(logits).astype(np.float32, copy=False)
 
     def _run(self, pixels_NHWC, step):
         if len(self._buffer) != step:
             shape = [side if isinstance(side, int) else pixels_NHWC.shape[1] for side in self.engine.sample_shape]
             self._buffer = np.empty((step, *shape), np.uint8 if self.engine.dtype == np.uint8 else np.float32)
-        self._buffer[len(pixels_NHWC):] = 0
+        self._buffer[len(pixels_NHWC) :] = 0
         if self.engine.dtype == np.uint8:
-            self._buffer[:len(pixels_NHWC)] = pixels_NHWC
+            self._buffer[: len(pixels_NHWC)] = pixels_NHWC
         else:
             for planes, pixels in zip(self._buffer, pixels_NHWC, strict=False):
                 if self.aipp:
                     apply_aipp(planes, pixels, *self.aipp)
                 else:
                     normalise_into(planes, pixels, self.spec.mean, self.spec.std)
-        return self.engine.run(self._buffer)[:len(pixels_NHWC)]
+        return self.engine.run(self._buffer)[: len(pixels_NHWC)]
 
 
 def apply_aipp(planes_CHW, pixels_HWC, table, swap):

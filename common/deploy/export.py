@@ -1,4 +1,5 @@
 """Checkpoint -> ONNX file that onnx.checker, ONNX Runtime and atc accept, or no file at all."""
+
 import dataclasses
 import json
 import pathlib
@@ -20,8 +21,9 @@ class ExportConfig:
     onnx: str = cli.knob("out.onnx", "ONNX file to write")
     opset: int = cli.knob(11, "ONNX operator set; every CANN takes 9 to 13", low=OPSETS[0], high=OPSETS[1])
     batch: str = cli.knob("dynamic", "images per run: a number that is then fixed, or the word dynamic")
-    num_classes: int | None = cli.knob(None, "columns of the output; cuts off a background class (default: as stored)",
-                                       low=1)
+    num_classes: int | None = cli.knob(
+        None, "columns of the output; cuts off a background class (default: as stored)", low=1
+    )
     image_size: int | None = cli.knob(None, "side of the input, pixels (default: as stored)", low=1)
 
     def __post_init__(self):
@@ -62,9 +64,11 @@ def export(spec, config, default_ckpt=None):
         raise UserError(f"--image-size: {size}, but {ckpt} was trained at {meta['image_size']}")
     spec.check_image_size(size)
     difference = export_onnx(model, spec, config.onnx, size, batch_size(config.batch), config.opset, meta)
-    print(f"{config.onnx}: {spec.name} from {ckpt} ({meta['format']}), {spec.onnx_input} "
-          f"[{config.batch}, 3, {size}, {size}] -> {spec.onnx_output} [{config.batch}, {meta['num_classes']}], "
-          f"opset {config.opset}; largest difference from torch {difference:.2e}")
+    print(
+        f"{config.onnx}: {spec.name} from {ckpt} ({meta['format']}), {spec.onnx_input} "
+        f"[{config.batch}, 3, {size}, {size}] -> {spec.onnx_output} [{config.batch}, {meta['num_classes']}], "
+        f"opset {config.opset}; largest difference from torch {difference:.2e}"
+    )
 
 
 def export_onnx(model, spec, path, image_size, batch=None, opset=11, meta=None):
@@ -118,14 +122,26 @@ def _trace(model, spec, path, image_size, batch, opset):
         # A side that a network reads becomes a constant of the graph, as it should: only the batch axis is dynamic.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         # dynamo=True cannot write opset 11, and its ReduceMean is one that atc reads wrongly
-        torch.onnx.export(model, (dummy,), str(path), input_names=[spec.onnx_input], output_names=[spec.onnx_output],
-                          opset_version=opset, dynamic_axes=axes, dynamo=False)
+        torch.onnx.export(
+            model,
+            (dummy,),
+            str(path),
+            input_names=[spec.onnx_input],
+            output_names=[spec.onnx_output],
+            opset_version=opset,
+            dynamic_axes=axes,
+            dynamo=False,
+        )
 
 
 def _facts(spec, image_size, meta):
     """What tools need to know about the file without the checkpoint: stored as metadata that atc ignores."""
-    facts = {"arch": spec.name, "image_size": str(image_size), "mean": json.dumps(spec.mean),
-             "std": json.dumps(spec.std)}
+    facts = {
+        "arch": spec.name,
+        "image_size": str(image_size),
+        "mean": json.dumps(spec.mean),
+        "std": json.dumps(spec.std),
+    }
     if meta.get("classes"):
         facts["classes"] = json.dumps(list(meta["classes"]))
     return facts
@@ -146,6 +162,8 @@ def _difference(model, path, batch, image_size):
     actual = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
     difference, largest = float(np.abs(actual - expected).max()), float(np.abs(expected).max())
     if not difference <= TOLERANCE * max(1.0, largest):  # also true for NaN
-        raise UserError(f"--onnx: not written, ONNX Runtime differs from torch by {difference:.3g} where the largest "
-                        f"logit is {largest:.3g} (batch {batch}); allowed is {TOLERANCE} of it")
+        raise UserError(
+            f"--onnx: not written, ONNX Runtime differs from torch by {difference:.3g} where the largest "
+            f"logit is {largest:.3g} (batch {batch}); allowed is {TOLERANCE} of it"
+        )
     return difference

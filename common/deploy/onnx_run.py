@@ -1,4 +1,5 @@
 """ais_bench's job on ONNX Runtime: the same options, result files, summary and throughput line."""
+
 import concurrent.futures
 import dataclasses
 import shutil
@@ -56,8 +57,11 @@ def run(config):
         folder, summary = runfiles.claim_output(config.output, config.output_dirname)
         print(f"[INFO] output path:{folder}")
     try:
-        compute_ms, filesinfo = _run_files(engine, source, files, batch, folder, config) if files else _run_pure(
-            engine, source, batch, folder, config)
+        compute_ms, filesinfo = (
+            _run_files(engine, source, files, batch, folder, config)
+            if files
+            else _run_pure(engine, source, batch, folder, config)
+        )
     except BaseException:
         if folder is not None:
             shutil.rmtree(folder)  # it was empty, or not there, when this run began
@@ -121,11 +125,14 @@ def _timed(engine, images, loop, compute_ms):
 
 def _run_files(engine, source, files, batch, folder, config):
     """Read ahead and write behind in threads, while the network runs; all three let go of the interpreter."""
-    batches = [files[i:i + batch] for i in range(0, len(files), batch)]
+    batches = [files[i : i + batch] for i in range(0, len(files), batch)]
     print(f"[INFO] {len(files)} files, {batch} per run, {len(batches)} runs", flush=True)
     compute_ms, filesinfo, writes = [], {}, []
-    with (concurrent.futures.ThreadPoolExecutor(1) as reader, concurrent.futures.ThreadPoolExecutor(1) as writer,
-          Progress(len(files), "images") as advance):
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as reader,
+        concurrent.futures.ThreadPoolExecutor(1) as writer,
+        Progress(len(files), "images") as advance,
+    ):
         ahead = [reader.submit(source.load, each, batch) for each in batches[:BATCHES_AHEAD]]
         for number, each in enumerate(batches):
             images = ahead.pop(0).result()

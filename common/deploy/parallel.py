@@ -1,4 +1,5 @@
 """Independent tasks on all cores."""
+
 import concurrent.futures
 import multiprocessing
 import os
@@ -36,8 +37,10 @@ def unordered(function, tasks, workers, setup=None, setup_args=()):
             for future in concurrent.futures.as_completed([pool.submit(function, task) for task in tasks]):
                 yield future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError(f"--workers: one of {workers} processes was killed, perhaps for want of memory; what is "
-                            "written so far is whole, start again with fewer") from error
+            raise UserError(
+                f"--workers: one of {workers} processes was killed, perhaps for want of memory; what is "
+                "written so far is whole, start again with fewer"
+            ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -1,4 +1,5 @@
 """How far a long run is: a bar on a terminal, plain lines elsewhere."""
+
 import os
 import time
 
@@ -28,8 +29,11 @@ class Progress:
         elif self.done * 10 // self.total > self.shown:
             self.shown = self.done * 10 // self.total
             rate = self.done / (time.perf_counter() - self.start)
-            print(f"{self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
-                  f"{(self.total - self.done) / rate:.0f} s to go", flush=True)
+            print(
+                f"{self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
+                f"{(self.total - self.done) / rate:.0f} s to go",
+                flush=True,
+            )
 
     def __exit__(self, *exception):
         if self.bar is not None:

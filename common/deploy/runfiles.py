@@ -1,4 +1,5 @@
 """What every inference run has, in ais_bench's names and layouts: options, inputs, results, summary."""
+
 import dataclasses
 import json
 import os
@@ -19,8 +20,11 @@ class RunOptions:
     """The options of ais_bench that mean the same wherever a model runs."""
 
     model: str = cli.knob("", "model file")
-    input: str = cli.knob("", "folder of .bin or .npy files, or files separated by commas; none: pure inference, which "
-                          "measures the network alone")
+    input: str = cli.knob(
+        "",
+        "folder of .bin or .npy files, or files separated by commas; none: pure inference, which "
+        "measures the network alone",
+    )
     output: str = cli.knob("", "parent folder of the results; none: nothing is saved")
     output_dirname: str = cli.knob("", "name of the results' folder inside --output (default: the time)")
     outfmt: str = cli.knob("BIN", "format of the results", choices=OUTFMTS)
@@ -60,8 +64,10 @@ def list_inputs(argument):
         files = parts
         missing = [path for path in files if not path.is_file()]
         if missing or not files:
-            raise UserError(f"--input: {', '.join(map(str, missing[:3])) or argument} does not exist; expected one "
-                            "folder, or files separated by commas")
+            raise UserError(
+                f"--input: {', '.join(map(str, missing[:3])) or argument} does not exist; expected one "
+                "folder, or files separated by commas"
+            )
     if len({path.suffix.lower() for path in files}) > 1:
         raise UserError(f"--input: {argument} mixes .bin and .npy files")
     stems = {}
@@ -159,24 +165,37 @@ def write_result(folder, stem, outfmt, row):
 def statistics(milliseconds):
     """min, max, mean, median, 99th percentile and count, under the names of ais_bench's summary."""
     values = np.asarray(milliseconds)
-    return {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean()),
-            "median": float(np.median(values)), "percentile(99%)": float(np.percentile(values, 99)),
-            "count": len(values)}
+    return {
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "mean": float(values.mean()),
+        "median": float(np.median(values)),
+        "percentile(99%)": float(np.percentile(values, 99)),
+        "count": len(values),
+    }
 
 
 def throughput_line(batch_size, mean_ms):
     """The line users look for; images per second of the network alone, without reading and writing files."""
-    return (f"[INFO] throughput 1000*batchsize.mean({batch_size})/NPU_compute_time.mean({mean_ms}): "
-            f"{1000 * batch_size / mean_ms}")
+    return (
+        f"[INFO] throughput 1000*batchsize.mean({batch_size})/NPU_compute_time.mean({mean_ms}): "
+        f"{1000 * batch_size / mean_ms}"
+    )
 
 
 def write_summary(path, filesinfo, arguments, compute_ms, batch_size):
     """Write the summary JSON of a run that has come to its end."""
     compute = statistics(compute_ms)
-    content = {"filesinfo": filesinfo, "args": arguments, "NPU_compute_time": compute,
-               "H2D_latency": statistics([0.0]), "D2H_latency": statistics([0.0]),
-               "throughput": 1000 * batch_size / compute["mean"], "npu_compute_time_list": list(compute_ms),
-               "pid": os.getpid()}
+    content = {
+        "filesinfo": filesinfo,
+        "args": arguments,
+        "NPU_compute_time": compute,
+        "H2D_latency": statistics([0.0]),
+        "D2H_latency": statistics([0.0]),
+        "throughput": 1000 * batch_size / compute["mean"],
+        "npu_compute_time_list": list(compute_ms),
+        "pid": os.getpid(),
+    }
     draft = path.with_name(path.name + ".part")
     draft.write_text(json.dumps(content))
     draft.replace(path)

@@ -2,6 +2,7 @@
 
 Results stream through: what is kept per image is its name. Needs no torch. Legend: N batch, K column.
 """
+
 import dataclasses
 import json
 import os
@@ -64,8 +65,10 @@ def score(spec, config):
         raise UserError(f"--anno-file: {config.anno_file} has no label for {_some(unknown)}")
     missing = sorted(labels.keys() - results.keys())
     if missing and not config.allow_missing:
-        raise UserError(f"--infer-results: {config.infer_results} has no result for {_some(missing)}; run the "
-                        "inference again, or give --allow-missing to score the rest")
+        raise UserError(
+            f"--infer-results: {config.infer_results} has no result for {_some(missing)}; run the "
+            "inference again, or give --allow-missing to score the rest"
+        )
     public = {spec.num_classes, spec.num_classes + spec.label_offset}
     allowed = {config.num_classes} if config.num_classes else public
     _refuse_partial_parsing()
@@ -74,10 +77,11 @@ def score(spec, config):
     items = [(path, labels[name] + offset) for name, path in results.items()]
     largest = max(label for _, label in items)
     if largest >= columns:
-        raise UserError(f"--anno-file: label {largest - offset} for results of {columns - offset} classes; labels "
-                        "count from 0")
+        raise UserError(
+            f"--anno-file: label {largest - offset} for results of {columns - offset} classes; labels count from 0"
+        )
     counts = Counts(skipped=len(missing))
-    tasks = [(items[i:i + FILES_PER_TASK], columns) for i in range(0, len(items), FILES_PER_TASK)]
+    tasks = [(items[i : i + FILES_PER_TASK], columns) for i in range(0, len(items), FILES_PER_TASK)]
     with Progress(len(items), "results") as advance:
         for ranks_N in parallel.unordered(_rank_some, tasks, config.workers):
             counts.add_ranks(ranks_N)
@@ -108,8 +112,10 @@ def read_labels(path):
             continue
         name, _, index = line.strip().rpartition(" ")
         if not name or not index.isdecimal():
-            raise UserError(f"{path}, line {number}: {line.strip()[:80]!r}, expected NAME INDEX, for example "
-                            "'ILSVRC2012_val_00000001.JPEG 65'")
+            raise UserError(
+                f"{path}, line {number}: {line.strip()[:80]!r}, expected NAME INDEX, for example "
+                "'ILSVRC2012_val_00000001.JPEG 65'"
+            )
         stem = name.strip().partition(".")[0]
         if labels.setdefault(stem, int(index)) != int(index):
             raise UserError(f"{path}, line {number}: {stem} has label {index} here and {labels[stem]} before")
@@ -135,16 +141,19 @@ def find_results(folder):
     if not kinds:
         raise UserError(f"--infer-results: {folder} has no .txt, .npy or .bin results")
     if len(kinds) > 1:
-        raise UserError(f"--infer-results: {folder} holds {' and '.join(sorted(kinds))} files; keep the results of one "
-                        "run only")
+        raise UserError(
+            f"--infer-results: {folder} holds {' and '.join(sorted(kinds))} files; keep the results of one run only"
+        )
     results = {}
     for path in paths:
         name, _, index = os.path.basename(path).partition(".")[0].rpartition("_")  # noqa: PTH119
         if index != "0" or not name:
             raise UserError(f"{path}: not named as a result; expected NAME_0{path[-4:]}, the first output of a network")
         if results.setdefault(name, path) != path:
-            raise UserError(f"{path}: a second result for {name} beside {results[name]}; when every device ran the "
-                            "whole input, score one device's folder")
+            raise UserError(
+                f"{path}: a second result for {name} beside {results[name]}; when every device ran the "
+                "whole input, score one device's folder"
+            )
     _check_not_stale(folders, paths)
     return results
 
@@ -168,8 +177,10 @@ def _check_not_stale(folders, paths):
             raise UserError(f"{path}: not a summary of ais_bench ({error}); the run may have been stopped") from error
     stale = sorted(path for path in paths if os.path.basename(path) not in listed) if listed else []  # noqa: PTH119
     if stale:
-        raise UserError(f"--infer-results: {len(stale)} files of {folders[0]} are not in the summary of the run, for "
-                        f"example {stale[0]}; they are left from an earlier one, remove them")
+        raise UserError(
+            f"--infer-results: {len(stale)} files of {folders[0]} are not in the summary of the run, for "
+            f"example {stale[0]}; they are left from an earlier one, remove them"
+        )
 
 
 def _refuse_partial_parsing():
@@ -204,11 +215,15 @@ def read_row(path, allowed):
             raise
         raise UserError(f"{path}: not a result file ({error})") from error
     if len(row) not in allowed:
-        raise UserError(f"{path}: {len(row)} columns, expected {' or '.join(map(str, sorted(allowed)))}; --num-classes "
-                        "allows another number")
+        raise UserError(
+            f"{path}: {len(row)} columns, expected {' or '.join(map(str, sorted(allowed)))}; --num-classes "
+            "allows another number"
+        )
     if not np.isfinite(row).all():
-        raise UserError(f"{path}: column {int(np.argmin(np.isfinite(row)))} is NaN or infinite; the model overflowed, "
-                        "convert it with another --precision-mode")
+        raise UserError(
+            f"{path}: column {int(np.argmin(np.isfinite(row)))} is NaN or infinite; the model overflowed, "
+            "convert it with another --precision-mode"
+        )
     return row
 
 
@@ -255,8 +270,10 @@ def write_metrics(path, counts, columns):
     pairs = {"Number of images": str(counts.seen), "Number of classes": str(columns)}
     for k in range(1, TOP_K + 1):
         pairs[f"Top{k} accuracy"] = f"{counts.percent(k):.2f}%"
-    content = {"title": "Overall statistical evaluation",
-               "value": [{"key": key, "value": value} for key, value in pairs.items()]}
+    content = {
+        "title": "Overall statistical evaluation",
+        "value": [{"key": key, "value": value} for key, value in pairs.items()],
+    }
     path = pathlib.Path(path)
     draft = path.with_name(path.name + ".part")
     try:
@@ -268,8 +285,10 @@ def write_metrics(path, counts, columns):
 
 def table(counts):
     """The accuracies as lines for people: hits, images and percent for top-1..top-5."""
-    lines = [f"top{k}  {counts.percent(k):6.2f} %  ({int(counts.correct[k - 1])} of {counts.seen} images)"
-             for k in range(1, TOP_K + 1)]
+    lines = [
+        f"top{k}  {counts.percent(k):6.2f} %  ({int(counts.correct[k - 1])} of {counts.seen} images)"
+        for k in range(1, TOP_K + 1)
+    ]
     if counts.skipped:
         lines.append(f"{counts.skipped} labelled images have no result and are not counted")
     return "\n".join(lines)

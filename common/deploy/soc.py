@@ -1,4 +1,5 @@
 """The name of the Ascend chip in this machine, as atc's --soc_version wants it."""
+
 import re
 import shutil
 import subprocess
@@ -21,8 +22,9 @@ def checked(name):
     """
     full = name if name.startswith("Ascend") else f"Ascend{name}"
     if not KNOWN.fullmatch(full):
-        raise UserError(f"--soc-version: {name} is not a chip name; expected one like Ascend310P3, Ascend910B3 or "
-                        "Ascend910_9392")
+        raise UserError(
+            f"--soc-version: {name} is not a chip name; expected one like Ascend310P3, Ascend910B3 or Ascend910_9392"
+        )
     return full
 
 

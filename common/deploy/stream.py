@@ -1,4 +1,5 @@
 """Images -> accuracy without files between: decode, transform, any engine, score; decoding overlaps with inference."""
+
 import dataclasses
 import pathlib
 import time
@@ -13,8 +14,9 @@ class StreamConfig:
     """Options of eval.py."""
 
     data: str = cli.knob("", "folder with val/: class folders, or images beside val_label.txt")
-    resume: str = cli.knob("", "what to evaluate: a checkpoint (torch), .onnx (ONNX Runtime) or .om (NPU)", "--ckpt",
-                           "--model")
+    resume: str = cli.knob(
+        "", "what to evaluate: a checkpoint (torch), .onnx (ONNX Runtime) or .om (NPU)", "--ckpt", "--model"
+    )
     exclude: str = cli.knob("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
     device: str = cli.knob("auto", "device of a checkpoint", choices=("auto", "npu", "cuda", "cpu"))
     device_id: int = cli.knob(0, "index of the device", low=0, high=255)
@@ -73,8 +75,16 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
     group = distributed.Group(world, device)
     engine, index, num_outputs, size = group.in_turn(lambda: prepare(spec, config, device, world))
     group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
-    loader = EvalLoader(index, eval_transform(spec, size), config.batch_size, "fail", world.rank, world.size,
-                        workers_per_process(config.workers, world.local_size), device.pins_memory)
+    loader = EvalLoader(
+        index,
+        eval_transform(spec, size),
+        config.batch_size,
+        "fail",
+        world.rank,
+        world.size,
+        workers_per_process(config.workers, world.local_size),
+        device.pins_memory,
+    )
     start = time.perf_counter()
     try:
         counts = evaluate.evaluate(engine, loader, len(index), group, smoothing(num_outputs))
@@ -84,8 +94,11 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
     seconds = time.perf_counter() - start
     if world.is_main:
         left_out = f" ({index.excluded} left out by --exclude)" if config.exclude else ""
-        print(f"{config.resume}: {counts.seen} images of {config.data}{left_out} in {seconds:.1f} s "
-              f"({counts.seen / seconds:.1f} images/s), {num_outputs} columns, {size} pixels", flush=True)
+        print(
+            f"{config.resume}: {counts.seen} images of {config.data}{left_out} in {seconds:.1f} s "
+            f"({counts.seen / seconds:.1f} images/s), {num_outputs} columns, {size} pixels",
+            flush=True,
+        )
     return counts, num_outputs
 
 
@@ -151,10 +164,12 @@ def _index(config, classes, num_outputs, offset):
                 raise UserError(f"--data: {folder} has classes that the model lacks: {', '.join(unknown[:5])}")
             found = found.relabelled(classes)
         elif len(found.classes) != num_outputs - offset:
-            raise UserError(f"--data: {folder} has {len(found.classes)} class folders, the model has "
-                            f"{num_outputs - offset} classes")
+            raise UserError(
+                f"--data: {folder} has {len(found.classes)} class folders, the model has {num_outputs - offset} classes"
+            )
     if len(found) and found.labels.max() + offset >= num_outputs:
-        raise UserError(f"--data: label {found.labels.max()} in {label_file}, the model has {num_outputs - offset} "
-                        "classes")
+        raise UserError(
+            f"--data: label {found.labels.max()} in {label_file}, the model has {num_outputs - offset} classes"
+        )
     found = index.leave_out(found, exclude.read(config.exclude), bare=folder == root)
     return dataclasses.replace(found, labels=found.labels + offset)

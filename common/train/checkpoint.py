@@ -99,8 +99,10 @@ class Writer:
         try:
             self._write(snapshot)
         except OSError as error:
-            reason = f"the checkpoint of step {snapshot.done_steps} cannot be written to {self.folder} " \
-                     f"({error.strerror or error})"
+            reason = (
+                f"the checkpoint of step {snapshot.done_steps} cannot be written to {self.folder} "
+                f"({error.strerror or error})"
+            )
             self._failure = RunError(f"{reason}; the files before it are whole; make room, then --resume auto")
             if snapshot.is_best:
                 self._unwritten_best = snapshot

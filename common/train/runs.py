@@ -1,4 +1,5 @@
 """Run folders: numbered, never reused, found again. Importing this does not import torch."""
+
 import contextlib
 import pathlib
 

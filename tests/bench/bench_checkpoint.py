@@ -5,6 +5,7 @@
 A step now and then saves, in turns with the writer's thread and waiting for it (A B A B); the numbers are the time that
 such a step, and those after it, take beyond the median of the steps before it.
 """
+
 import argparse
 import pathlib
 import statistics
@@ -15,8 +16,11 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-SCRIPTS = {"inception_v3": "inception_v3/train.py", "inception_v4": "inception_v4/train.py",
-           "xception": "xception/train.py"}
+SCRIPTS = {
+    "inception_v3": "inception_v3/train.py",
+    "inception_v4": "inception_v4/train.py",
+    "xception": "xception/train.py",
+}
 STEPS_BETWEEN = 4
 
 
@@ -41,13 +45,17 @@ def main():
                 seconds.append(training.added_by_a_save(wait=way == "before"))
         size = (pathlib.Path(folder) / "run" / "checkpoint.pth.tar").stat().st_size
         training.close()
-    print(f"{args.model}, {args.image_size} pixels, batch {args.batch_size}, checkpoint of {size / 1e6:.0f} MB, step "
-          f"{1000 * statistics.median(training.plain):.0f} ms")
+    print(
+        f"{args.model}, {args.image_size} pixels, batch {args.batch_size}, checkpoint of {size / 1e6:.0f} MB, step "
+        f"{1000 * statistics.median(training.plain):.0f} ms"
+    )
     for way, pairs in added.items():
         stall, later = ([pair[n] for pair in pairs] for n in (0, 1))
-        print(f"written {way} the next step: adds {1000 * statistics.median(stall):.0f} ms to the step that saves "
-              f"({1000 * min(stall):.0f} to {1000 * max(stall):.0f}), {1000 * statistics.median(later):.0f} ms to it "
-              f"and the {STEPS_BETWEEN} after it together")
+        print(
+            f"written {way} the next step: adds {1000 * statistics.median(stall):.0f} ms to the step that saves "
+            f"({1000 * min(stall):.0f} to {1000 * max(stall):.0f}), {1000 * statistics.median(later):.0f} ms to it "
+            f"and the {STEPS_BETWEEN} after it together"
+        )
 
 
 class Training:
@@ -62,10 +70,19 @@ class Training:
         pathlib.Path(folder, "run").mkdir()
         self._training = Stepping(
             launch._program(ROOT / SCRIPTS[args.model]),
-            ["--data", data, "--num-classes=1000", f"--image-size={args.image_size}",
-             f"--batch-size={args.batch_size}", "--workers=0", "--epochs=100", "--ema=0.99",
-             f"--output-dir={folder}/run"],
-            f"{folder}/run")
+            [
+                "--data",
+                data,
+                "--num-classes=1000",
+                f"--image-size={args.image_size}",
+                f"--batch-size={args.batch_size}",
+                "--workers=0",
+                "--epochs=100",
+                "--ema=0.99",
+                f"--output-dir={folder}/run",
+            ],
+            f"{folder}/run",
+        )
         self.trainer, self.plain = self._training.trainer, []
 
     def step(self, save=False, wait=False):

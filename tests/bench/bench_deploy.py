@@ -7,6 +7,7 @@ Prints the seconds of every turn and the median ratio; preprocess compares the b
 ones of 500 x 375 pixels, are repeated until there are --files. Everything is written to a temporary folder, and
 start-up is part of every time.
 """
+
 import argparse
 import filecmp
 import itertools
@@ -38,8 +39,11 @@ def in_turns(name, plain, ours, turns):
     """Median of plain/ours over `turns` pairs; prints them all."""
     pairs = [(plain(), ours()) for _ in range(turns)]
     ratios = [a / b for a, b in pairs]
-    print(f"{name}: plain {' '.join(f'{a:.2f}' for a, _ in pairs)} s, ours {' '.join(f'{b:.2f}' for _, b in pairs)} s, "
-          f"median ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    print(
+        f"{name}: plain {' '.join(f'{a:.2f}' for a, _ in pairs)} s, ours {' '.join(f'{b:.2f}' for _, b in pairs)} s, "
+        f"median ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
+        flush=True,
+    )
     return statistics.median(ratios)
 
 
@@ -67,11 +71,21 @@ def preprocess(photos, num_files, turns, folder):
         shutil.copy(path, source / f"image_{i:05d}.JPEG")
     plain = REPO / "tests" / "bench" / "plain_preprocess.py"
     for dtype in ("float32", "uint8"):
-        ours = [REPO / "inception_v4" / "preprocess.py", "--src_path", source, "--save_path", folder / "b",
-                "--dtype", dtype]
-        in_turns(f"preprocess {dtype}, {num_files} images",
-                 lambda: seconds([plain, source, folder / "a"], folder / "a"),
-                 lambda command=ours: seconds(command, folder / "b"), turns)
+        ours = [
+            REPO / "inception_v4" / "preprocess.py",
+            "--src_path",
+            source,
+            "--save_path",
+            folder / "b",
+            "--dtype",
+            dtype,
+        ]
+        in_turns(
+            f"preprocess {dtype}, {num_files} images",
+            lambda: seconds([plain, source, folder / "a"], folder / "a"),
+            lambda command=ours: seconds(command, folder / "b"),
+            turns,
+        )
         if dtype == "float32":
             names = [path.name for path in (folder / "a").iterdir()]
             _, different, missing = filecmp.cmpfiles(folder / "a", folder / "b", names, shallow=False)
@@ -87,8 +101,15 @@ def postprocess(num_files, turns, folder):
         for i in range(num_files):
             (folder / "res" / f"image_{i:05d}_0.txt").write_text(rows[i % 500])
             labels.write(f"image_{i:05d}.JPEG {7 * i % 1000}\n")
-    ours = [REPO / "inception_v4" / "postprocess.py", "--infer_results", folder / "res", "--anno_file",
-            folder / "labels.txt", "--metrics_json", folder / "m.json"]
+    ours = [
+        REPO / "inception_v4" / "postprocess.py",
+        "--infer_results",
+        folder / "res",
+        "--anno_file",
+        folder / "labels.txt",
+        "--metrics_json",
+        folder / "m.json",
+    ]
     plain = [REPO / "tests" / "bench" / "plain_postprocess.py", folder / "res", folder / "labels.txt"]
     in_turns(f"postprocess, {num_files} results", lambda: seconds(plain), lambda: seconds(ours), turns)
     command = [sys.executable, *map(str, ours)]
@@ -115,7 +136,7 @@ def run_onnx(num_files, turns, folder, size, batch):
     def ready_arrays():
         start = time.perf_counter()
         for i in range(0, num_files, batch):
-            session.run(None, {"image": images[i:i + batch]})
+            session.run(None, {"image": images[i : i + batch]})
         return time.perf_counter() - start
 
     from common.deploy import onnx_run
@@ -123,8 +144,15 @@ def run_onnx(num_files, turns, folder, size, batch):
     def files():
         shutil.rmtree(folder / "res", ignore_errors=True)
         (folder / "res_summary.json").unlink(missing_ok=True)
-        config = onnx_run.RunConfig(model=str(folder / "net.onnx"), input=str(folder / "prep"), output=str(folder),
-                                    output_dirname="res", outfmt="TXT", batchsize=batch, warmup_count=0)
+        config = onnx_run.RunConfig(
+            model=str(folder / "net.onnx"),
+            input=str(folder / "prep"),
+            output=str(folder),
+            output_dirname="res",
+            outfmt="TXT",
+            batchsize=batch,
+            warmup_count=0,
+        )
         start = time.perf_counter()
         onnx_run.run(config)
         return time.perf_counter() - start
@@ -137,8 +165,12 @@ def run_onnx(num_files, turns, folder, size, batch):
     ready_arrays()
     loading = statistics.median(load() for _ in range(3))
     print(f"loading the model: {loading:.2f} s, taken off our times")
-    in_turns(f"run_onnx, {num_files} images of {size} pixels, batch {batch}, TXT", ready_arrays,
-             lambda: files() - loading, turns)
+    in_turns(
+        f"run_onnx, {num_files} images of {size} pixels, batch {batch}, TXT",
+        ready_arrays,
+        lambda: files() - loading,
+        turns,
+    )
 
 
 def main():

@@ -61,8 +61,9 @@ def measure(what, folder):
 
 def start(what, folder, cache):
     command = [sys.executable, __file__, "--measure", what, "--folder", folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=True,
-                          env={**os.environ, "XDG_CACHE_HOME": cache})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "XDG_CACHE_HOME": cache}
+    )
     return json.loads(done.stdout)
 
 
@@ -92,8 +93,10 @@ def main():
         kept, peer = results[1:], found["ImageFolder"][1:]
         middle = {name: statistics.median(result[name] for result in kept) for name in kept[0]}
         ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in zip(peer, kept, strict=True)]
-        print(f"{what:14}{middle['seconds']:9.2f}{middle['own']:9.1f}{middle['mapped']:12.1f}{middle['peak']:10.1f}"
-              f"  {statistics.median(ratios):.1f} times as fast ({min(ratios):.1f} to {max(ratios):.1f})")
+        print(
+            f"{what:14}{middle['seconds']:9.2f}{middle['own']:9.1f}{middle['mapped']:12.1f}{middle['peak']:10.1f}"
+            f"  {statistics.median(ratios):.1f} times as fast ({min(ratios):.1f} to {max(ratios):.1f})"
+        )
         assert {result["files"] for result in kept} == {kept[0]["files"]}
 
 

@@ -49,8 +49,9 @@ class Process:
 
     def __init__(self, name, *arguments):
         command = [sys.executable, __file__, "--serve", name, *map(str, arguments)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                         env=ENVIRONMENT)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
 
     def step(self):
         """Seconds of one step."""

@@ -1,7 +1,8 @@
 """The yardstick for postprocess.py: one file after the other with split, float and a sort.
 
-    python tests/bench/plain_postprocess.py RESULT_FOLDER LABEL_FILE
+python tests/bench/plain_postprocess.py RESULT_FOLDER LABEL_FILE
 """
+
 import os
 import sys
 
@@ -17,7 +18,7 @@ def main(results, label_file):
         label = labels[name.split(".")[0].rsplit("_", 1)[0]] + len(scores) - 1000
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
         for k in range(5):
-            hits[k] += label in order[:k + 1]
+            hits[k] += label in order[: k + 1]
     print(*(f"top{k + 1} {hits[k]} of {len(names)}" for k in range(5)))
 
 

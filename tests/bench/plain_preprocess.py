@@ -1,7 +1,8 @@
 """The yardstick for preprocess.py: one process, one image after the other, the arithmetic written down as published.
 
-    python tests/bench/plain_preprocess.py SRC_FOLDER SAVE_FOLDER
+python tests/bench/plain_preprocess.py SRC_FOLDER SAVE_FOLDER
 """
+
 import os
 import sys
 
@@ -18,7 +19,7 @@ def preprocess(path):
         image = image.resize((342, long) if width == short else (long, 342), Image.BILINEAR)
     pixels = np.array(image, dtype=np.float32)
     top, left = int((pixels.shape[0] - 299) / 2), int((pixels.shape[1] - 299) / 2)
-    pixels = pixels[top:top + 299, left:left + 299]
+    pixels = pixels[top : top + 299, left : left + 299]
     pixels = (pixels / 255 - np.array([0.5, 0.5, 0.5], np.float32)) / np.array([0.5, 0.5, 0.5], np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

@@ -2,6 +2,7 @@
 
 Float batches normalised in the loader's processes, NCHW, torchvision's network, one `.item()` per meter and step.
 """
+
 import torch
 import torchvision
 from torch.utils import data
@@ -17,15 +18,21 @@ class PlainTraining:
     """
 
     def __init__(self, root, batch_size, image_size, workers):
-        dataset = torchvision.datasets.ImageFolder(f"{root}/train", transforms.Compose([
-            transforms.RandomResizedCrop(image_size),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
-        ]))
+        dataset = torchvision.datasets.ImageFolder(
+            f"{root}/train",
+            transforms.Compose(
+                [
+                    transforms.RandomResizedCrop(image_size),
+                    transforms.RandomHorizontalFlip(),
+                    transforms.ToTensor(),
+                    transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+                ]
+            ),
+        )
         self.loader = data.DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=workers, drop_last=True)
         self.model = torchvision.models.inception_v3(
-            weights=None, init_weights=False, aux_logits=True, num_classes=len(dataset.classes)).train()
+            weights=None, init_weights=False, aux_logits=True, num_classes=len(dataset.classes)
+        ).train()
         self.criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.045, momentum=0.9, weight_decay=2e-4)
         self.batches = iter(self.loader)

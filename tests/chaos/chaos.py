@@ -31,16 +31,40 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 SAVE_EVERY, DISK_MIB = 3, 8
 # Of a step; the real models train on one rank, so they need no number that 1, 2 and 3 divide.
 MICRO_BATCHES = {"tiny": 6, "inception_v3": 2, "inception_v4": 2, "xception": 2}
-KINDS = ("killed rank", "terminated rank", "stopped rank", "killed loader process", "torn checkpoint",
-         "empty checkpoint", "full disk", "deleted image", "corrupted image", "other number of ranks")
+KINDS = (
+    "killed rank",
+    "terminated rank",
+    "stopped rank",
+    "killed loader process",
+    "torn checkpoint",
+    "empty checkpoint",
+    "full disk",
+    "deleted image",
+    "corrupted image",
+    "other number of ranks",
+)
 # Saved steps that may be lost: one save that was being written, one that was damaged afterwards.
-LOSS = {kind: 2 * SAVE_EVERY for kind in KINDS} | {"terminated rank": 0, "other number of ranks": 0, "full disk": 0,
-                                                  "torn checkpoint": 3 * SAVE_EVERY, "empty checkpoint": 3 * SAVE_EVERY}
+LOSS = {kind: 2 * SAVE_EVERY for kind in KINDS} | {
+    "terminated rank": 0,
+    "other number of ranks": 0,
+    "full disk": 0,
+    "torn checkpoint": 3 * SAVE_EVERY,
+    "empty checkpoint": 3 * SAVE_EVERY,
+}
 # Everything that draws random numbers or keeps state beside the weights.
-EVERYTHING = ["--mixup=0.2", "--cutmix=0.5", "--auto-augment=trivialaugment", "--random-erasing=0.3", "--dropout=0.3",
-              "--ema=0.9"]
-MODELS = {"inception_v3": ("inception_v3/train.py", 75), "inception_v4": ("inception_v4/train.py", 75),
-          "xception": ("xception/train.py", 71)}
+EVERYTHING = [
+    "--mixup=0.2",
+    "--cutmix=0.5",
+    "--auto-augment=trivialaugment",
+    "--random-erasing=0.3",
+    "--dropout=0.3",
+    "--ema=0.9",
+]
+MODELS = {
+    "inception_v3": ("inception_v3/train.py", 75),
+    "inception_v4": ("inception_v4/train.py", 75),
+    "xception": ("xception/train.py", 71),
+}
 
 
 class Life:
@@ -63,8 +87,15 @@ class Life:
             os.setsid()
             output = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.dup2(output, 1), os.dup2(output, 2)
-            place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=self.world, LOCAL_WORLD_SIZE=self.world,
-                         MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_USE_AGENT_STORE=True)
+            place = dict(
+                RANK=rank,
+                LOCAL_RANK=rank,
+                WORLD_SIZE=self.world,
+                LOCAL_WORLD_SIZE=self.world,
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+                TORCHELASTIC_USE_AGENT_STORE=True,
+            )
             os.environ.update({name: str(value) for name, value in place.items()} if self.world > 1 else {})
             program.main(argv)
             status = 0
@@ -77,7 +108,7 @@ class Life:
             os._exit(status)
 
     def output(self):
-        return self.log.read_text()[self.offset:] if self.log.exists() else ""
+        return self.log.read_text()[self.offset :] if self.log.exists() else ""
 
     def alive(self):
         for pid in self.pids:
@@ -146,8 +177,13 @@ class Chaos:
     def __init__(self, program, options, folder, data, draw, micro_batches, worlds):
         self.program, self.folder, self.data, self.draw = program, folder, data, draw
         self.micro_batches, self.worlds = micro_batches, worlds
-        self.argv = [*options, f"--output-dir={folder}", "--resume=auto", f"--save-every={SAVE_EVERY}",
-                     "--print-freq=1"]
+        self.argv = [
+            *options,
+            f"--output-dir={folder}",
+            "--resume=auto",
+            f"--save-every={SAVE_EVERY}",
+            "--print-freq=1",
+        ]
         self.log, self.life, self.wrong = folder.parents[1] / "chaos.log", None, []  # not on the small disk
         self.ledger = collections.defaultdict(lambda: dict(injected=0, recovered=0, lost=0, most=0))
         self.images = sorted(path for path in data.glob("train/*/*") if path.is_file())
@@ -298,18 +334,27 @@ class Chaos:
 
     def print_ledger(self):
         print(f"{'fault':24} {'injected':>8} {'recovered':>9} {'steps lost':>10} {'most':>5}")
-        for kind, entry in [*self.ledger.items(), ("all", {
-            key: (max if key == "most" else sum)(one[key] for one in self.ledger.values())
-            for key in ("injected", "recovered", "lost", "most")
-        })]:
+        for kind, entry in [
+            *self.ledger.items(),
+            (
+                "all",
+                {
+                    key: (max if key == "most" else sum)(one[key] for one in self.ledger.values())
+                    for key in ("injected", "recovered", "lost", "most")
+                },
+            ),
+        ]:
             print(f"{kind:24} {entry['injected']:8} {entry['recovered']:9} {entry['lost']:10} {entry['most']:5}")
 
 
 def children_of(pid):
     """Process ids of the children of a rank."""
     try:
-        return [int(word) for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
-                for word in (task / "children").read_text().split()]
+        return [
+            int(word)
+            for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
+            for word in (task / "children").read_text().split()
+        ]
     except OSError:
         return []
 
@@ -367,9 +412,17 @@ def prepare(model, faults, home):
 
         script, size = MODELS[model]
         program, per_class, per_val = launch._program(ROOT / script), 4, 1
-        options = [f"--image-size={size}", "--batch-size=4", f"--epochs={faults + 1}",
-                   "--num-classes=3", "--threads=1", "--device=cpu", "--lr=0.001", "--clip-grad=1",
-                   f"--pretrained={tame_weights(program.spec, home)}"]
+        options = [
+            f"--image-size={size}",
+            "--batch-size=4",
+            f"--epochs={faults + 1}",
+            "--num-classes=3",
+            "--threads=1",
+            "--device=cpu",
+            "--lr=0.001",
+            "--clip-grad=1",
+            f"--pretrained={tame_weights(program.spec, home)}",
+        ]
     draw_images(home / "data" / "train", ("ant", "bee", "cat"), per_class, size=96 if model != "tiny" else 40)
     draw_images(home / "data" / "val", ("ant", "bee", "cat"), per_val, seed=1)
     root = home / "data" / "train" if model == "xception" else home / "data"
@@ -428,8 +481,10 @@ def run(args, home):
     shutil.rmtree(home / "disk", ignore_errors=True)
     for line in chaos.wrong:
         print("wrong:", line)
-    print(f"{time.monotonic() - began:.0f} s; final weights, averages and momentum "
-          + ("bit-equal to the undisturbed run's" if not different else f"DIFFER: {different[:5]}"))
+    print(
+        f"{time.monotonic() - began:.0f} s; final weights, averages and momentum "
+        + ("bit-equal to the undisturbed run's" if not different else f"DIFFER: {different[:5]}")
+    )
     return 1 if different or chaos.wrong else 0
 
 

@@ -1,4 +1,5 @@
 """Shared by the deployment tests: images, a network whose answers differ, and the stand-ins on the PATH."""
+
 import os
 import pathlib
 import subprocess
@@ -28,7 +29,7 @@ def plain_pixels(path, size=SIZE):
         image = image.resize((short, scaled) if width <= height else (scaled, short), Image.BILINEAR)
     pixels = np.array(image)
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return pixels[top:top + size, left:left + size]
+    return pixels[top : top + size, left : left + size]
 
 
 def plain_input(path, size=SIZE):
@@ -43,8 +44,15 @@ def run_script(script, *arguments, env=None, cwd=None):
     command, environment = [str(REPO / script), *map(str, arguments)], os.environ | {"OMP_NUM_THREADS": "1"}
     if env is None:
         return forked(command, cwd or os.getcwd(), environment, timeout=600)
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=cwd, timeout=600, check=False,
-                          env=environment | env)
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=600,
+        check=False,
+        env=environment | env,
+    )
 
 
 def run_ok(script, *arguments, **more):
@@ -78,8 +86,10 @@ def photos(tmp_path_factory):
         draw = ImageDraw.Draw(image)
         for _ in range(int(rng.integers(2, 12))):
             x, y = (int(side) for side in rng.integers(0, 200, 2))
-            draw.ellipse((x, y, x + int(rng.integers(10, 120)), y + int(rng.integers(10, 120))),
-                         fill=tuple(int(c) for c in rng.integers(0, 256, 3)))
+            draw.ellipse(
+                (x, y, x + int(rng.integers(10, 120)), y + int(rng.integers(10, 120))),
+                fill=tuple(int(c) for c in rng.integers(0, 256, 3)),
+            )
         name = folder / f"ILSVRC2012_val_{i + 1:08d}.JPEG"
         exif = Image.Exif()
         exif[0x0112] = 6  # "turn it": to be ignored
@@ -132,7 +142,7 @@ def labels_at_ranks(logits_NK, background):
     for i, row in enumerate(logits_NK):
         order = np.argsort(-row, kind="stable")
         rank = i % 6
-        while order[rank] < background or min(abs(np.diff(row[order[max(0, rank - 1):rank + 2]]))) < 2e-2:
+        while order[rank] < background or min(abs(np.diff(row[order[max(0, rank - 1) : rank + 2]]))) < 2e-2:
             rank += 1  # too near to the next one for another engine's rounding, or not a class
         labels.append(int(order[rank]) - background)
         hits += np.arange(1, 6) > rank
@@ -167,18 +177,29 @@ def chain(photos, tmp_path_factory):
     with torch.inference_mode():
         logits = model(torch.from_numpy(inputs)).numpy()
     assert len(set(logits.argmax(axis=1))) > 20  # a network that gives all images one class would prove nothing
-    found = {"photos": photos, "folder": folder, "files": files, "ckpt": folder / "public.pth", "model": model,
-             "inputs": inputs, "logits": logits, "data": folder / "data"}
+    found = {
+        "photos": photos,
+        "folder": folder,
+        "files": files,
+        "ckpt": folder / "public.pth",
+        "model": model,
+        "inputs": inputs,
+        "logits": logits,
+        "data": folder / "data",
+    }
     for columns, background in ((1001, 1), (1000, 0)):
-        labels, hits = labels_at_ranks(logits[:, 1 - background:], background)
+        labels, hits = labels_at_ranks(logits[:, 1 - background :], background)
         data = folder / f"data{columns}"
         data.mkdir()
         (data / "val").symlink_to(photos)
-        (data / "val_label.txt").write_text("".join(f"{path.name} {label}\n" for path, label
-                                                    in zip(files, labels, strict=True)))
+        (data / "val_label.txt").write_text(
+            "".join(f"{path.name} {label}\n" for path, label in zip(files, labels, strict=True))
+        )
         onnx_file = folder / f"net{columns}.onnx"
         if columns == 1001:
-            done = run_script("inception_v4/pth2onnx.py", "--ckpt", found["ckpt"], "--onnx", onnx_file, "--image-size", SIZE)
+            done = run_script(
+                "inception_v4/pth2onnx.py", "--ckpt", found["ckpt"], "--onnx", onnx_file, "--image-size", SIZE
+            )
             assert done.returncode == 0, done.stderr
         else:
             export.export_onnx(weights.load(found["ckpt"], SPEC, num_classes=1000)[0], SPEC, onnx_file, SIZE)

@@ -1,4 +1,5 @@
 """run_ais_bench against the stand-in: the seed's walkthrough, both generations, and what the tool lets through."""
+
 import json
 import os
 import pathlib
@@ -17,28 +18,83 @@ def test_walkthrough_with_all_six_batch_sizes(kind, chain, fake_tools, tmp_path)
     case = chain[1001]
     (tmp_path / "info.txt").write_text(TABLE_310P)
     env = fake_tools | {"FAKE_NPU_SMI": str(tmp_path)}
-    run_ok("inception_v4/preprocess.py", "--src_path", chain["photos"], "--save_path", "./prep_dataset", "--image-size",
-           SIZE, "--dtype", kind, cwd=tmp_path)
+    run_ok(
+        "inception_v4/preprocess.py",
+        "--src_path",
+        chain["photos"],
+        "--save_path",
+        "./prep_dataset",
+        "--image-size",
+        SIZE,
+        "--dtype",
+        kind,
+        cwd=tmp_path,
+    )
     os.link(case["onnx"], tmp_path / "inceptionv4.onnx")
     aipp = ["--aipp"] if kind == "uint8" else []
     sizes = [1, 4, 8, 16, 32, 64] if kind == "float32" else [4]
-    run_ok("tools/run_atc.py", "--model", "inceptionv4.onnx", "--batch", ",".join(map(str, sizes)), *aipp, cwd=tmp_path,
-           env=env)
+    run_ok(
+        "tools/run_atc.py",
+        "--model",
+        "inceptionv4.onnx",
+        "--batch",
+        ",".join(map(str, sizes)),
+        *aipp,
+        cwd=tmp_path,
+        env=env,
+    )
     for bs in sizes:
-        out = run_ok(SCRIPT, "--model", f"inceptionv4_bs{bs}.om", "--input", "./prep_dataset/", "--output", "./",
-                     "--output_dirname", f"./result_bs{bs}/", "--outfmt", "TXT", "--batchsize", bs, cwd=tmp_path, env=env)
+        out = run_ok(
+            SCRIPT,
+            "--model",
+            f"inceptionv4_bs{bs}.om",
+            "--input",
+            "./prep_dataset/",
+            "--output",
+            "./",
+            "--output_dirname",
+            f"./result_bs{bs}/",
+            "--outfmt",
+            "TXT",
+            "--batchsize",
+            bs,
+            cwd=tmp_path,
+            env=env,
+        )
         assert f"filesperbatch:{bs} runcount:{-(-24 // bs)}" in out
-        out = run_ok("inception_v4/postprocess.py", "--infer_results", f"./result_bs{bs}/", "--anno_file", case["labels"],
-                     "--metrics_json", "metrics.json", cwd=tmp_path)
+        out = run_ok(
+            "inception_v4/postprocess.py",
+            "--infer_results",
+            f"./result_bs{bs}/",
+            "--anno_file",
+            case["labels"],
+            "--metrics_json",
+            "metrics.json",
+            cwd=tmp_path,
+        )
         assert np.abs(np.array(hits_printed(out)) - case["hits"]).max() <= (0 if kind == "float32" else 2)
 
 
 def test_sweep_prints_the_table_and_the_best(chain, fake_tools, tmp_path):
-    (tmp_path / "m.json").write_text(json.dumps({"value": [{"key": "Top1 accuracy", "value": "79.99%"},
-                                                           {"key": "Top5 accuracy", "value": "94.86%"}]}))
+    (tmp_path / "m.json").write_text(
+        json.dumps(
+            {"value": [{"key": "Top1 accuracy", "value": "79.99%"}, {"key": "Top5 accuracy", "value": "94.86%"}]}
+        )
+    )
     tiny(tmp_path / "net.onnx")
-    out = run_ok(SCRIPT, "--sweep", "1,4,8,16,32,64", "--model", "net.onnx", "--soc-version", "310P3", "--metrics-json",
-                 "m.json", cwd=tmp_path, env=fake_tools)
+    out = run_ok(
+        SCRIPT,
+        "--sweep",
+        "1,4,8,16,32,64",
+        "--model",
+        "net.onnx",
+        "--soc-version",
+        "310P3",
+        "--metrics-json",
+        "m.json",
+        cwd=tmp_path,
+        env=fake_tools,
+    )
     assert "| Ascend310P3 | 4 | ILSVRC2012 | Top1@Acc=79.99% Top5@Acc=94.86% | 1498.5 fps |" in out
     assert "| Ascend310P3 | 64 |" in out and "best: batch size 4, 1498.5 fps" in out
     assert "--loop 100" in out
@@ -48,7 +104,9 @@ def test_sweep_prints_the_table_and_the_best(chain, fake_tools, tmp_path):
 def ready(fake_tools, tmp_path):
     """A tiny OM of batch 4, six input files, and the environment."""
     tiny(tmp_path / "net.onnx")
-    run_ok("tools/run_atc.py", "--model", "net.onnx", "--batch", 4, "--soc-version", "310P3", cwd=tmp_path, env=fake_tools)
+    run_ok(
+        "tools/run_atc.py", "--model", "net.onnx", "--batch", 4, "--soc-version", "310P3", cwd=tmp_path, env=fake_tools
+    )
     (tmp_path / "in").mkdir(mode=0o750)
     rng = np.random.default_rng(0)
     for i in range(6):
@@ -74,8 +132,24 @@ def test_all_generations_spellings_and_devices(generation, stop, devices, ready,
 def test_only_what_was_asked_for_reaches_the_tool(ready, fake_tools):
     done = bench(ready, fake_tools, "--outfmt", "NPY", "--batchsize", 4, "--loop", 3)
     command = done.stdout.splitlines()[0].split()
-    assert command[1:] == ["-m", "ais_bench", "--model", "net_bs4.om", "--input", "in", "--output", ".",
-                           "--output_dirname", "res", "--outfmt", "NPY", "--batchsize", "4", "--loop", "3"]
+    assert command[1:] == [
+        "-m",
+        "ais_bench",
+        "--model",
+        "net_bs4.om",
+        "--input",
+        "in",
+        "--output",
+        ".",
+        "--output_dirname",
+        "res",
+        "--outfmt",
+        "NPY",
+        "--batchsize",
+        "4",
+        "--loop",
+        "3",
+    ]
 
 
 def change_input(change):
@@ -116,7 +190,11 @@ BEFORE = {  # what the tool refuses late, or never
     "dirname without output": (None, {"--output": None}, ["--output-dirname: needs --output"]),
     "no model": (None, {"--model": "x.om"}, ["--model: x.om is no .om file"]),
     "no input": (None, {"--input": "nowhere"}, ["--input: nowhere does not exist"]),
-    "empty input": (lambda folder: [path.unlink() for path in (folder / "in").iterdir()], {}, ["no .bin or .npy files"]),
+    "empty input": (
+        lambda folder: [path.unlink() for path in (folder / "in").iterdir()],
+        {},
+        ["no .bin or .npy files"],
+    ),
     "device": (None, {"--device": "256"}, ["--device: 256"]),
 }
 
@@ -132,8 +210,20 @@ def test_refused_before_the_tool_starts(name, ready, fake_tools):
 
 def test_float_files_in_a_uint8_model_are_caught_though_the_tool_exits_0(ready, fake_tools):
     """The worst: byte counts divide, results are nonsense. Without notes on the OM file the tool's own line tells."""
-    run_ok("tools/run_atc.py", "--model", "net.onnx", "--batch", 4, "--soc-version", "310P3", "--aipp", "--arch",
-           "inception_v4", cwd=ready, env=fake_tools)
+    run_ok(
+        "tools/run_atc.py",
+        "--model",
+        "net.onnx",
+        "--batch",
+        4,
+        "--soc-version",
+        "310P3",
+        "--aipp",
+        "--arch",
+        "inception_v4",
+        cwd=ready,
+        env=fake_tools,
+    )
     fails(bench(ready, fake_tools), "img_0.bin holds 67500 bytes", "uint8")
     (ready / "net_bs4.om.json").unlink()
     done = bench(ready, fake_tools)
@@ -147,17 +237,31 @@ def test_wrong_batch_size_is_caught_without_notes(ready, fake_tools):
     assert done.returncode == 2 and "the model was built for 4" in done.stderr
 
 
-@pytest.mark.parametrize(("stop", "words"), [("midway", ["exit status 1", "[1][ACL:invalid parameter]", "incomplete"]),
-                                             ("nosummary", ["without a summary", "incomplete"])])
+@pytest.mark.parametrize(
+    ("stop", "words"),
+    [
+        ("midway", ["exit status 1", "[1][ACL:invalid parameter]", "incomplete"]),
+        ("nosummary", ["without a summary", "incomplete"]),
+    ],
+)
 def test_half_runs_are_failures(stop, words, ready, fake_tools):
     done = bench(ready, fake_tools, env={"FAKE_AIS_STOP": stop})
-    line, = done.stderr.splitlines()
+    (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and line.startswith("error: ais_bench: ") and all(word in line for word in words)
 
 
 def test_gears_need_a_choice(ready, fake_tools):
-    run_ok("tools/run_atc.py", "--model", "net.onnx", "--dynamic-batch", "1,2,3", "--soc-version", "310P3", cwd=ready,
-           env=fake_tools)
+    run_ok(
+        "tools/run_atc.py",
+        "--model",
+        "net.onnx",
+        "--dynamic-batch",
+        "1,2,3",
+        "--soc-version",
+        "310P3",
+        cwd=ready,
+        env=fake_tools,
+    )
     model = {"--model": "net_bs1-2-3.om"}
     fails(bench(ready, fake_tools, **model), "--dym-batch: missing", "built for 1,2,3")
     assert bench(ready, fake_tools, "--dym-batch", 2, **model).returncode == 0
@@ -173,10 +277,24 @@ def test_absent_or_another_package_of_that_name(ready, tmp_path):
 
 def test_om_engine_of_eval(chain, fake_tools, tmp_path):
     """eval.py on an .om file: the tool's Python session, fixed batch, uint8 input."""
-    run_ok("tools/run_atc.py", "--model", chain[1001]["onnx"], "--output", tmp_path / "net", "--batch", "5",
-           "--soc-version", "310P3", env=fake_tools)
-    out = run_ok("inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om", env=fake_tools)
+    run_ok(
+        "tools/run_atc.py",
+        "--model",
+        chain[1001]["onnx"],
+        "--output",
+        tmp_path / "net",
+        "--batch",
+        "5",
+        "--soc-version",
+        "310P3",
+        env=fake_tools,
+    )
+    out = run_ok(
+        "inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om", env=fake_tools
+    )
     assert hits_printed(out) == list(chain[1001]["hits"])
-    fails(run_script("inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om"),
-          "ais_bench: not installed")
+    fails(
+        run_script("inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om"),
+        "ais_bench: not installed",
+    )
     assert pathlib.Path(tmp_path / "net_bs5.om.json").exists()

@@ -1,4 +1,5 @@
 """run_atc against the stand-in: its commands, the chip, what is refused before and what atc's own words become."""
+
 import json
 
 import onnx
@@ -60,10 +61,15 @@ def tiny(path, opset=11, name="image", shape=("N", 3, SIZE, SIZE), inputs=1, ext
     """A one-layer ONNX file with whatever is wrong about it."""
     names = [name, *(f"other{i}" for i in range(inputs - 1))]
     graph = helper.make_graph(
-        [helper.make_node("GlobalAveragePool", [name], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["class"]),
-         *extra], "net",
+        [
+            helper.make_node("GlobalAveragePool", [name], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["class"]),
+            *extra,
+        ],
+        "net",
         [helper.make_tensor_value_info(each, TensorProto.FLOAT, list(shape)) for each in names],
-        [helper.make_tensor_value_info("class", TensorProto.FLOAT, [shape[0], 3])])
+        [helper.make_tensor_value_info("class", TensorProto.FLOAT, [shape[0], 3])],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=6)
     onnx.save(model, path)
     return path
@@ -75,25 +81,39 @@ def work(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("table", "board", "chip"), [
-    (TABLE_310P, "", "Ascend310P3"), (TABLE_A2, "", "Ascend910B3"), (TABLE_A3, BOARD_A3, "Ascend910_9392"),
-    (TABLE_310B, "", "Ascend310B4"), (TABLE_950, BOARD_950, "Ascend950PR_9579")])
+@pytest.mark.parametrize(
+    ("table", "board", "chip"),
+    [
+        (TABLE_310P, "", "Ascend310P3"),
+        (TABLE_A2, "", "Ascend910B3"),
+        (TABLE_A3, BOARD_A3, "Ascend910_9392"),
+        (TABLE_310B, "", "Ascend310B4"),
+        (TABLE_950, BOARD_950, "Ascend950PR_9579"),
+    ],
+)
 def test_chip_is_found_in_every_layout(table, board, chip, work, fake_tools):
     (work / "info.txt").write_text(table)
     (work / "board.txt").write_text(board)
-    done = run_script(SCRIPT, "--model", "net.onnx", "--dry-run", cwd=work,
-                      env=fake_tools | {"FAKE_NPU_SMI": str(work)})
+    done = run_script(
+        SCRIPT, "--model", "net.onnx", "--dry-run", cwd=work, env=fake_tools | {"FAKE_NPU_SMI": str(work)}
+    )
     assert f"--soc_version={chip}" in done.stdout.split(), done.stderr
 
 
 def test_no_card_no_driver_no_npu_smi(work, fake_tools):
     arguments = (SCRIPT, "--model", "net.onnx", "--dry-run")
     (work / "info.txt").write_text(EMPTY)
-    fails(run_script(*arguments, cwd=work, env=fake_tools | {"FAKE_NPU_SMI": str(work)}), "shows no card",
-          "--soc-version Ascend310P3")
+    fails(
+        run_script(*arguments, cwd=work, env=fake_tools | {"FAKE_NPU_SMI": str(work)}),
+        "shows no card",
+        "--soc-version Ascend310P3",
+    )
     (work / "info.txt").write_text(TABLE_310P + TABLE_A2.replace("| 0     910", "| 2     910"))
-    fails(run_script(*arguments, cwd=work, env=fake_tools | {"FAKE_NPU_SMI": str(work)}),
-          "Ascend310P3, Ascend910B3", "choose one")
+    fails(
+        run_script(*arguments, cwd=work, env=fake_tools | {"FAKE_NPU_SMI": str(work)}),
+        "Ascend310P3, Ascend910B3",
+        "choose one",
+    )
     fails(run_script(*arguments, cwd=work, env=fake_tools), "ended with 1", "ret is -8005", "--soc-version")
     fails(run_script(*arguments, cwd=work, env={"PATH": "/nowhere"}), "no npu-smi", "--soc-version")
 
@@ -102,18 +122,30 @@ def test_dry_run_prints_the_seeds_command(work):
     done = run_script(SCRIPT, "--model", "net.onnx", "--batch", "8", "--soc-version", "310P3", "--dry-run", cwd=work)
     assert done.stdout.strip() == (
         f"atc --framework=5 --model={work}/net.onnx --output={work}/net_bs8 --input_format=NCHW "
-        f"--input_shape=image:8,3,{SIZE},{SIZE} --log=error --soc_version=Ascend310P3")
+        f"--input_shape=image:8,3,{SIZE},{SIZE} --log=error --soc_version=Ascend310P3"
+    )
     assert sorted(path.name for path in work.iterdir()) == ["net.onnx"]
 
 
 def convert(work, fake_tools, *more, env=None):
-    return run_script(SCRIPT, "--model", "net.onnx", "--soc-version", "Ascend310P3", *more, cwd=work,
-                      env=fake_tools | (env or {}))
+    return run_script(
+        SCRIPT, "--model", "net.onnx", "--soc-version", "Ascend310P3", *more, cwd=work, env=fake_tools | (env or {})
+    )
 
 
 def test_six_batch_sizes_in_one_command(work, fake_tools):
-    done = convert(work, fake_tools, "--batch", "1,4,8,16,32,64", "--output", "out", "--output_type", "FP32",
-                   "--precision_mode", "force_fp32")
+    done = convert(
+        work,
+        fake_tools,
+        "--batch",
+        "1,4,8,16,32,64",
+        "--output",
+        "out",
+        "--output_type",
+        "FP32",
+        "--precision_mode",
+        "force_fp32",
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in work.glob("*.om")) == sorted(f"out_bs{n}.om" for n in (1, 4, 8, 16, 32, 64))
     assert "--output_type=FP32" in done.stdout and "--precision_mode=force_fp32" in done.stdout
@@ -122,8 +154,9 @@ def test_six_batch_sizes_in_one_command(work, fake_tools):
 
 
 def test_gears_aipp_and_the_real_output_name(work, fake_tools):
-    done = convert(work, fake_tools, "--dynamic_batch", "1,4,8", "--aipp", "--arch", "inception_v4",
-                   env={"FAKE_ATC_HOST": "1"})
+    done = convert(
+        work, fake_tools, "--dynamic_batch", "1,4,8", "--aipp", "--arch", "inception_v4", env={"FAKE_ATC_HOST": "1"}
+    )
     assert done.returncode == 0, done.stderr
     assert "--dynamic_batch_size=1,4,8" in done.stdout and "--input_shape=image:-1,3," in done.stdout
     assert f"{work}/net_bs1-4-8_linux_x86_64.om: " in done.stdout
@@ -138,8 +171,14 @@ def test_normalisation_comes_from_the_file_itself(work, fake_tools):
     onnx.save(model, work / "net.onnx")
     assert convert(work, fake_tools, "--aipp").returncode == 0
     text = (work / "net_aipp.cfg").read_text()  # the numbers of the ATC manual's own example
-    for line in ("min_chn_0: 123.675", "min_chn_1: 116.28", "min_chn_2: 103.53", "var_reci_chn_0: 0.01712475383166",
-                 "var_reci_chn_1: 0.01750700280112", "var_reci_chn_2: 0.01742919389978"):
+    for line in (
+        "min_chn_0: 123.675",
+        "min_chn_1: 116.28",
+        "min_chn_2: 103.53",
+        "var_reci_chn_0: 0.01712475383166",
+        "var_reci_chn_1: 0.01750700280112",
+        "var_reci_chn_2: 0.01742919389978",
+    ):
         assert line in text
 
 
@@ -193,26 +232,42 @@ def test_file_that_is_no_onnx(work, fake_tools):
     fails(convert(work, fake_tools), "net.onnx", "not an ONNX file")
 
 
-@pytest.mark.parametrize(("code", "hint"), [("E16002", "--opset 11"), ("E19010", "--opset 11"), ("EZ3003", "ops package"),
-                                            ("E10501", "--opset 11"), ("E40000", "pip install")])
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("E16002", "--opset 11"),
+        ("E19010", "--opset 11"),
+        ("EZ3003", "ops package"),
+        ("E10501", "--opset 11"),
+        ("E40000", "pip install"),
+    ],
+)
 def test_atcs_own_failure_is_passed_on(code, hint, work, fake_tools):
     done = convert(work, fake_tools, env={"FAKE_ATC_CODE": code, "HOME": str(work)})
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    line, = done.stderr.splitlines()
+    (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: atc: exit status 255, {code}: ") and hint in line
     assert f"{work}/ascend/log/debug/plog" in line
 
 
 def test_atc_absent(work):
-    fails(run_script(SCRIPT, "--model", "net.onnx", "--soc-version", "Ascend310P3", cwd=work, env={"PATH": "/nowhere"}),
-          "atc: not on the PATH", "set_env.sh", "--dry-run")
+    fails(
+        run_script(SCRIPT, "--model", "net.onnx", "--soc-version", "Ascend310P3", cwd=work, env={"PATH": "/nowhere"}),
+        "atc: not on the PATH",
+        "set_env.sh",
+        "--dry-run",
+    )
 
 
 # Options that only the stand-in sees, because run_atc cannot produce them: they prove that it refuses as the table says.
 DIRECT = [
-    ("E10054", {"soc_version": None}), ("E10007", {"framework": "3"}), ("E10016", {"input_shape": "wrong:1,3,75,75"}),
-    ("E10049", {"input_shape": "image:1,3"}), ("E10001", {"input_shape": "image:0,3,75,75"}),
-    ("E10031", {"dynamic_batch_size": "1,2"}), ("E10018", {"dynamic_batch_size": "1,2", "input_shape": "image:-1,3,-1,75"}),
+    ("E10054", {"soc_version": None}),
+    ("E10007", {"framework": "3"}),
+    ("E10016", {"input_shape": "wrong:1,3,75,75"}),
+    ("E10049", {"input_shape": "image:1,3"}),
+    ("E10001", {"input_shape": "image:0,3,75,75"}),
+    ("E10031", {"dynamic_batch_size": "1,2"}),
+    ("E10018", {"dynamic_batch_size": "1,2", "input_shape": "image:-1,3,-1,75"}),
     ("E10040", {"dynamic_batch_size": "1,2", "input_shape": "image:-1,3,75~80,75"}),
     ("E10035", {"dynamic_batch_size": "1", "input_shape": "image:-1,3,75,75"}),
     ("E10039", {"dynamic_batch_size": "2,2", "input_shape": "image:-1,3,75,75"}),
@@ -224,7 +279,16 @@ DIRECT = [
 
 @pytest.mark.parametrize(("code", "change"), DIRECT)
 def test_stand_in_refuses_as_the_real_one(code, change, work):
-    options = {"framework": "5", "model": str(work / "net.onnx"), "output": str(work / "x"), "soc_version": "Ascend310P3",
-               "input_format": "NCHW", "input_shape": "image:1,3,75,75", **change}
-    done = run_script("tests/fake_bin/atc.py", *(f"--{key}={value}" for key, value in options.items() if value), cwd=work)
+    options = {
+        "framework": "5",
+        "model": str(work / "net.onnx"),
+        "output": str(work / "x"),
+        "soc_version": "Ascend310P3",
+        "input_format": "NCHW",
+        "input_shape": "image:1,3,75,75",
+        **change,
+    }
+    done = run_script(
+        "tests/fake_bin/atc.py", *(f"--{key}={value}" for key, value in options.items() if value), cwd=work
+    )
     assert done.returncode == 255 and f"\n{code}: " in done.stdout and "ATC run failed" in done.stdout

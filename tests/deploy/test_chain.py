@@ -1,4 +1,5 @@
 """From checkpoint and images to the same accuracy on every path: files or stream, torch or ONNX Runtime, any format."""
+
 import json
 
 import numpy as np
@@ -17,21 +18,52 @@ def prepared(chain):
     folders = {}
     for dtype in ("float32", "uint8"):
         folders[dtype] = chain["folder"] / f"prep_{dtype}"
-        run_ok("inception_v4/preprocess.py", "--src_path", chain["photos"], "--save_path", folders[dtype],
-               "--dtype", dtype, *SMALL)
+        run_ok(
+            "inception_v4/preprocess.py",
+            "--src_path",
+            chain["photos"],
+            "--save_path",
+            folders[dtype],
+            "--dtype",
+            dtype,
+            *SMALL,
+        )
     return folders
 
 
-@pytest.mark.parametrize(("columns", "outfmt", "batch"), [(1001, "TXT", 1), (1001, "NPY", 7), (1000, "BIN", 4),
-                                                          (1000, "TXT", 8)])
+@pytest.mark.parametrize(
+    ("columns", "outfmt", "batch"), [(1001, "TXT", 1), (1001, "NPY", 7), (1000, "BIN", 4), (1000, "TXT", 8)]
+)
 def test_files_give_the_counts_placed_in_the_labels(columns, outfmt, batch, chain, prepared, tmp_path):
     case = chain[columns]
-    out = run_ok("tools/run_onnx.py", "--model", case["onnx"], "--input", prepared["float32"], "--output", tmp_path,
-                 "--output_dirname", "result", "--outfmt", outfmt, "--batchsize", batch, "--threads", 1)
+    out = run_ok(
+        "tools/run_onnx.py",
+        "--model",
+        case["onnx"],
+        "--input",
+        prepared["float32"],
+        "--output",
+        tmp_path,
+        "--output_dirname",
+        "result",
+        "--outfmt",
+        outfmt,
+        "--batchsize",
+        batch,
+        "--threads",
+        1,
+    )
     assert f"[INFO] throughput 1000*batchsize.mean({batch})/NPU_compute_time.mean(" in out
     assert len(list((tmp_path / "result").iterdir())) == 24  # the padding of the last batch is not saved
-    out = run_ok("inception_v4/postprocess.py", "--infer_results", tmp_path / "result", "--anno_file", case["labels"],
-                 "--metrics_json", tmp_path / "metrics.json")
+    out = run_ok(
+        "inception_v4/postprocess.py",
+        "--infer_results",
+        tmp_path / "result",
+        "--anno_file",
+        case["labels"],
+        "--metrics_json",
+        tmp_path / "metrics.json",
+    )
     assert hits_printed(out) == list(case["hits"])
     value = {item["key"]: item["value"] for item in json.loads((tmp_path / "metrics.json").read_text())["value"]}
     assert value["Number of classes"] == str(columns)
@@ -42,8 +74,19 @@ def test_files_give_the_counts_placed_in_the_labels(columns, outfmt, batch, chai
 def test_stream_gives_the_same_counts(columns, engine, chain, tmp_path):
     case = chain[columns]
     model = [case["onnx"]] if engine == "onnx" else [chain["ckpt"], "--num-classes", columns, *SMALL, "--device", "cpu"]
-    out = run_ok("inception_v4/eval.py", "--data", case["data"], "--resume", *model, "-b", 5, "--threads", 1,
-                 "--metrics-json", tmp_path / "m.json")
+    out = run_ok(
+        "inception_v4/eval.py",
+        "--data",
+        case["data"],
+        "--resume",
+        *model,
+        "-b",
+        5,
+        "--threads",
+        1,
+        "--metrics-json",
+        tmp_path / "m.json",
+    )
     assert hits_printed(out) == list(case["hits"]) and "24 images" in out
     assert json.loads((tmp_path / "m.json").read_text())["value"][1]["value"] == str(columns)
 
@@ -58,22 +101,56 @@ def test_uint8_files_with_aipp_arithmetic(chain, prepared, tmp_path):
     """Normalising in float16 moves a pixel by at most 2^-11 of its value, so only near ties may change sides."""
     import torch
 
-    run_ok("tools/run_atc.py", "--model", chain[1001]["onnx"], "--aipp", "--soc-version", "Ascend310P3", "--dry-run",
-           cwd=tmp_path)
-    config, = tmp_path.glob("*_aipp.cfg")
-    run_ok("tools/run_onnx.py", "--model", chain[1001]["onnx"], "--input", prepared["uint8"], "--output", tmp_path,
-           "--output_dirname", "result", "--outfmt", "NPY", "--batchsize", 8, "--aipp_config", config, "--threads", 1)
-    actual = np.concatenate([np.load(tmp_path / "result" / f"{path.name.split('.')[0]}_0.npy")
-                             for path in chain["files"]])
+    run_ok(
+        "tools/run_atc.py",
+        "--model",
+        chain[1001]["onnx"],
+        "--aipp",
+        "--soc-version",
+        "Ascend310P3",
+        "--dry-run",
+        cwd=tmp_path,
+    )
+    (config,) = tmp_path.glob("*_aipp.cfg")
+    run_ok(
+        "tools/run_onnx.py",
+        "--model",
+        chain[1001]["onnx"],
+        "--input",
+        prepared["uint8"],
+        "--output",
+        tmp_path,
+        "--output_dirname",
+        "result",
+        "--outfmt",
+        "NPY",
+        "--batchsize",
+        8,
+        "--aipp_config",
+        config,
+        "--threads",
+        1,
+    )
+    actual = np.concatenate(
+        [np.load(tmp_path / "result" / f"{path.name.split('.')[0]}_0.npy") for path in chain["files"]]
+    )
     inputs = fp16_inputs(chain["files"])
     assert 0 < np.abs(inputs - chain["inputs"]).max() <= 2**-11
     with torch.inference_mode():
         expected = chain["model"](torch.from_numpy(inputs)).numpy()
     assert np.abs(actual - expected).max() < 1e-3 * np.abs(expected).max()
-    out = run_ok("inception_v4/postprocess.py", "--infer_results", tmp_path / "result", "--anno_file",
-                 chain[1001]["labels"], "--metrics_json", tmp_path / "m.json")
-    streamed = run_ok("inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", chain[1001]["onnx"],
-                      "--aipp-config", config)
+    out = run_ok(
+        "inception_v4/postprocess.py",
+        "--infer_results",
+        tmp_path / "result",
+        "--anno_file",
+        chain[1001]["labels"],
+        "--metrics_json",
+        tmp_path / "m.json",
+    )
+    streamed = run_ok(
+        "inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", chain[1001]["onnx"], "--aipp-config", config
+    )
     assert hits_printed(streamed) == hits_printed(out)
     assert np.abs(np.array(hits_printed(out)) - chain[1001]["hits"]).max() <= 2
 
@@ -93,23 +170,49 @@ def test_real_photographs(columns, size, every, tmp_path):
 def test_summary_has_the_keys_of_ais_bench(chain, prepared, tmp_path):
     (tmp_path / "in").mkdir()
     files = [prepared["float32"] / f"ILSVRC2012_val_{i:08d}.bin" for i in (1, 2, 3)]
-    run_ok("tools/run_onnx.py", "--model", chain[1001]["onnx"], "--input", ",".join(map(str, files)), "--output", tmp_path,
-           "--output_dirname", "./result/", "--outfmt", "TXT", "--batchsize", 2, "--loop", 2)
+    run_ok(
+        "tools/run_onnx.py",
+        "--model",
+        chain[1001]["onnx"],
+        "--input",
+        ",".join(map(str, files)),
+        "--output",
+        tmp_path,
+        "--output_dirname",
+        "./result/",
+        "--outfmt",
+        "TXT",
+        "--batchsize",
+        2,
+        "--loop",
+        2,
+    )
     summary = json.loads((tmp_path / "result" / "_summary.json").read_text())  # a slash at the end puts it inside
-    assert set(summary) == {"filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "throughput",
-                            "npu_compute_time_list", "pid"}
+    assert set(summary) == {
+        "filesinfo",
+        "args",
+        "NPU_compute_time",
+        "H2D_latency",
+        "D2H_latency",
+        "throughput",
+        "npu_compute_time_list",
+        "pid",
+    }
     assert set(summary["NPU_compute_time"]) == {"min", "max", "mean", "median", "percentile(99%)", "count"}
     assert summary["NPU_compute_time"]["count"] == 4
-    assert summary["filesinfo"]["2"] == {"infiles": [str(files[2])],
-                                         "outfiles": [str(tmp_path / "result" / "ILSVRC2012_val_00000003_0.txt")]}
+    assert summary["filesinfo"]["2"] == {
+        "infiles": [str(files[2])],
+        "outfiles": [str(tmp_path / "result" / "ILSVRC2012_val_00000003_0.txt")],
+    }
     assert summary["throughput"] == pytest.approx(2000 / summary["NPU_compute_time"]["mean"])
     text = (tmp_path / "result" / "ILSVRC2012_val_00000001_0.txt").read_text()
     assert text == "".join(f"{value:f} " for value in map(float, text.split())) + "\n" and len(text.split()) == 1001
 
 
 def test_pure_inference(chain):
-    out = run_ok("tools/run_onnx.py", "--model", chain[1001]["onnx"], "--batchsize", 2, "--loop", 3, "--pure_data_type",
-                 "random")
+    out = run_ok(
+        "tools/run_onnx.py", "--model", chain[1001]["onnx"], "--batchsize", 2, "--loop", 3, "--pure_data_type", "random"
+    )
     assert "[INFO] throughput 1000*batchsize.mean(2)/" in out
 
 
@@ -148,8 +251,17 @@ def test_failed_run_leaves_no_results(chain, prepared, tmp_path):
     for path in sorted(prepared["float32"].glob("*.bin"))[:3]:
         np.save(folder / f"{path.stem}.npy", np.fromfile(path, np.float32))
     np.save(folder / "ILSVRC2012_val_00000003.npy", np.zeros(3 * SIZE * SIZE, np.int32))  # the right number of bytes
-    done = run_script("tools/run_onnx.py", "--model", chain[1001]["onnx"], "--input", folder, "--output", tmp_path,
-                      "--output_dirname", "result")
+    done = run_script(
+        "tools/run_onnx.py",
+        "--model",
+        chain[1001]["onnx"],
+        "--input",
+        folder,
+        "--output",
+        tmp_path,
+        "--output_dirname",
+        "result",
+    )
     fails(done, "00000003.npy holds int32, the model takes float32")
     assert not (tmp_path / "result").exists() and not (tmp_path / "result_summary.json").exists()
 
@@ -160,8 +272,14 @@ def test_eval_bad_input(chain, tmp_path):
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "a.JPEG").write_bytes(b"no image")
     (tmp_path / "val_label.txt").write_text("a.JPEG 1\n")
-    fails(run_script("inception_v4/eval.py", "--data", tmp_path, "--resume", chain[1001]["onnx"]), "a.JPEG",
-          "does not decode")
+    fails(
+        run_script("inception_v4/eval.py", "--data", tmp_path, "--resume", chain[1001]["onnx"]),
+        "a.JPEG",
+        "does not decode",
+    )
     (tmp_path / "val_label.txt").write_text("a.JPEG 1000\n")
-    fails(run_script("inception_v4/eval.py", "--data", tmp_path, "--resume", chain[1001]["onnx"]), "label 1000",
-          "1000 classes")
+    fails(
+        run_script("inception_v4/eval.py", "--data", tmp_path, "--resume", chain[1001]["onnx"]),
+        "label 1000",
+        "1000 classes",
+    )

@@ -1,4 +1,5 @@
 """What the documents promise is what the files hold."""
+
 import json
 import re
 
@@ -15,8 +16,10 @@ def test_readme_table_is_results_json():
     assert [row["batch_size"] for row in rows] == [1, 4, 8, 16, 32, 64]
     for row in rows:
         assert row["source"] == "reported"
-        assert (f"| {row['device']} | {row['batch_size']} | {row['acc1']} % | {row['acc5']} % | {row['fps']} | reported |"
-                in text)
+        assert (
+            f"| {row['device']} | {row['batch_size']} | {row['acc1']} % | {row['acc5']} % | {row['fps']} | reported |"
+            in text
+        )
 
 
 def test_every_address_is_listed_with_its_reason():
@@ -31,8 +34,14 @@ def test_v3_files_are_torchvisions_evaluation_transform(photos, tmp_path):
     from PIL import Image
     from torchvision import transforms
 
-    published = transforms.Compose([transforms.Resize(342), transforms.CenterCrop(299), transforms.ToTensor(),
-                                    transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    published = transforms.Compose(
+        [
+            transforms.Resize(342),
+            transforms.CenterCrop(299),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
     done = run_script("inception_v3/preprocess.py", "--src_path", photos, "--save_path", tmp_path / "prep")
     assert done.returncode == 0, done.stderr
     for path in sorted(photos.iterdir()):

@@ -1,4 +1,5 @@
 """ONNX files: what atc needs of them, and that a wrong one is never left behind."""
+
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +21,9 @@ def test_file_has_what_atc_takes(chain):
     operators = {node.op_type for node in proto.graph.node}
     assert "GlobalAveragePool" in operators and "ReduceMean" not in operators and "Dropout" not in operators
     pools = [node for node in proto.graph.node if node.op_type == "AveragePool"]
-    assert len(pools) == 14 and all(not any(a.name == "count_include_pad" and a.i for a in node.attribute) for node in pools)
+    assert len(pools) == 14 and all(
+        not any(a.name == "count_include_pad" and a.i for a in node.attribute) for node in pools
+    )
 
 
 class Small(torch.nn.Module):
@@ -62,16 +65,19 @@ def test_file_that_computes_something_else_is_not_left(tmp_path):
     assert (tmp_path / "net.onnx").read_text() == "the old one"
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--batch", "0"], ["--batch: 0"]),
-    (["--batch", "many"], ["--batch: many", "dynamic"]),
-    (["--opset", "20"], ["--opset: 20", "at most 18"]),
-    (["--ckpt", "nowhere.pth"], ["nowhere.pth", "cannot be read"]),
-    (["--chekpoint", "x"], ["--chekpoint", "unknown option"]),
-    (["--image-size", "60"], ["--image-size: 60", "75"]),
-    (["--num-classes", "10"], ["--num-classes: 10", "holds 1001"]),
-    (["--onnx", "no/such/folder/x.onnx"], ["--onnx", "is not a folder"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch", "0"], ["--batch: 0"]),
+        (["--batch", "many"], ["--batch: many", "dynamic"]),
+        (["--opset", "20"], ["--opset: 20", "at most 18"]),
+        (["--ckpt", "nowhere.pth"], ["nowhere.pth", "cannot be read"]),
+        (["--chekpoint", "x"], ["--chekpoint", "unknown option"]),
+        (["--image-size", "60"], ["--image-size: 60", "75"]),
+        (["--num-classes", "10"], ["--num-classes: 10", "holds 1001"]),
+        (["--onnx", "no/such/folder/x.onnx"], ["--onnx", "is not a folder"]),
+    ],
+)
 def test_bad_input_is_one_line(arguments, words, chain, tmp_path):
     given = [*arguments] if "--ckpt" in arguments else ["--ckpt", chain["ckpt"], *arguments]
     fails(run_script("inception_v4/pth2onnx.py", *given, cwd=tmp_path), *words)
@@ -79,7 +85,10 @@ def test_bad_input_is_one_line(arguments, words, chain, tmp_path):
 
 
 def test_without_ckpt_and_without_the_host_it_says_what_to_do(tmp_path):
-    done = run_script("inception_v4/pth2onnx.py", "--onnx", tmp_path / "x.onnx",
-                      env={"TORCH_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9",
-                           "http_proxy": "http://127.0.0.1:9"})
+    done = run_script(
+        "inception_v4/pth2onnx.py",
+        "--onnx",
+        tmp_path / "x.onnx",
+        env={"TORCH_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"},
+    )
     fails(done, "--ckpt: not given", "inceptionv4-8e4777a0.pth on another machine")

@@ -1,4 +1,5 @@
 """Scoring: hand-computed accuracies, the three file kinds, and every input that must be refused."""
+
 import json
 
 import numpy as np
@@ -45,8 +46,14 @@ def results(folder, columns, kind):
         write(folder / "res", f"img_{i}", row(columns, 10 * i + offset, rank), kind)
         labels.append(f"img_{i}.JPEG {10 * i}\n")
     (folder / "labels.txt").write_text("".join(labels))
-    return ["--infer_results", folder / "res", "--anno_file", folder / "labels.txt", "--metrics_json",
-            folder / "metrics.json"]
+    return [
+        "--infer_results",
+        folder / "res",
+        "--anno_file",
+        folder / "labels.txt",
+        "--metrics_json",
+        folder / "metrics.json",
+    ]
 
 
 @pytest.mark.parametrize("columns", [1000, 1001])
@@ -55,10 +62,16 @@ def test_hand_computed(columns, kind, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
         "title": "Overall statistical evaluation",
-        "value": [{"key": "Number of images", "value": "6"}, {"key": "Number of classes", "value": str(columns)},
-                  {"key": "Top1 accuracy", "value": "33.33%"}, {"key": "Top2 accuracy", "value": "50.00%"},
-                  {"key": "Top3 accuracy", "value": "66.67%"}, {"key": "Top4 accuracy", "value": "66.67%"},
-                  {"key": "Top5 accuracy", "value": "83.33%"}]}
+        "value": [
+            {"key": "Number of images", "value": "6"},
+            {"key": "Number of classes", "value": str(columns)},
+            {"key": "Top1 accuracy", "value": "33.33%"},
+            {"key": "Top2 accuracy", "value": "50.00%"},
+            {"key": "Top3 accuracy", "value": "66.67%"},
+            {"key": "Top4 accuracy", "value": "66.67%"},
+            {"key": "Top5 accuracy", "value": "83.33%"},
+        ],
+    }
     assert "top1   33.33 %  (2 of 6 images)" in done.stdout
 
 
@@ -81,10 +94,22 @@ def test_equal_scores_go_to_the_lower_index(tmp_path):
         write(tmp_path / "res", name, scores, "txt")
         with (tmp_path / "labels.txt").open("a") as file:
             file.write(f"{name}.JPEG {label}\n")
-    done = run_script(SCRIPT, "--infer_results", tmp_path / "res", "--anno_file", tmp_path / "labels.txt",
-                      "--metrics_json", tmp_path / "m.json")
+    done = run_script(
+        SCRIPT,
+        "--infer_results",
+        tmp_path / "res",
+        "--anno_file",
+        tmp_path / "labels.txt",
+        "--metrics_json",
+        tmp_path / "m.json",
+    )
     assert [line.split("(")[1].split()[0] for line in done.stdout.splitlines() if line.startswith("top")] == [
-        "1", "2", "2", "2", "2"]
+        "1",
+        "2",
+        "2",
+        "2",
+        "2",
+    ]
 
 
 def test_missing_results_are_named_or_left_out(tmp_path):
@@ -129,6 +154,7 @@ def spoil(name, content):
             path.unlink()
         else:
             path.write_text(content)
+
     return change
 
 
@@ -145,7 +171,10 @@ BAD = {
     "malformed line": (spoil("labels.txt", "img_0.JPEG 0\nimg_1.JPEG ten\n"), ["labels.txt, line 2", "NAME INDEX"]),
     "label without name": (spoil("labels.txt", "\n7\n"), ["labels.txt, line 2"]),
     "two labels": (spoil("labels.txt", "img_0.JPEG 0\nimg_0.JPEG 3\n"), ["line 2", "label 3 here and 0 before"]),
-    "label too high": (spoil("labels.txt", "".join(f"img_{i}.JPEG {1000 * (i > 4)}\n" for i in range(6))), ["label 1000"]),
+    "label too high": (
+        spoil("labels.txt", "".join(f"img_{i}.JPEG {1000 * (i > 4)}\n" for i in range(6))),
+        ["label 1000"],
+    ),
     "no labels": (spoil("labels.txt", "\n"), ["has no labels"]),
     "no label file": (spoil("labels.txt", None), ["--anno-file", "labels.txt"]),
     "two kinds": (spoil("res/img_1_0.npy", np.zeros(1000)), [".npy and .txt"]),
@@ -163,12 +192,15 @@ def test_bad_input_is_one_line(name, tmp_path):
     assert not (tmp_path / "metrics.json").exists()
 
 
-@pytest.mark.parametrize(("kind", "content", "words"), [
-    ("bin", np.zeros(999, np.float32), ["999 columns"]),
-    ("bin", np.full(1000, np.nan, np.float32), ["NaN"]),
-    ("npy", np.zeros((2, 1000), np.float32), ["shape (2, 1000)"]),
-    ("npy", np.zeros((1, 999), np.float32), ["999 columns"]),
-])
+@pytest.mark.parametrize(
+    ("kind", "content", "words"),
+    [
+        ("bin", np.zeros(999, np.float32), ["999 columns"]),
+        ("bin", np.full(1000, np.nan, np.float32), ["NaN"]),
+        ("npy", np.zeros((2, 1000), np.float32), ["shape (2, 1000)"]),
+        ("npy", np.zeros((1, 999), np.float32), ["999 columns"]),
+    ],
+)
 def test_bad_binary_results(kind, content, words, tmp_path):
     arguments = results(tmp_path, 1000, kind)
     spoil(f"res/img_1_0.{kind}", content)(tmp_path)

@@ -1,4 +1,5 @@
 """Input files: their bytes, what a second run does, and every input that must be refused."""
+
 import os
 import subprocess
 import sys
@@ -12,8 +13,15 @@ SCRIPT = "inception_v4/preprocess.py"
 SMALL = ("--image-size", SIZE)
 
 
-@pytest.mark.parametrize(("dtype", "format", "size"), [("float32", "bin", 1_072_812), ("uint8", "bin", 268_203),
-                                                       ("float32", "npy", 1_072_812 + 128), ("uint8", "npy", 268_203 + 128)])
+@pytest.mark.parametrize(
+    ("dtype", "format", "size"),
+    [
+        ("float32", "bin", 1_072_812),
+        ("uint8", "bin", 268_203),
+        ("float32", "npy", 1_072_812 + 128),
+        ("uint8", "npy", 268_203 + 128),
+    ],
+)
 def test_every_file_equals_the_published_arithmetic(dtype, format, size, photos, tmp_path):
     target = tmp_path / "prep"
     done = run_script(SCRIPT, "--src_path", photos, "--save_path", target, "--dtype", dtype, "--format", format)
@@ -87,8 +95,11 @@ def test_folder_of_other_settings_or_other_images_is_refused(copies, tmp_path):
 
 def test_colliding_names_are_refused_before_anything_is_written(copies, tmp_path):
     (copies / "ILSVRC2012_val_00000001.old.JPEG").write_bytes(b"")
-    fails(run_script(SCRIPT, "--src_path", copies, "--save_path", tmp_path / "prep"),
-          "ILSVRC2012_val_00000001.JPEG and ILSVRC2012_val_00000001.old.JPEG", "rename")
+    fails(
+        run_script(SCRIPT, "--src_path", copies, "--save_path", tmp_path / "prep"),
+        "ILSVRC2012_val_00000001.JPEG and ILSVRC2012_val_00000001.old.JPEG",
+        "rename",
+    )
     assert not (tmp_path / "prep").exists()
 
 
@@ -117,13 +128,20 @@ def test_no_images(tmp_path):
 
 @pytest.mark.parametrize("script", ["preprocess", "postprocess"])
 def test_scripts_without_torch(script):
-    code = (f"import sys, runpy; sys.argv = ['x', '--help']\n"
-            f"try: runpy.run_path({str(REPO / 'inception_v4' / (script + '.py'))!r}, run_name='__main__')\n"
-            "except SystemExit: pass\n"
-            "import common.deploy.binfiles, common.deploy.scoring\n"
-            "assert not {'torch', 'onnxruntime', 'onnx'} & set(sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                          env=os.environ | {"PYTHONPATH": str(REPO)})
+    code = (
+        f"import sys, runpy; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_path({str(REPO / 'inception_v4' / (script + '.py'))!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "import common.deploy.binfiles, common.deploy.scoring\n"
+        "assert not {'torch', 'onnxruntime', 'onnx'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,5 @@
 """The network: parameter counts, parity with the two peers, and what it does at other sizes."""
+
 import shutil
 import subprocess
 

@@ -1,4 +1,5 @@
 """Checkpoint files: every format that is read, and every way in which one can be wrong."""
+
 import hashlib
 import pathlib
 
@@ -24,8 +25,14 @@ class Tiny(nn.Module):
         return self.last_linear(self.dropout(self.bn(self.conv(x)).mean((2, 3))))
 
 
-SPEC = ModelSpec(name="tiny_net", builder=Tiny, build_options={"num_classes": 10, "dropout": 0.2}, num_classes=10,
-                 label_offset=1, classifiers=("last_linear",))
+SPEC = ModelSpec(
+    name="tiny_net",
+    builder=Tiny,
+    build_options={"num_classes": 10, "dropout": 0.2},
+    num_classes=10,
+    label_offset=1,
+    classifiers=("last_linear",),
+)
 
 
 @pytest.fixture
@@ -55,19 +62,34 @@ def test_reads_timm_safetensors(small, tmp_path):
 
     save_file(small, tmp_path / "model.safetensors")
     model, meta = weights.load(tmp_path / "model.safetensors", SPEC)
-    assert meta["format"] == "safetensors" and torch.equal(model.state_dict()["last_linear.bias"], small["last_linear.bias"])
+    assert meta["format"] == "safetensors" and torch.equal(
+        model.state_dict()["last_linear.bias"], small["last_linear.bias"]
+    )
 
 
 def test_wrapper_prefix_is_removed(small, tmp_path):
-    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in small.items()}, "epoch": 3,
-                "best_acc1": torch.tensor(12.5)}, tmp_path / "a.pth.tar")
+    torch.save(
+        {
+            "state_dict": {f"module.{key}": tensor for key, tensor in small.items()},
+            "epoch": 3,
+            "best_acc1": torch.tensor(12.5),
+        },
+        tmp_path / "a.pth.tar",
+    )
     _, meta = weights.load(tmp_path / "a.pth.tar", SPEC)
     assert meta["epoch"] == 3 and "best_acc1" not in meta
 
 
 def own_checkpoint(state_dict, **facts):
-    return {"state_dict": state_dict, "arch": "tiny_net", "num_classes": 7, "image_size": 107,
-            "build": {"num_classes": 7, "dropout": 0.5}, "classes": list("abcdefg"), **facts}
+    return {
+        "state_dict": state_dict,
+        "arch": "tiny_net",
+        "num_classes": 7,
+        "image_size": 107,
+        "build": {"num_classes": 7, "dropout": 0.5},
+        "classes": list("abcdefg"),
+        **facts,
+    }
 
 
 def test_own_checkpoint_brings_its_options_and_averaged_weights(small, tmp_path):
@@ -119,12 +141,12 @@ def test_damaged_files_are_refused(small, tmp_path):
     whole = tmp_path / "whole.pth"
     torch.save(small, whole)
     content = bytearray(whole.read_bytes())
-    (tmp_path / "torn.pth").write_bytes(content[:len(content) // 2])
+    (tmp_path / "torn.pth").write_bytes(content[: len(content) // 2])
     content[content.index(small["last_linear.weight"].numpy().tobytes()) + 5] ^= 1
     (tmp_path / "flipped.pth").write_bytes(content)
     torch.save(small, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     old = (tmp_path / "old.pth").read_bytes()
-    (tmp_path / "old_torn.pth").write_bytes(old[:len(old) // 2])
+    (tmp_path / "old_torn.pth").write_bytes(old[: len(old) // 2])
     for name, words in (("torn", "truncated or damaged"), ("flipped", "checksum"), ("old_torn", "damaged")):
         with pytest.raises(UserError, match=words):
             weights.load(tmp_path / f"{name}.pth", SPEC)
@@ -143,8 +165,9 @@ def test_code_in_a_pickle_does_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "cannot be read"), (b"", "not a checkpoint"),
-                                                (b"<html>", "not a checkpoint")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "cannot be read"), (b"", "not a checkpoint"), (b"<html>", "not a checkpoint")]
+)
 def test_no_checkpoint_at_all(content, words, tmp_path):
     path = tmp_path / "x.pth"
     if content is not None:

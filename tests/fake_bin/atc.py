@@ -3,6 +3,7 @@
 The refusals are the rows of REFUSALS, in the order the real program checks. FAKE_ATC_CODE=EZ3003 makes it fail with
 that code after its checks; FAKE_ATC_HOST=1 gives the OM file the platform suffix of models with host code.
 """
+
 import json
 import os
 import pathlib
@@ -11,10 +12,14 @@ import sys
 
 import onnx
 
-MODES = ("force_fp16 force_fp32 cube_fp16in_fp32out allow_fp32_to_fp16 must_keep_origin_dtype allow_mix_precision "
-         "allow_mix_precision_fp16 allow_mix_precision_bf16 allow_fp32_to_bf16").split()
-KNOWN = set("framework model output soc_version input_format input_shape input_shape_range dynamic_batch_size "
-            "dynamic_image_size dynamic_dims insert_op_conf precision_mode precision_mode_v2 output_type log".split())
+MODES = (
+    "force_fp16 force_fp32 cube_fp16in_fp32out allow_fp32_to_fp16 must_keep_origin_dtype allow_mix_precision "
+    "allow_mix_precision_fp16 allow_mix_precision_bf16 allow_fp32_to_bf16"
+).split()
+KNOWN = set(
+    "framework model output soc_version input_format input_shape input_shape_range dynamic_batch_size "
+    "dynamic_image_size dynamic_dims insert_op_conf precision_mode precision_mode_v2 output_type log".split()
+)
 LATER = {  # what only fails inside the compiler
     "E16002": "No ONNX parser is registered for optype ai.onnx::19::Conv.",
     "EZ3003": "No supported Ops kernel and engine are found for [Conv_0], optype [Conv2D].",
@@ -27,8 +32,11 @@ LATER = {  # what only fails inside the compiler
 def model_facts(path):
     proto = onnx.load(path, load_external_data=False)
     weights = {tensor.name for tensor in proto.graph.initializer}
-    inputs = {value.name: [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]
-              for value in proto.graph.input if value.name not in weights}
+    inputs = {
+        value.name: [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]
+        for value in proto.graph.input
+        if value.name not in weights
+    }
     return inputs, {entry.domain: entry.version for entry in proto.opset_import}[""]
 
 
@@ -49,23 +57,57 @@ REFUSALS = [
     ("E10054", lambda o, i, s: not o.get("soc_version"), "The required parameter soc_version for ATC is empty."),
     ("E10054", lambda o, i, s: not o.get("output"), "The required parameter output for ATC is empty."),
     ("E10007", lambda o, i, s: o.get("framework") != "5", "--framework is required. The value must be 0, 1, 3 or 5."),
-    ("E10001", lambda o, i, s: not re.fullmatch(r"Ascend(310P\d|910B\d|910_\d{4}|910A|310B\d|950PR_\w+)", o["soc_version"]),
-     "Value {soc_version} for parameter soc_version is invalid. Reason: unknown chip."),
-    ("E10001", lambda o, i, s: not re.fullmatch(r"[\w./-]+", o["model"] + o["output"]),
-     "Value for parameter model is invalid. Reason: characters."),
-    ("E10009", lambda o, i, s: len([k for k in o if k.startswith("dynamic_")]) > 1,
-     "--dynamic_batch_size, --dynamic_image_size and --dynamic_dims are mutually exclusive."),
-    ("E10056", lambda o, i, s: "precision_mode" in o and "precision_mode_v2" in o,
-     "--precision_mode and --precision_mode_v2 cannot be used together."),
-    ("E10001", lambda o, i, s: o.get("precision_mode", "force_fp16") not in MODES, "Value for precision_mode is invalid."),
-    ("E10016", lambda o, i, s: set(s) - set(i), "Op name {names} specified in --input_shape is not found in the model."),
-    ("E10049", lambda o, i, s: any(len(dims) != len(i[name]) for name, dims in s.items()), "Rank of input_shape differs."),
-    ("E10001", lambda o, i, s: not s and any(d < 1 for dims in i.values() for d in dims), "Dynamic model without shape."),
+    (
+        "E10001",
+        lambda o, i, s: not re.fullmatch(r"Ascend(310P\d|910B\d|910_\d{4}|910A|310B\d|950PR_\w+)", o["soc_version"]),
+        "Value {soc_version} for parameter soc_version is invalid. Reason: unknown chip.",
+    ),
+    (
+        "E10001",
+        lambda o, i, s: not re.fullmatch(r"[\w./-]+", o["model"] + o["output"]),
+        "Value for parameter model is invalid. Reason: characters.",
+    ),
+    (
+        "E10009",
+        lambda o, i, s: len([k for k in o if k.startswith("dynamic_")]) > 1,
+        "--dynamic_batch_size, --dynamic_image_size and --dynamic_dims are mutually exclusive.",
+    ),
+    (
+        "E10056",
+        lambda o, i, s: "precision_mode" in o and "precision_mode_v2" in o,
+        "--precision_mode and --precision_mode_v2 cannot be used together.",
+    ),
+    (
+        "E10001",
+        lambda o, i, s: o.get("precision_mode", "force_fp16") not in MODES,
+        "Value for precision_mode is invalid.",
+    ),
+    (
+        "E10016",
+        lambda o, i, s: set(s) - set(i),
+        "Op name {names} specified in --input_shape is not found in the model.",
+    ),
+    (
+        "E10049",
+        lambda o, i, s: any(len(dims) != len(i[name]) for name, dims in s.items()),
+        "Rank of input_shape differs.",
+    ),
+    (
+        "E10001",
+        lambda o, i, s: not s and any(d < 1 for dims in i.values() for d in dims),
+        "Dynamic model without shape.",
+    ),
     ("E10001", lambda o, i, s: any(d in ("0", "") for dims in s.values() for d in dims), "Value 0 in --input_shape."),
-    ("E10031", lambda o, i, s: is_gears(o) and all(dims[0] != "-1" for dims in s.values()),
-     "No input has -1 as its batch."),
-    ("E10018", lambda o, i, s: is_gears(o) and any("-1" in dims[1:] for dims in s.values()),
-     "Only the batch may be -1."),
+    (
+        "E10031",
+        lambda o, i, s: is_gears(o) and all(dims[0] != "-1" for dims in s.values()),
+        "No input has -1 as its batch.",
+    ),
+    (
+        "E10018",
+        lambda o, i, s: is_gears(o) and any("-1" in dims[1:] for dims in s.values()),
+        "Only the batch may be -1.",
+    ),
     ("E10040", lambda o, i, s: is_gears(o) and any("~" in d for dims in s.values() for d in dims), "Range with gears."),
     ("E10035", lambda o, i, s: is_gears(o) and len(gears(o)) < 2, "At least 2 gears."),
     ("E10036", lambda o, i, s: is_gears(o) and len(gears(o)) > 100, "At most 100 gears."),
@@ -102,11 +144,20 @@ def main(arguments):
         fail(code, LATER[code])
     pathlib.Path("fusion_result.json").write_text("[]")
     pathlib.Path("kernel_meta").mkdir()
-    (name, dims), = given.items()
+    ((name, dims),) = given.items()
     suffix = "_linux_x86_64.om" if os.environ.get("FAKE_ATC_HOST") else ".om"
-    pathlib.Path(options["output"] + suffix).write_text(json.dumps({
-        "onnx": options["model"], "name": name, "shape": [int(d) for d in dims], "aipp": aipp,
-        "gears": options.get("dynamic_batch_size", ""), "soc_version": options["soc_version"]}))
+    pathlib.Path(options["output"] + suffix).write_text(
+        json.dumps(
+            {
+                "onnx": options["model"],
+                "name": name,
+                "shape": [int(d) for d in dims],
+                "aipp": aipp,
+                "gears": options.get("dynamic_batch_size", ""),
+                "soc_version": options["soc_version"],
+            }
+        )
+    )
     print("...\nATC run success, welcome to the next use.")
 
 

@@ -1,4 +1,5 @@
 """Stands in for npu-smi: prints the file FAKE_NPU_SMI/{info,board}.txt; without that variable the driver is dead."""
+
 import os
 import pathlib
 import sys

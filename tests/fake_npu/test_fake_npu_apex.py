@@ -23,8 +23,14 @@ def train(run, apex_site, images, tmp_path):
         log.unlink(missing_ok=True)
         words = [TINY, "--data", images, "--output-dir", folder, "--device=npu"]
         if ranks > 1:
-            words = [*LAUNCH_TINY, f"--data_path={images}", "--device=npu", f"--output_dir={folder}",
-                     f"--devices={ranks}", "--"]
+            words = [
+                *LAUNCH_TINY,
+                f"--data_path={images}",
+                "--device=npu",
+                f"--output_dir={folder}",
+                f"--devices={ranks}",
+                "--",
+            ]
         done = run(*words, *options, check=check, env=environment(apex_site, FAKE_NPU_LOG=str(log), **more))
         lines = log.read_text().splitlines() if log.exists() else []
         return folder, [line.removeprefix("0 apex.") for line in lines if line.startswith("0 apex.")], done

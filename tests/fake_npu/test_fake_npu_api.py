@@ -21,8 +21,8 @@ def test_fake_npu_api_comparison_finds_what_a_wheel_lacks(tmp_path):
         "torch_npu/npu/__init__.py": "from .utils import set_device\nfrom .more import *\nconv = more._Conv()\n",
         "torch_npu/npu/utils.py": "def set_device(device):\n    pass\n",
         "torch_npu/npu/more.py": "class Base:\n    def scale(self): pass\nclass Scaler(Base):\n"
-                                 "    def __init__(self, dynamic): pass\nclass _Conv:\n"
-                                 "    def __setattr__(self, name, value): name == 'allow_hf32'\n",
+        "    def __init__(self, dynamic): pass\nclass _Conv:\n"
+        "    def __setattr__(self, name, value): name == 'allow_hf32'\n",
     }
     with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
         for name, text in sources.items():

@@ -38,8 +38,23 @@ def weights(tmp_path_factory):
 
 
 def trained(run_program, few, weights, folder, *options):
-    return run_program(V3 / "train.py", "--data", few, "--output-dir", folder, "-b", 8, "-j", 1, "--epochs=1",
-                       "--lr=0.001", "--pretrained", weights, *SMALL, *options)
+    return run_program(
+        V3 / "train.py",
+        "--data",
+        few,
+        "--output-dir",
+        folder,
+        "-b",
+        8,
+        "-j",
+        1,
+        "--epochs=1",
+        "--lr=0.001",
+        "--pretrained",
+        weights,
+        *SMALL,
+        *options,
+    )
 
 
 @pytest.fixture
@@ -69,8 +84,9 @@ def test_fake_npu_evaluates_names_and_exports_what_it_trained(run_dir, run_npu, 
     folder, done = run_dir
     best = folder / "model_best.pth.tar"
     printed = next(line for line in done.stdout.splitlines() if "Acc@1" in line)
-    evaluated = run_npu(V3 / "eval.py", "--data", few, "--resume", best, "--device=npu", "--device-id=1", "-j", 0,
-                        "--full-fp32")
+    evaluated = run_npu(
+        V3 / "eval.py", "--data", few, "--resume", best, "--device=npu", "--device-id=1", "-j", 0, "--full-fp32"
+    )
     assert "3 images" in evaluated.stdout
     assert {"0 set_device 1", "0 conv.allow_hf32 False"} <= set(evaluated.calls)
     line = next(line for line in evaluated.stdout.splitlines() if line.startswith("* Acc@1") or "Acc@1" in line)
@@ -82,8 +98,15 @@ def test_fake_npu_evaluates_names_and_exports_what_it_trained(run_dir, run_npu, 
 
 
 def test_fake_npu_one_device_launcher_trains_in_fp16_and_resumes(run_npu, few, weights, tmp_path):
-    words = [V3 / "test" / "train_full_1p.sh", f"--data_path={few}", "--device=npu", "--batch_size=8", "--epochs=1",
-             f"--output_dir={tmp_path / 'run'}", "--lr=0.001"]
+    words = [
+        V3 / "test" / "train_full_1p.sh",
+        f"--data_path={few}",
+        "--device=npu",
+        "--batch_size=8",
+        "--epochs=1",
+        f"--output_dir={tmp_path / 'run'}",
+        "--lr=0.001",
+    ]
     first = run_npu(*words, "--", *SMALL, "-j", 0, "--max-steps=1", f"--pretrained={weights}")
     assert "amp fp16" in first.stdout and "0 GradScaler init_scale=1024 dynamic=True" in first.calls
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["amp"] == "fp16"
@@ -95,9 +118,23 @@ def test_fake_npu_one_device_launcher_trains_in_fp16_and_resumes(run_npu, few, w
 
 
 def test_fake_npu_eight_device_launcher_on_two(run_npu, few, weights, tmp_path):
-    done = run_npu(V3 / "test" / "train_full_8p.sh", f"--data_path={few}", "--device=npu", "--devices=2",
-                   "--batch_size=8", "--epochs=1", f"--output_dir={tmp_path / 'run'}", "--lr=0.001", "--", *SMALL,
-                   "-j", 0, "--max-steps=1", "--loss-scale=8", f"--pretrained={weights}")
+    done = run_npu(
+        V3 / "test" / "train_full_8p.sh",
+        f"--data_path={few}",
+        "--device=npu",
+        "--devices=2",
+        "--batch_size=8",
+        "--epochs=1",
+        f"--output_dir={tmp_path / 'run'}",
+        "--lr=0.001",
+        "--",
+        *SMALL,
+        "-j",
+        0,
+        "--max-steps=1",
+        "--loss-scale=8",
+        f"--pretrained={weights}",
+    )
     assert "2 rank(s) on npu:0" in done.stdout and "(3 images)" in done.stdout
     assert {"0 hccl rank=0 size=2 npu:0", "1 hccl rank=1 size=2 npu:1", "1 NpuFusedSGD"} <= set(done.calls)
     assert done.stdout.splitlines()[-4] == "------------------ Final result ------------------"
@@ -105,9 +142,23 @@ def test_fake_npu_eight_device_launcher_on_two(run_npu, few, weights, tmp_path):
 
 def test_fake_npu_xceptions_launcher_on_two(run, site, few, tmp_path):
     log = tmp_path / "calls"
-    done = run("sh", XCEPTION / "scripts" / "run_distribute_train.sh", "no_table.json", few / "train", "--devices=2",
-               "--", "--image-size=71", "--threads=1", "--workers=0", "--batch_size=6", "--epoch_size=1",
-               "--lr_max=0.01", "--max-steps=1", "--print-freq=1", env=environment(site, FAKE_NPU_LOG=str(log)))
+    done = run(
+        "sh",
+        XCEPTION / "scripts" / "run_distribute_train.sh",
+        "no_table.json",
+        few / "train",
+        "--devices=2",
+        "--",
+        "--image-size=71",
+        "--threads=1",
+        "--workers=0",
+        "--batch_size=6",
+        "--epoch_size=1",
+        "--lr_max=0.01",
+        "--max-steps=1",
+        "--print-freq=1",
+        env=environment(site, FAKE_NPU_LOG=str(log)),
+    )
     assert "2 rank(s) on npu:0 (Ascend910B3), nchw, amp fp16" in done.stdout
     assert "epoch: 1 step: 1, loss is " in done.stdout
     assert (tmp_path / "log.txt").exists()

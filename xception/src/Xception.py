@@ -11,6 +11,7 @@ network shares. Weights exist in two variants of the same layers:
 
 Legend: N batch, C channel, H W pixel.
 """
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -79,7 +80,7 @@ class Block(nn.Module):
             self.skipbn = nn.BatchNorm2d(channels, eps=bn_eps)
         else:
             self.skip = None
-        self.rep = nn.Sequential(*layers[0 if leading_relu else 1:])
+        self.rep = nn.Sequential(*layers[0 if leading_relu else 1 :])
 
     def forward(self, x):
         shortcut = x if self.skip is None else self.skipbn(self.skip(x))

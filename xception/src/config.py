@@ -3,6 +3,7 @@
 ASCEND and GPU are the two columns of parameters of the MindSpore package, under its names on the command line
 (`--epoch_size`, `--lr_max` ...). Reported with either, on 8 devices: top-1 79.8 after 250 epochs.
 """
+
 import dataclasses
 
 from common import cli
@@ -33,8 +34,11 @@ SPEC = ModelSpec(
     num_classes=1000,
     key_maps={"state_dict": weights.from_torch, "mindspore": weights.from_mindspore, "keras": weights.from_keras},
     export_maps={"keras": weights.to_keras},
-    origins={"state_dict": {"pool_padding": "torch", "bn_eps": 1e-5}, "mindspore": _MINDSPORE,
-             "keras": {"pool_padding": "same", "bn_eps": 1e-3}},
+    origins={
+        "state_dict": {"pool_padding": "torch", "bn_eps": 1e-5},
+        "mindspore": _MINDSPORE,
+        "keras": {"pool_padding": "same", "bn_eps": 1e-3},
+    },
     weight_urls=(
         "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth",
         "http://data.lip6.fr/cadene/pretrainedmodels/xception-43020ad28.pth",
@@ -46,8 +50,14 @@ DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # words of --device_ta
 
 def device_knob(config_class, **changes):
     """--device_target, which takes the seed's words and ours."""
-    return cli.renamed(config_class, "device", "--device-target", choices=("auto", *DEVICES, *DEVICES.values()),
-                       help="where to run; auto: npu, then cuda, then cpu", **changes)
+    return cli.renamed(
+        config_class,
+        "device",
+        "--device-target",
+        choices=("auto", *DEVICES, *DEVICES.values()),
+        help="where to run; auto: npu, then cuda, then cpu",
+        **changes,
+    )
 
 
 def _renamed(field, name, **changes):
@@ -65,8 +75,12 @@ class XceptionConfig(TrainConfig):
     data: str = _renamed("data", "--dataset-path", help="training set: the folder that holds one folder per class")
     eval_path: str = cli.knob("", "validation set, evaluated after every epoch (default: none)", group="data")
     device: str = device_knob(TrainConfig)
-    recipe: str = cli.knob("auto", "defaults to use; auto: Ascend's on an npu, GPU's elsewhere",
-                           choices=("auto", "Ascend", "GPU"), group="device")
+    recipe: str = cli.knob(
+        "auto",
+        "defaults to use; auto: Ascend's on an npu, GPU's elsewhere",
+        choices=("auto", "Ascend", "GPU"),
+        group="device",
+    )
     is_distributed: bool = cli.knob(False, "said by the seed's scripts; the launcher's ranks decide", group="device")
     is_fp32: bool = cli.knob(False, "no mixed precision", group="device")
     batch_size: int = _renamed("batch_size", "--batch-size", help="images per step of one device")
@@ -127,6 +141,4 @@ ASCEND = XceptionConfig(
     amp=True,
     seed=1,
 )
-GPU = dataclasses.replace(
-    ASCEND, recipe="GPU", batch_size=64, save_checkpoint_path="./gpu-ckpt", lr_schedule="linear"
-)
+GPU = dataclasses.replace(ASCEND, recipe="GPU", batch_size=64, save_checkpoint_path="./gpu-ckpt", lr_schedule="linear")

@@ -1,4 +1,5 @@
 """Xception's data: random crop to 299, flip and colour jitter 0.4 for training; 320 -> 299 for evaluation."""
+
 import dataclasses
 
 from common.data import exclude, index
@@ -38,8 +39,9 @@ def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, 
 
     images = index.load_folder(dataset_path, "--dataset-path")
     if not do_train:
-        return loader.EvalLoader(images, transforms.eval_transform(SPEC), batch_size, "fail", rank, device_num, workers,
-                                 False)
+        return loader.EvalLoader(
+            images, transforms.eval_transform(SPEC), batch_size, "fail", rank, device_num, workers, False
+        )
     config = dataclasses.replace(GPU, data=dataset_path, seed=seed)
     plan, augment = order.StepPlan(len(images), device_num, batch_size), transforms.train_transform(config)
     return loader.TrainLoader(images, augment, plan, config, rank, device_num, workers, False)

@@ -2,6 +2,7 @@
 
 torch's own smoothing, f / K for every class, differs from it slightly.
 """
+
 import functools
 
 from common.train.losses import smoothed_cross_entropy

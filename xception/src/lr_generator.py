@@ -2,6 +2,7 @@
 
 Step i of T, W warm-up steps; `steps` has no warm-up. All modes are those of MindSpore's model zoo, number for number.
 """
+
 import math
 
 from common.errors import UserError
@@ -53,6 +54,7 @@ def mode(word, say=print):
 
 def _schedule(word):
     """The mode as a schedule of common/train/schedules.py."""
+
     def factory(config, steps_per_epoch):
         total, warm = config.epochs * steps_per_epoch, config.warm_up_epochs * steps_per_epoch
 

@@ -1,4 +1,5 @@
 """The shared training program under the seed's command line."""
+
 import dataclasses
 import os
 

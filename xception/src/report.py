@@ -1,4 +1,5 @@
 """What a run of Xception prints and keeps: the seed's lines, log files and checkpoint names."""
+
 import os
 import pathlib
 import re
@@ -24,7 +25,7 @@ def checkpoint_folder(config):
 def result_line(counts):
     """The seed's result of an evaluation; accuracies are fractions."""
     hits = {f"Top_{k}_Acc": int(counts.correct[k - 1]) / counts.seen for k in (1, 5)}
-    return f"result: {({'Loss': counts.loss} | hits)}"
+    return f"result: { ({'Loss': counts.loss} | hits) }"
 
 
 class XceptionReport(Report):
@@ -100,6 +101,7 @@ def _number(prefix):
 
 def _named(folder):
     """The named checkpoints in a folder, run by run, the earliest epoch first."""
+
     def place(path):
         prefix, epoch, step = NAME.fullmatch(path.name).groups()
         return _number(prefix), int(epoch), int(step)

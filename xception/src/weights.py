@@ -2,6 +2,7 @@
 
 Layers have torch's shapes and torch's last names here (common/mindspore_ckpt.py and common/keras_h5.py see to that).
 """
+
 import re
 
 
@@ -18,8 +19,13 @@ def _keras_layers():
             layers[f"block{block}.skip"] = f"conv2d{number}"
             layers[f"block{block}.skipbn"] = f"batch_normalization{number}"
             shortcuts += 1
-    return layers | {"conv3": "block14_sepconv1", "bn3": "block14_sepconv1_bn",
-                     "conv4": "block14_sepconv2", "bn4": "block14_sepconv2_bn", "fc": "predictions"}
+    return layers | {
+        "conv3": "block14_sepconv1",
+        "bn3": "block14_sepconv1_bn",
+        "conv4": "block14_sepconv2",
+        "bn4": "block14_sepconv2_bn",
+        "fc": "predictions",
+    }
 
 
 KERAS_LAYERS = _keras_layers()
@@ -38,6 +44,7 @@ def from_torch(state_dict):
 
 def from_mindspore(state_dict):
     """The official model zoo has our names; mindcv's head is `classifier`, and its blocks may be a list from 0."""
+
     def ours(name):
         name = re.sub(r"^classifier\.", "fc.", name)
         return re.sub(r"^blocks\.(\d+)\.", lambda match: f"block{int(match[1]) + 1}.", name)

@@ -3,6 +3,7 @@
 FAKE_AIS=2023 (default) or 2026 chooses the generation; FAKE_AIS_STOP=midway dies after the first run, =nosummary forgets
 the summary, =sumary spells it as old ones do. The computing time per run is that of the published table.
 """
+
 import argparse
 import json
 import os
@@ -55,8 +56,10 @@ def natural(name):
 
 
 def collect(folder):
-    files = sorted((p for p in pathlib.Path(folder).iterdir() if p.suffix in (".npy", ".NPY", ".bin", ".BIN")),
-                   key=lambda p: natural(p.name))
+    files = sorted(
+        (p for p in pathlib.Path(folder).iterdir() if p.suffix in (".npy", ".NPY", ".bin", ".BIN")),
+        key=lambda p: natural(p.name),
+    )
     if not files:
         say(f"{folder} of input args not find valid file,valid file format:[*.npy *.NPY *.bin *.BIN]", "ERROR")
         raise RuntimeError()
@@ -90,7 +93,7 @@ def infer_files(session, files, batch, folder, args):
         say(f"arg0 tensorsize: {tensor} filesize: {first} not match", "ERROR")
         raise RuntimeError()
     per_run = tensor // first
-    runs = [files[i:i + per_run] for i in range(0, len(files), per_run)]
+    runs = [files[i : i + per_run] for i in range(0, len(files), per_run)]
     say(f"get filesperbatch files0 size:{first} tensor0size:{tensor} filesperbatch:{per_run} runcount:{len(runs)}")
     filesinfo = {}
     for number, run in enumerate(runs):
@@ -116,8 +119,14 @@ def one_device(args, folder, summary):
     if args.input:
         filesinfo, runs = infer_files(session, collect(args.input), own, folder, args)
     mean = 1000 * own / FPS.get(own, 1000.0)
-    times = {"min": mean, "max": mean, "mean": mean, "median": mean, "P99" if NEW else "percentile(99%)": mean,
-             "count": runs * args.loop}
+    times = {
+        "min": mean,
+        "max": mean,
+        "mean": mean,
+        "median": mean,
+        "P99" if NEW else "percentile(99%)": mean,
+        "count": runs * args.loop,
+    }
     throughput = 1000 * batch / mean
     say("-----------------Performance Summary------------------")
     say(f"NPU_compute_time (ms): min = {mean}, max = {mean}, mean = {mean}, median = {mean}, percentile(99%) = {mean}")
@@ -125,9 +134,20 @@ def one_device(args, folder, summary):
     if folder and STOP != "nosummary":
         if STOP == "sumary":
             summary = summary.replace("summary", "sumary")
-        pathlib.Path(summary).write_text(json.dumps({
-            "filesinfo": filesinfo, "args": sys.argv, "NPU_compute_time": times, "H2D_latency": times,
-            "D2H_latency": times, "throughput": throughput, "npu_compute_time_list": [mean], "pid": os.getpid()}))
+        pathlib.Path(summary).write_text(
+            json.dumps(
+                {
+                    "filesinfo": filesinfo,
+                    "args": sys.argv,
+                    "NPU_compute_time": times,
+                    "H2D_latency": times,
+                    "D2H_latency": times,
+                    "throughput": throughput,
+                    "npu_compute_time_list": [mean],
+                    "pid": os.getpid(),
+                }
+            )
+        )
     return throughput
 
 

@@ -15,9 +15,21 @@ from torch_npu._calls import note
 _amp = types.SimpleNamespace(level=None, scale=1.0, dynamic=False, unskipped=0, unscaled=False)
 
 
-def initialize(models, optimizers=None, enabled=True, opt_level="O1", cast_model_type=None, patch_torch_functions=None,
-               keep_batchnorm_fp32=None, master_weights=None, loss_scale=None, num_losses=1, verbosity=1,
-               combine_grad=None, combine_ddp=None):
+def initialize(
+    models,
+    optimizers=None,
+    enabled=True,
+    opt_level="O1",
+    cast_model_type=None,
+    patch_torch_functions=None,
+    keep_batchnorm_fp32=None,
+    master_weights=None,
+    loss_scale=None,
+    num_losses=1,
+    verbosity=1,
+    combine_grad=None,
+    combine_ddp=None,
+):
     model, optimizer = models, optimizers
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         raise RuntimeError("amp.initialize: called after DistributedDataParallel wrapped the network")

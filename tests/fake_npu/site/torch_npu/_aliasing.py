@@ -15,14 +15,38 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 _DL_CPU, _DL_EXTENSION = 1, 12
 _keep = []  # torch.library registrations live as long as their objects
 # Operators whose purpose is to join host and device, and indexing, whose indices may be on the host.
-_MAY_MIX = {"aten::_copy_from", "aten::_copy_from_and_resize", "aten::copy_", "aten::_to_copy", "aten::index",
-            "aten::index_put_", "aten::_index_put_impl_"}
+_MAY_MIX = {
+    "aten::_copy_from",
+    "aten::_copy_from_and_resize",
+    "aten::copy_",
+    "aten::_to_copy",
+    "aten::index",
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+}
 # Operators that PyTorch composes of others; ours would run them in one piece and lose the parts.
-_COMPOSED = {"_to_copy", "copy", "_pin_memory", "is_pinned", "to", "_copy_from", "empty", "new_empty", "convolution",
-             "_convolution", "convolution_backward", "_batch_norm_impl_index"}
+_COMPOSED = {
+    "_to_copy",
+    "copy",
+    "_pin_memory",
+    "is_pinned",
+    "to",
+    "_copy_from",
+    "empty",
+    "new_empty",
+    "convolution",
+    "_convolution",
+    "convolution_backward",
+    "_batch_norm_impl_index",
+}
 # Products of fp16 whose sums are kept in float32, as a matrix unit does; the CPU's own fp16 loops take minutes.
-_WIDE_SUMS = {"aten::convolution_overrideable", "aten::convolution_backward_overrideable", "aten::mm", "aten::addmm",
-              "aten::bmm"}
+_WIDE_SUMS = {
+    "aten::convolution_overrideable",
+    "aten::convolution_backward_overrideable",
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+}
 _LOW_PRECISION = ("conv2d", "linear", "addmm", "mm", "bmm", "matmul")
 
 
@@ -146,17 +170,18 @@ def _direct_operators():
     for full in torch._C._dispatch_get_all_op_names():
         if not full.startswith("aten::"):
             continue
-        name, _, overload = full[len("aten::"):].partition(".")
+        name, _, overload = full[len("aten::") :].partition(".")
         try:
             op = getattr(getattr(torch.ops.aten, name), overload or "default")
         except (AttributeError, RuntimeError):
             continue
+
         def has(key, full=full):
             return torch._C._dispatch_has_kernel_for_dispatch_key(full, key)
 
         functional = name not in _COMPOSED and all(argument.alias_info is None for argument in op._schema.arguments)
         if has("CompositeExplicitAutogradNonFunctional") or (has("CompositeExplicitAutograd") and functional):
-            yield full[len("aten::"):], op
+            yield full[len("aten::") :], op
 
 
 def _refuse_to_serialise(tensor, protocol):
@@ -192,8 +217,11 @@ def install(module):
             aten.impl(name, functools.partial(kernel, op), "PrivateUse1")
     for name in _LOW_PRECISION:
         aten.impl(name, _autocast_kernel(getattr(torch.ops.aten, name).default, low=True), "AutocastPrivateUse1")
-    aten.impl("cross_entropy_loss", _autocast_kernel(torch.ops.aten.cross_entropy_loss.default, low=False),
-              "AutocastPrivateUse1")
+    aten.impl(
+        "cross_entropy_loss",
+        _autocast_kernel(torch.ops.aten.cross_entropy_loss.default, low=False),
+        "AutocastPrivateUse1",
+    )
     _keep.extend((everything, aten))
     torch.Tensor.__reduce_ex__, torch.Tensor.__deepcopy__ = _refuse_to_serialise, _deepcopy
     # PyTorch's guard for Python devices knows one index; backward in the calling thread needs no queue per index.

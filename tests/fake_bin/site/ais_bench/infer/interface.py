@@ -1,4 +1,5 @@
 """InferSession over the JSON that the fake atc wrote, computed by ONNX Runtime; checks byte counts only, as the real."""
+
 import json
 import pathlib
 import re
@@ -24,16 +25,26 @@ class InferSession:
         self.sample_bytes = channels * height * width * self.itemsize
 
     def get_inputs(self):
-        return [types.SimpleNamespace(name=self.model["name"], shape=self.shape, size=self.shape[0] * self.sample_bytes,
-                                      realsize=self.shape[0] * self.sample_bytes)]
+        return [
+            types.SimpleNamespace(
+                name=self.model["name"],
+                shape=self.shape,
+                size=self.shape[0] * self.sample_bytes,
+                realsize=self.shape[0] * self.sample_bytes,
+            )
+        ]
 
     def get_outputs(self):
         return [types.SimpleNamespace(shape=[self.shape[0], self.session.get_outputs()[0].shape[-1]])]
 
     def infer(self, feeds, mode="static", custom_sizes=100000):
         """Raw bytes in, logits out: a strided array gives whatever lies at its address, as on the device."""
-        data = np.frombuffer(feeds[0].base if feeds[0].base is not None and not feeds[0].flags.c_contiguous
-                             else np.ascontiguousarray(feeds[0]), np.uint8).reshape(-1)
+        data = np.frombuffer(
+            feeds[0].base
+            if feeds[0].base is not None and not feeds[0].flags.c_contiguous
+            else np.ascontiguousarray(feeds[0]),
+            np.uint8,
+        ).reshape(-1)
         return [self.logits(data)]
 
     def logits(self, data):
@@ -43,7 +54,9 @@ class InferSession:
         found = dict(re.findall(r"(\w+)\s*:\s*(\S+)", self.model["aipp"]))
         pixels = data.reshape(-1, *self.shape[1:]).astype(np.float16)
         for i in range(3):
-            pixels[..., i] = (pixels[..., i] - np.float16(found[f"min_chn_{i}"])) * np.float16(found[f"var_reci_chn_{i}"])
+            pixels[..., i] = (pixels[..., i] - np.float16(found[f"min_chn_{i}"])) * np.float16(
+                found[f"var_reci_chn_{i}"]
+            )
         return self._run(np.ascontiguousarray(pixels.astype(np.float32).transpose(0, 3, 1, 2)))
 
     def _run(self, images):
