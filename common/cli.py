@@ -1,4 +1,4 @@
-"""Command lines: one frozen dataclass declares every knob once; argparse, checks and --help are derived from it."""
+"""Command lines: one frozen dataclass declares every option once; argparse, checks and --help are derived from it."""
 
 import argparse
 import contextlib
@@ -10,14 +10,11 @@ import traceback
 import types
 import typing
 
-from common.errors import RunError, UserError
-
-EXIT_USER_ERROR = 2
-EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was saved
-EXIT_RESTART = 75  # likewise, and whoever started the program means to start it again (sysexits' "try again")
+from common.environment import set_torch_defaults
+from common.errors import EXIT_USER_ERROR, RunError, UserError
 
 
-def knob(default, help, *flags, low=None, high=None, above=None, choices=None, group="options", name=None):
+def option(default, help, *flags, low=None, high=None, above=None, choices=None, group="options", name=None):
     """A field of a config dataclass.
 
     Args:
@@ -36,17 +33,17 @@ def knob(default, help, *flags, low=None, high=None, above=None, choices=None, g
 
 
 def renamed(config_class, field_name, name, **changes):
-    """The knob of a base dataclass under another long flag, for a subclass that declares the field again.
+    """The option of a base dataclass under another long flag, for a subclass that declares the field again.
 
     Args:
-      config_class: dataclass that has the knob.
+      config_class: dataclass that has the option.
       field_name: its field.
       name: the long flag to show, "--epoch-size"; the old spellings stay valid.
-      changes: arguments of `knob` that differ, `default` among them.
+      changes: arguments of `option` that differ, `default` among them.
     """
     field = config_class.__dataclass_fields__[field_name]
     meta = {**field.metadata, "default": field.default, **changes, "name": name}
-    return knob(meta.pop("default"), meta.pop("help"), *meta.pop("flags"), **meta)
+    return option(meta.pop("default"), meta.pop("help"), *meta.pop("flags"), **meta)
 
 
 def flag_of(field):
@@ -67,7 +64,7 @@ def _value_type(field, hints):
 
 
 def _allowed(meta):
-    """The range of a knob in words, or an empty string."""
+    """The range of a option in words, or an empty string."""
     if meta["choices"]:
         return "one of " + ", ".join(meta["choices"])
     bounds = []
@@ -135,7 +132,7 @@ def _dashed(arg):
 
 
 def parser_for(recipe, description):
-    """An argparse parser with one option per knob of the dataclass instance `recipe`, whose values are the defaults."""
+    """An argparse parser with one option per field of the dataclass instance `recipe`, whose values are the defaults."""
     parser = Parser(description)
     hints, groups = typing.get_type_hints(type(recipe)), {}
     for field in dataclasses.fields(recipe):
@@ -180,6 +177,7 @@ def parse(recipe, description, argv=None):
 @contextlib.contextmanager
 def exits():
     """Turn the end of a program into its exit status: 2 and one line for a user's mistake, a traceback otherwise."""
+    set_torch_defaults()
     try:
         yield
     except UserError as error:

@@ -1,14 +1,14 @@
-"""TrainConfig: every knob of a training run, declared once; common/cli.py derives the command line from it."""
+"""TrainConfig: every option of a training run, declared once; common/cli.py derives the command line from it."""
 
 import dataclasses
 import functools
 import re
 
-from common.cli import check_ranges, knob
+from common.cli import check_ranges, option
 from common.errors import UserError
 
 _data, _model, _optim, _device, _run = (
-    functools.partial(knob, group=group) for group in ("data", "model", "optimisation", "device", "run")
+    functools.partial(option, group=group) for group in ("data", "model", "optimization", "device", "run")
 )
 
 
@@ -17,7 +17,7 @@ class TrainConfig:
     """A complete run. Model folders make their recipes with dataclasses.replace.
 
     Raises:
-      UserError: a value outside its range, or two knobs that contradict each other.
+      UserError: a value outside its range, or two options that contradict each other.
     """
 
     # Data
@@ -44,11 +44,11 @@ class TrainConfig:
         None, "dropout probability before the classifier; default: the model's own", low=0, high=1
     )
     transform_input: bool | None = _model(
-        None, "convert ImageNet-normalised input to 0.5/0.5; default: as --pretrained needs"
+        None, "convert ImageNet-normalized input to 0.5/0.5; default: as --pretrained needs"
     )
     pretrained: str = _model("", "start from the weights in this file")
 
-    # Optimisation
+    # Optimization
     epochs: int = _optim(240, "passes over the training set", low=1)
     max_steps: int | None = _optim(None, "stop after this many steps in all", low=1)
     lr: float = _optim(0.045, "peak learning rate", "--learning-rate", above=0)
@@ -61,8 +61,11 @@ class TrainConfig:
     weight_decay: float = _optim(1e-4, "weight decay", "--wd", low=0)
     decay_norm: bool = _optim(True, "apply weight decay to batch-norm parameters too")
     label_smoothing: float = _optim(0.1, "share of the target given to all classes", low=0, high=1)
-    smoothing_off: str = _optim(
-        "all", "who gets the smoothed share: all classes or the others", choices=("all", "others")
+    smoothing_targets: str = _optim(
+        "all",
+        "classes that share the smoothed part: all, or others (not the label's)",
+        "--smoothing-off",
+        choices=("all", "others"),
     )
     accumulate: int = _optim(1, "micro-batches per device and step", low=1)
     clip_grad: float = _optim(0.0, "largest norm of a step's gradient; 0: off", low=0)
@@ -121,7 +124,7 @@ class TrainConfig:
     )
     rendezvous_timeout: int = _run(600, "seconds to wait for all ranks of the run to come", low=1)
     print_freq: int = _run(100, "steps between progress lines", low=1)
-    warm_up_steps: int = _run(10, "first steps that the throughput leaves out", low=0)
+    throughput_skip_steps: int = _run(10, "first steps that the throughput leaves out", "--warm-up-steps", low=0)
     evaluate: bool = _run(False, "evaluate --resume or --pretrained and stop", "-e")
 
     def __post_init__(self):

@@ -11,8 +11,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from common.cli import EXIT_USER_ERROR
-from common.errors import RunError, UserError
+from common.errors import EXIT_USER_ERROR, RunError, UserError
 
 # What a rank says before each step; the largest value wins on all ranks. SAVE goes on afterwards, RESTART ends to be
 # started again, STOP ends, FAILED ends with status 1, WRONG with 2.
@@ -93,7 +92,7 @@ class Group:
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._host)
         return int(flag)
 
-    def go_on(self, status=RUN, error=None):
+    def sync_status(self, status=RUN, error=None):
         """Tell the other ranks how this one is, and hear how they are.
 
         Args:
@@ -113,7 +112,7 @@ class Group:
             sys.exit(EXIT_USER_ERROR if agreed == WRONG else 1)
         return agreed
 
-    def in_turn(self, function):
+    def local_rank0_first(self, function):
         """function() on one rank of every machine, then on the others, which find what it cached.
 
         Raises:
@@ -128,7 +127,7 @@ class Group:
                 except UserError as found:
                     error = found
                     error.every_rank = False  # a rank that never gets its turn cannot report it
-            self.go_on(error=error)
+            self.sync_status(error=error)
         return result
 
     def check_same(self, value, name):
@@ -140,7 +139,7 @@ class Group:
                 "hold the same files",
                 every_rank=False,
             )
-        self.go_on(error=error)
+        self.sync_status(error=error)
 
     def sum(self, numbers):
         """Element-wise sum of a list of host numbers over all ranks, in float64."""
@@ -183,7 +182,7 @@ _LOADER_REMEDY = "where memory is short, take fewer --workers; --resume auto con
 
 
 @contextlib.contextmanager
-def losses_explained():
+def translate_worker_failures():
     """Turn what torch raises when another rank or a loader process died into one line.
 
     Raises:

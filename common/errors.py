@@ -1,4 +1,8 @@
-"""The one exception that means: the user's input is wrong, and the message says what to do."""
+"""Exit statuses of the programs, and the two exceptions that end one with a single line instead of a traceback."""
+
+EXIT_USER_ERROR = 2
+EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was saved
+EXIT_RESTART = 75  # likewise, and whoever started the program means to start it again (sysexits' "try again")
 
 
 class UserError(ValueError):

@@ -1,7 +1,7 @@
 """ModelSpec: everything the shared parts need to know about one network.
 
 Training, evaluation, preprocessing, export and the AIPP file all read the same object, so they cannot disagree about
-sizes, crops, normalisation or names. Importing this module does not import torch.
+sizes, crops, normalization or names. Importing this module does not import torch.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class ModelSpec:
       input_size: published side of the square input, pixels.
       min_size: smallest side the network accepts, pixels.
       eval_resize: short side after the evaluation resize at `input_size`, pixels.
-      crop_rounding: how the offset of the centre crop is rounded when the border is odd: "round" (half to even, as
+      crop_rounding: how the offset of the center crop is rounded when the border is odd: "round" (half to even, as
         torchvision does) or "floor".
-      mean, std: normalisation of RGB values in [0, 1].
+      mean, std: normalization of RGB values in [0, 1].
       num_classes: class count of the public weights, without a background class.
       label_offset: logits of a checkpoint with `num_classes + label_offset` outputs start with this many background
         columns.
@@ -38,7 +38,7 @@ class ModelSpec:
         every file of torch tensors that is not our own (torchvision, timm, Cadene).
       classifiers: names of the linear layers that have one row per class, the main one first.
       training_modules: submodules that only training uses (an auxiliary head); a file of weights without them can still
-        start a training, which initialises them anew.
+        start a training, which initializes them anew.
       infer_options: called with a state dict in our names that came without build options, returns those that its
         keys and shapes give away, for example {"aux": True}; the class count is read from `classifiers`.
       weight_urls: where the public weights lie, best first; the file name carries its hash, as torch.hub's do.
@@ -69,7 +69,7 @@ class ModelSpec:
     export_maps: Mapping[str, Callable[[dict], dict]] = dataclasses.field(default_factory=dict)
 
     def build(self, **options):
-        """Build the network (an nn.Module with initialised weights).
+        """Build the network (an nn.Module with initialized weights).
 
         Raises:
           TypeError: an option that means nothing for this network.

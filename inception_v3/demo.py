@@ -3,7 +3,7 @@
     python inception_v3/demo.py photo.jpg
     python inception_v3/demo.py folder/ --resume model_best.pth.tar
 
-Takes images and folders of images, cut and normalised as in the evaluation. Without --resume it takes
+Takes images and folders of images, cut and normalized as in the evaluation. Without --resume it takes
 ./model_best.pth.tar, else that of the newest run below ./output.
 """
 
@@ -12,8 +12,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common import demo
+from common.evaluation import predict
 from inception_v3.spec import SPEC
 
 if __name__ == "__main__":
-    demo.main(SPEC, __doc__)
+    predict.main(SPEC, __doc__)

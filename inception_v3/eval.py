@@ -11,8 +11,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common.deploy import stream
+from common.evaluation import program
 from inception_v3.spec import SPEC
 
 if __name__ == "__main__":
-    stream.main(SPEC, __doc__)
+    program.main(SPEC, __doc__)

@@ -6,7 +6,7 @@ Parameter names are torchvision's, so its weights and those of the Ascend model 
 pools of the branches count the padding, as in torchvision and unlike Inception v4.
 
 Reported: 78.12 % top-1 after 240 epochs on 8 Ascend 910 (resize 342, crop 299); the weights ported from TensorFlow
-give 77.29 % and expect 0.5/0.5 normalisation (`transform_input`).
+give 77.29 % and expect 0.5/0.5 normalization (`transform_input`).
 """
 
 import torch
@@ -98,7 +98,7 @@ def _reduce_to_17(in_channels):
 
 
 def _grid_17(in_channels, c):
-    """Figure 6 with n = 7: 17x17, `c` channels inside the factorised 7x7 branches."""
+    """Figure 6 with n = 7: 17x17, `c` channels inside the factorized 7x7 branches."""
     return Branches(
         in_channels,
         [("branch1x1", 192, 1)],
@@ -169,7 +169,7 @@ class InceptionV3(nn.Module):
     Args:
       num_classes: outputs K.
       aux: with the auxiliary head, whose logits come second in training mode.
-      transform_input: expect ImageNet-normalised input and convert it to 0.5/0.5 first, for weights that were trained
+      transform_input: expect ImageNet-normalized input and convert it to 0.5/0.5 first, for weights that were trained
         on the latter (those ported from TensorFlow).
       dropout: probability of dropping a feature before the classifier.
     """
@@ -196,12 +196,12 @@ class InceptionV3(nn.Module):
         self.Mixed_7c = _grid_8(2048)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2048, num_classes)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self):
+    def _initialize(self):
         """Normal with sigma 0.1, cut at two sigma, in every convolution and linear layer; in the auxiliary head 0.01
         for its 5x5 convolution and 0.001 for its classifier. (The reference sets these as attributes of the wrapper
-        modules, where its initialiser does not find the first.)"""
+        modules, where its initializer does not find the first.)"""
         sigma = {self.AuxLogits.conv1.conv: 0.01, self.AuxLogits.fc: 0.001} if self.AuxLogits else {}
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

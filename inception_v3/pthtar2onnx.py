@@ -13,11 +13,11 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
+from common import run_folder
 from common.deploy import export
-from common.train import runs
 from inception_v3.spec import SPEC
 
 RECIPE = dataclasses.replace(export.ExportConfig(), onnx="inception_v3.onnx")
 
 if __name__ == "__main__":
-    export.main(SPEC, __doc__, RECIPE, default_ckpt=runs.newest_best)
+    export.main(SPEC, __doc__, RECIPE, default_ckpt=run_folder.newest_best)

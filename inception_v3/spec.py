@@ -1,4 +1,4 @@
-"""What is true of Inception v3 alone: sizes, normalisation, how to build it. Importing this does not import torch."""
+"""What is true of Inception v3 alone: sizes, normalization, how to build it. Importing this does not import torch."""
 
 from common.spec import ModelSpec
 
@@ -13,7 +13,7 @@ def _infer_options(state_dict):
     """Build options that a file without any gives away.
 
     TensorFlow's Inception v3 has no batch-norm scale, so weights ported from it have scales of exactly 1 beside
-    trained statistics; they expect 0.5/0.5 normalisation.
+    trained statistics; they expect 0.5/0.5 normalization.
     """
     scales = [tensor for key, tensor in state_dict.items() if key.endswith(".bn.weight")]
     variance = state_dict.get("Conv2d_1a_3x3.bn.running_var")

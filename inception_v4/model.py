@@ -42,7 +42,7 @@ class StemPoolConv(nn.Module):
         return torch.cat((self.maxpool(x), self.conv(x)), 1)
 
 
-class StemFactorised(nn.Module):
+class StemFactorized(nn.Module):
     """73 -> 71 pixels, 160 -> 192 channels (figure 3, second fork)."""
 
     def __init__(self):
@@ -177,7 +177,7 @@ class InceptionV4(nn.Module):
             BasicConv2d(32, 32, 3),
             same(32, 64, 3, 3),
             StemPoolConv(),
-            StemFactorised(),
+            StemFactorized(),
             StemConvPool(),
             *(InceptionA() for _ in range(4)),
             ReductionA(),
@@ -187,15 +187,15 @@ class InceptionV4(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.last_linear = nn.Linear(1536, num_classes)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, x):
         x = functional.adaptive_avg_pool2d(self.features(x), 1).flatten(1)
         return self.last_linear(self.dropout(x))
 
 
-def _initialise(module):
-    """He initialisation of the convolutions, Glorot of the classifier: what the paper's own code trains from."""
+def _initialize(module):
+    """He initialization of the convolutions, Glorot of the classifier: what the paper's own code trains from."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
     elif isinstance(module, nn.Linear):

@@ -276,7 +276,7 @@ def main():
         wrong = compare(package, names, places.get)
         wrong += compare(package, stand_in_names(), lambda name: "stand-in")
         hccl = package.mentions(r'register_backend\(\s*"hccl"')
-        print(f"{'process group backend hccl':55} {'common/device.py':32} {hccl or 'MISSING'}\n")
+        print(f"{'process group backend hccl':55} {'common/device/device.py':32} {hccl or 'MISSING'}\n")
         said = start_without_cann(wheel, scratch / "site")
     if wrong or not hccl or not said:
         missing = f"; not in {wheel.name} as used: {', '.join(wrong)}" if wrong else ""

@@ -11,6 +11,10 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Pa
 
 from support import REAL_DATA, draw_images, forked
 
+from common.environment import set_torch_defaults
+
+set_torch_defaults()  # before any test module imports torch
+
 
 def pytest_collection_modifyitems(items):
     for item in items:

@@ -14,7 +14,13 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
 TINY = ROOT / "tests" / "tiny.py"
-LAUNCH_TINY = [ROOT / "common" / "launch.py", "tiny", TINY, "--", "--"]  # the user's keys follow, then -- and options
+LAUNCH_TINY = [
+    ROOT / "common" / "launch" / "launch.py",
+    "tiny",
+    TINY,
+    "--",
+    "--",
+]  # the user's keys follow, then -- and options
 
 
 def draw_images(folder, classes, per_class, size=40, seed=0):
@@ -30,7 +36,7 @@ def draw_images(folder, classes, per_class, size=40, seed=0):
 
 # Importing torch takes longer than most programs of the tests: it is done once, in a process that forks for each.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["common", "torch", "torch._dynamo", "torchvision"])
+_FORKS.set_forkserver_preload(["torch", "torch._dynamo", "torchvision"])
 
 
 def _as_main(words, cwd, env, outputs):

@@ -14,9 +14,9 @@ from PIL import Image
 from support import LAUNCH_TINY, ROOT, user_error
 from tiny import PROGRAM, SPEC
 
-from common.data import check, decode, exclude, index
-from common.deploy import stream
+from common.data import audit, decode, exclude, index
 from common.errors import UserError
+from common.evaluation import program
 
 sys.path.insert(0, str(ROOT / "tools"))
 import check_data
@@ -90,9 +90,9 @@ def test_postscript_in_an_image_file_is_not_run(tmp_path):
 def test_a_bomb_costs_no_memory(run, tmp_path):
     png_bomb(tmp_path / "bomb.png", 13_000, 13_000)  # 507 MB as RGB
     program = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); from common.data import check, decode\n"
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); from common.data import audit, decode\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "assert check.examine(sys.argv[2]).kind == 'giant'\n"
+        "assert audit.examine(sys.argv[2]).kind == 'giant'\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     assert int(run(sys.executable, "-c", program, ROOT, tmp_path / "bomb.png").stdout) < 20_000  # KiB
@@ -205,7 +205,7 @@ def looked_at(monkeypatch):
 
 
 def test_an_interrupted_check_goes_on_and_the_next_sees_changes_only(data, monkeypatch, looked_at):
-    real, left = check.examine, [70]
+    real, left = audit.examine, [70]
 
     def until_interrupted(*args):
         left[0] -= 1
@@ -213,12 +213,12 @@ def test_an_interrupted_check_goes_on_and_the_next_sees_changes_only(data, monke
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(check, "examine", until_interrupted)
+    monkeypatch.setattr(audit, "examine", until_interrupted)
     with pytest.raises(KeyboardInterrupt):
         checked(data)
     before = len(looked_at)
     assert 0 < before < 70 and not os.path.exists("exclude.txt")
-    monkeypatch.setattr(check, "examine", real)
+    monkeypatch.setattr(audit, "examine", real)
     assert checked(data)[0] == 0
     # 81 files; those of the unfinished task of the interrupted run are looked at again.
     assert 81 <= len(looked_at) <= 81 + 32 and len(set(looked_at)) == 81 and len(looked_at) < 2 * 81
@@ -239,9 +239,9 @@ def test_damaged_results_are_made_anew(data):
 
 
 def test_two_checks_of_one_dataset_at_a_time_are_refused(data):
-    store = check.Store(data)
+    store = audit.Store(data)
     with pytest.raises(UserError, match="another check of .* is running"):
-        check.Store(data)
+        audit.Store(data)
     store.close()
 
 
@@ -342,10 +342,10 @@ def test_evaluation_leaves_out_the_list_and_says_how_many(data, bad_list, capsys
         ),
         "w.pth.tar",
     )
-    config = stream.StreamConfig(
+    config = program.StreamConfig(
         data=str(data / folder), resume="w.pth.tar", device="cpu", workers=0, exclude=str(bad_list)
     )
-    counts, _ = stream.evaluate_stream(SPEC, config)
+    counts, _ = program.evaluate_stream(SPEC, config)
     assert counts.seen == 20 and "(1 left out by --exclude)" in capsys.readouterr().out
 
 

@@ -10,10 +10,10 @@ from support import TINY, user_error
 from test_training import final
 from tiny import PROGRAM
 
-from common import weights
 from common.config import TrainConfig
 from common.errors import UserError
 from common.train import checkpoint
+from common.weights.load import load_torch
 
 NEWEST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
 
@@ -23,7 +23,7 @@ def snapshot(step, **facts):
 
 
 def step_of(path):
-    return weights.load_torch(path)["step"]
+    return load_torch(path)["step"]
 
 
 def saved(writer, *snapshots):

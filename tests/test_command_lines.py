@@ -20,7 +20,8 @@ accumulate amp amp-backend amp-dtype arch auto-augment batch-size clip-grad colo
 data decay-norm device device-id dropout ema epochs eval-batch-size evaluate exclude full-fp32 hang-timeout image-size
 keep-best keep-last label-smoothing loss-scale lr lr-schedule machines max-steps memory-format min-crop mixup momentum
 npu num-classes on-bad-image on-save-error opt-level optimizer output-dir pretrained print-freq random-erasing reduce
-rendezvous-timeout resume run-name save-every seed smoothing-off threads transform-input warm-up-epochs warm-up-steps
+rendezvous-timeout resume run-name save-every seed smoothing-targets threads throughput-skip-steps transform-input
+warm-up-epochs
 weight-decay workers
 """.split()
 

@@ -12,8 +12,8 @@ import torch
 from support import ROOT
 from tiny import RECIPE, SPEC
 
-from common import evaluate, metrics
-from common.data import index, loader, order, transforms
+from common.data import index, loader, sampling, transforms
+from common.evaluation import evaluate, metrics
 
 
 @pytest.mark.parametrize("model", ["inception_v3", "inception_v4", "xception"])
@@ -31,7 +31,7 @@ def test_a_network_that_was_killed_twice_ends_with_the_same_bits(model):
 class _OneRank:
     """A group whose other ranks are asked one after the other."""
 
-    def go_on(self, status, error):
+    def sync_status(self, status, error):
         assert error is None
         return status
 
@@ -84,7 +84,7 @@ class _Dry:
 def test_a_restart_at_step_4000_of_5000_costs_no_more_than_a_fresh_start(monkeypatch):
     read = []
     monkeypatch.setattr(loader, "open_rgb", lambda i: read.append(i) or np.zeros((4, 4, 3), np.uint8))
-    plan = order.StepPlan(num_images=5000 * 256, num_micro_batches=1, micro_batch_size=256)
+    plan = sampling.StepPlan(num_images=5000 * 256, num_micro_batches=1, micro_batch_size=256)
     config = dataclasses.replace(RECIPE, batch_size=256)
 
     def first_batch(step):
@@ -96,7 +96,7 @@ def test_a_restart_at_step_4000_of_5000_costs_no_more_than_a_fresh_start(monkeyp
     first_batch(0)  # what only the first call pays for
     (fresh_s, _), (resumed_s, indices) = first_batch(0), first_batch(4000)
     assert resumed_s - fresh_s < 2
-    assert indices == order.epoch_permutation(0, 0, plan.num_images)[4000 * 256 : 4001 * 256].tolist()
+    assert indices == sampling.epoch_permutation(0, 0, plan.num_images)[4000 * 256 : 4001 * 256].tolist()
     assert len(read) == 3 * 256, "images of steps that were done already were read again"
 
 
@@ -119,7 +119,7 @@ def _ids_read(train, plan, config, world_size, workers, first_step):
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 0), (2, 1), (3, 2)])
 def test_loaders_of_any_number_of_ranks_hand_over_the_same_images_in_the_same_order(images, world_size, workers):
     train = index.load_splits(str(images)).train
-    plan, config = order.StepPlan(len(train), 6, 2), dataclasses.replace(RECIPE, data=str(images))
+    plan, config = sampling.StepPlan(len(train), 6, 2), dataclasses.replace(RECIPE, data=str(images))
     whole = _ids_read(train, plan, config, 1, 0, 0)
     assert sorted(i for ids in whole.values() for i in ids) == list(range(60)) and len(whole) == 30
     assert _ids_read(train, plan, config, world_size, workers, 0) == whole

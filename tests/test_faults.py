@@ -15,9 +15,10 @@ from test_training import background, final, same_training
 from tiny import SPEC
 from torch.utils.data import dataloader
 
-from common import cli, distributed, launch
+from common import distributed, errors
 from common.data import index, loader, transforms
 from common.errors import RunError, UserError
+from common.launch import launch
 
 OPTIONS = ["--print-freq=1", "--save-every=3", "--epochs=4", "--reduce=exact", "--ema=0.9"]
 MANY = "--epochs=4000"
@@ -136,7 +137,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_saved_step(images, start, tm
     run = start(command(images, folder, "--devices=2", options=[*OPTIONS, MANY, "--save-every=0"]), folder)
     run.does_steps()
     os.kill(run.ranks()[rank], number)
-    output = run.ends(cli.EXIT_TERMINATED)
+    output = run.ends(errors.EXIT_TERMINATED)
     state, last = final(folder), [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
     assert f"stopped at epoch {state['epoch'] + 1} step {state['step']};" in output
     done = [(last["epoch"] - 1, last["step"]), (last["epoch"], 0)]
@@ -174,11 +175,11 @@ def test_killed_ranks_start_again_and_nothing_is_lost(images, start, tmp_path, u
     assert same_training(undisturbed, folder) == []
 
 
-@pytest.mark.parametrize(("options", "status"), [(["--lr=-1"], 2), ([MANY], cli.EXIT_TERMINATED)])
+@pytest.mark.parametrize(("options", "status"), [(["--lr=-1"], 2), ([MANY], errors.EXIT_TERMINATED)])
 def test_wrong_input_and_a_stop_are_not_restarted(images, start, tmp_path, options, status):
     folder = tmp_path / "run"
     run = start(command(images, folder, "--devices=2", "--max_restarts=3", options=[*OPTIONS, *options]), folder)
-    if status == cli.EXIT_TERMINATED:
+    if status == errors.EXIT_TERMINATED:
         run.does_steps()
         os.kill(run.ranks()[1], signal.SIGTERM)
     assert "start again" not in run.ends(status)
@@ -206,7 +207,7 @@ def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path):
     wait_until(lambda: "2 rank(s)" in first.output().split("1 rank(s)")[-1] + third.output(), first)  # either leads
     first.does_steps()
     first.process.send_signal(signal.SIGTERM)
-    assert first.process.wait(60) == cli.EXIT_TERMINATED, first.output()
+    assert first.process.wait(60) == errors.EXIT_TERMINATED, first.output()
     state = final(folder)
     assert (state["num_micro_batches"], state["micro_batch_size"]) == (6, 2)
 
@@ -269,7 +270,7 @@ def test_a_loader_whose_start_was_interrupted_is_freed_in_silence(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
     half_made = [dataloader._MultiProcessingDataLoaderIter.__new__(dataloader._MultiProcessingDataLoaderIter)]
-    with pytest.raises(RunError, match="a loader process died"), distributed.losses_explained():
+    with pytest.raises(RunError, match="a loader process died"), distributed.translate_worker_failures():
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
     half_made.clear()
     assert said == []

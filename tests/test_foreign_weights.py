@@ -10,8 +10,9 @@ import closed_form
 import pytest
 import torch
 
-from common import convert, keras_h5, mindspore_ckpt, weights
 from common.errors import UserError
+from common.weights import convert, keras, mindspore
+from common.weights.load import load_model
 from xception.src.config import SPEC
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ def state():
 
 
 def logits(path, **options):
-    model, meta = weights.load(path, SPEC, **options)
+    model, meta = load_model(path, SPEC, **options)
     with torch.inference_mode():
         return model(torch.from_numpy(closed_form.image(SIZE))), meta["build"]
 
@@ -46,11 +47,11 @@ def expected(state, **options):
 
 def test_a_file_written_by_mindspore_is_read():
     assert MINDSPORE.stat().st_size < 50_000
-    raw = mindspore_ckpt.read_raw(MINDSPORE)
+    raw = mindspore.read_raw(MINDSPORE)
     assert raw["global_step"].shape == (1,)
     assert raw["epoch_num"].item() == 3
     assert "note" not in raw  # a text, not a tensor
-    read = mindspore_ckpt.read(MINDSPORE)
+    read = mindspore.read(MINDSPORE)
     assert {name.partition(".")[0] for name in read} == {"conv1", "bn1", "bn2", "block1", "fc", "half"}
     assert {name for name in read if name.startswith("bn1.")} == {
         "bn1.weight",
@@ -69,7 +70,7 @@ def test_a_file_written_by_mindspore_is_read():
 
 
 def test_mindspores_chunks_are_really_there():
-    message, _ = mindspore_ckpt._checkpoint_message()
+    message, _ = mindspore._checkpoint_message()
     values = message.FromString(MINDSPORE.read_bytes()[:-17]).value
     assert [value.tag for value in values].count("conv1.weight") == 4  # 3456 bytes in parts of 1024
 
@@ -80,11 +81,11 @@ def test_a_damaged_mindspore_file_is_refused(tmp_path):
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(content)
     with pytest.raises(UserError, match="damaged, its checksum is wrong"):
-        weights.load(broken, SPEC)
+        load_model(broken, SPEC)
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(MINDSPORE.read_bytes()[:9000])
     with pytest.raises(UserError, match=r"cut.ckpt: not a MindSpore checkpoint, or truncated"):
-        weights.load(cut, SPEC)
+        load_model(cut, SPEC)
     content[2000] ^= 1
     stated = binascii.crc32(content[:-17])
     assert int.from_bytes(content[-10:], "big") == stated
@@ -92,7 +93,7 @@ def test_a_damaged_mindspore_file_is_refused(tmp_path):
 
 def test_a_mindspore_file_of_another_network_lists_what_differs():
     with pytest.raises(UserError) as error:
-        weights.load(MINDSPORE, SPEC)
+        load_model(MINDSPORE, SPEC)
     message = str(error.value)
     assert "does not fit xception" in message
     shown = [part.split()[1] for part in message.split("differ: ")[1].split("; ") if part.startswith("missing")]
@@ -101,10 +102,10 @@ def test_a_mindspore_file_of_another_network_lists_what_differs():
 
 
 def test_mindspore_files_round_trip_with_optimizer_extras(state, tmp_path, monkeypatch):
-    monkeypatch.setattr(mindspore_ckpt, "CHUNK_BYTES", 100_000)
+    monkeypatch.setattr(mindspore, "CHUNK_BYTES", 100_000)
     moments = {f"moments.{name}": tensor for name, tensor in state.items() if name.startswith("conv1.")}
-    mindspore_ckpt.write(tmp_path / "a.ckpt", {**state, **moments, "global_step": torch.tensor([7])})
-    assert set(mindspore_ckpt.read_raw(tmp_path / "a.ckpt")) > {"global_step", "moments.conv1.weight", "bn1.gamma"}
+    mindspore.write(tmp_path / "a.ckpt", {**state, **moments, "global_step": torch.tensor([7])})
+    assert set(mindspore.read_raw(tmp_path / "a.ckpt")) > {"global_step", "moments.conv1.weight", "bn1.gamma"}
     ours, build = logits(tmp_path / "a.ckpt")
     assert build == {"num_classes": 1000, "dropout": 0.5, "pool_padding": "same", "bn_eps": 1e-5}
     assert torch.equal(ours, expected(state, pool_padding="same", bn_eps=1e-5))
@@ -118,8 +119,8 @@ def test_mindcv_names(state, tmp_path):
             name = f"blocks.{int(number) - 1}.{rest}"
         return name
 
-    mindspore_ckpt.write(tmp_path / "mindcv.ckpt", {theirs(name): tensor for name, tensor in state.items()})
-    assert "blocks.11.skipbn.gamma" in mindspore_ckpt.read_raw(tmp_path / "mindcv.ckpt")
+    mindspore.write(tmp_path / "mindcv.ckpt", {theirs(name): tensor for name, tensor in state.items()})
+    assert "blocks.11.skipbn.gamma" in mindspore.read_raw(tmp_path / "mindcv.ckpt")
     assert torch.equal(logits(tmp_path / "mindcv.ckpt")[0], expected(state))
 
 
@@ -127,7 +128,7 @@ def test_mindcv_names(state, tmp_path):
 
 
 def test_a_file_written_by_keras_is_read():
-    read = keras_h5.read(KERAS)
+    read = keras.read(KERAS)
     shapes = {
         "block1_conv1.weight": (8, 3, 3, 3),
         "block2_sepconv1.depthwise.weight": (8, 1, 3, 3),
@@ -146,7 +147,7 @@ def test_a_file_written_by_keras_is_read():
 
 
 def test_keras_files_round_trip(state, tmp_path):
-    keras_h5.write(tmp_path / "a.h5", SPEC.export_maps["keras"](state))
+    keras.write(tmp_path / "a.h5", SPEC.export_maps["keras"](state))
     ours, build = logits(tmp_path / "a.h5")
     assert build["bn_eps"] == 1e-3
     assert build["pool_padding"] == "same"
@@ -168,7 +169,7 @@ def test_keras_shortcuts_keep_their_order_whatever_was_built_before(state, tmp_p
         later[f"{layer}.{last}"] = tensor
     assert "conv2d_12.weight" in later
     assert "batch_normalization_9.bias" in later
-    keras_h5.write(tmp_path / "later.h5", later)
+    keras.write(tmp_path / "later.h5", later)
     assert torch.equal(logits(tmp_path / "later.h5")[0], expected(state, bn_eps=1e-3))
 
 
@@ -206,10 +207,10 @@ def test_an_hdf5_file_that_is_not_keras_is_refused(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = [1.0]
     with pytest.raises(UserError, match="without Keras' layer_names"):
-        weights.load(tmp_path / "other.h5", SPEC)
+        load_model(tmp_path / "other.h5", SPEC)
     (tmp_path / "cut.h5").write_bytes(KERAS.read_bytes()[:3000])
     with pytest.raises(UserError, match=r"cut.h5: truncated or damaged"):
-        weights.load(tmp_path / "cut.h5", SPEC)
+        load_model(tmp_path / "cut.h5", SPEC)
 
 
 # ---- Cadene, timm ----------------------------------------------------------------------------------------------------
@@ -235,8 +236,8 @@ def test_cadene_files_with_matrices_for_pointwise_kernels(state, tmp_path, head)
 def files(state, tmp_path_factory):
     """One file per origin."""
     folder = tmp_path_factory.mktemp("origins")
-    mindspore_ckpt.write(folder / "mindspore.ckpt", state)
-    keras_h5.write(folder / "keras.h5", SPEC.export_maps["keras"](state))
+    mindspore.write(folder / "mindspore.ckpt", state)
+    keras.write(folder / "keras.h5", SPEC.export_maps["keras"](state))
     torch.save(state, folder / "timm.pth")
     return folder
 

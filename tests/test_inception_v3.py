@@ -1,4 +1,4 @@
-"""Inception v3 against torchvision's, its initialisation, its sizes and its export."""
+"""Inception v3 against torchvision's, its initialization, its sizes and its export."""
 
 import math
 
@@ -10,17 +10,17 @@ import torch
 import torchvision
 from support import ROOT, user_error
 
-from common import weights
 from common.data import transforms
 from common.deploy import export
-from common.device import Device
+from common.device.device import Device
 from common.errors import UserError
-from common.evaluate import Normaliser
+from common.evaluation.torch_engine import Normalizer
+from common.weights.load import load_model
 from inception_v3.spec import SPEC
 
 
 def smooth(n, seed=None):
-    """Images of large patches, normalised: unlike white noise, they differ from each other after many layers."""
+    """Images of large patches, normalized: unlike white noise, they differ from each other after many layers."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.nn.functional.interpolate(2 * torch.randn(n, 3, 6, 6, generator=generator), 299, mode="bicubic")
 
@@ -48,7 +48,7 @@ def ours(state_dict, **options):
     return network
 
 
-def normalised(seed=1, n=2, size=299):
+def normalized(seed=1, n=2, size=299):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -59,7 +59,7 @@ def test_parameter_counts():
 
 @pytest.mark.parametrize("transform_input", [False, True])
 def test_logits_are_torchvisions_in_evaluation_and_training_mode(peer, transform_input):
-    network, x = ours(peer.state_dict(), transform_input=transform_input), normalised()
+    network, x = ours(peer.state_dict(), transform_input=transform_input), normalized()
     peer.transform_input = transform_input
     with torch.no_grad():
         assert (network.eval()(x) - peer.eval()(x)).abs().max() < 1e-5
@@ -73,7 +73,7 @@ def test_logits_are_torchvisions_in_evaluation_and_training_mode(peer, transform
 def test_input_of_half_half_is_not_confused_with_imagenets(peer):
     """A network for 0.5/0.5 input gives the same logits for both normalisations if, and only if, it is told which."""
     pixels = (smooth(2, seed=3) * 60 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    imagenet = Normaliser(SPEC, Device("cpu"), "nchw")(pixels)
+    imagenet = Normalizer(SPEC, Device("cpu"), "nchw")(pixels)
     half = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
     told, untold = (ours(peer.state_dict(), transform_input=flag).eval() for flag in (True, False))
     with torch.no_grad():
@@ -84,17 +84,17 @@ def test_input_of_half_half_is_not_confused_with_imagenets(peer):
 
 def test_a_bare_file_tells_by_itself_which_input_it_expects(peer, tmp_path):
     torch.save(peer.state_dict(), tmp_path / "ported.pth")  # trained statistics beside scales of exactly 1
-    _, meta = weights.load(tmp_path / "ported.pth", SPEC)
+    _, meta = load_model(tmp_path / "ported.pth", SPEC)
     assert meta["build"]["transform_input"] is True
     state = {k: v + 0.5 if k.endswith("bn.weight") else v for k, v in peer.state_dict().items()}
     torch.save(state, tmp_path / "trained.pth")
-    _, meta = weights.load(tmp_path / "trained.pth", SPEC)
+    _, meta = load_model(tmp_path / "trained.pth", SPEC)
     assert meta["build"]["transform_input"] is False
-    model, meta = weights.load(tmp_path / "ported.pth", SPEC, transform_input=False)
+    model, meta = load_model(tmp_path / "ported.pth", SPEC, transform_input=False)
     assert model.transform_input is False
 
 
-def test_the_initialiser_reaches_every_convolution():
+def test_the_initializer_reaches_every_convolution():
     """Deviation of a normal cut at two sigma: 0.8796 sigma. The auxiliary head has its own."""
     torch.manual_seed(0)
     network = SPEC.build()
@@ -113,10 +113,10 @@ def test_the_initialiser_reaches_every_convolution():
 @pytest.mark.parametrize("size", [75, 96, 160, 224])
 def test_smaller_inputs_train_and_evaluate(size):
     network = SPEC.build(num_classes=3)
-    main, aux = network.train()(normalised(size=size))
+    main, aux = network.train()(normalized(size=size))
     (main.sum() + aux.sum()).backward()
     assert all(p.grad is not None for p in network.parameters())
-    assert network.eval()(normalised(size=size)).shape == (2, 3)
+    assert network.eval()(normalized(size=size)).shape == (2, 3)
 
 
 def test_other_options_are_refused():
@@ -151,10 +151,10 @@ def test_export_with_dynamic_batch_is_opset_11_and_equals_torch_at_large_logits(
     onnx.checker.check_model(proto)
     assert [entry.version for entry in proto.opset_import] == [11]
     assert [i.name for i in proto.graph.input] == ["image"] and [o.name for o in proto.graph.output] == ["class"]
-    model, _ = weights.load(checkpoint, SPEC)
+    model, _ = load_model(checkpoint, SPEC)
     session = onnxruntime.InferenceSession(tmp_path / "v3.onnx", providers=["CPUExecutionProvider"])
     for n in (1, 3, 8):
-        images = normalised(seed=n, n=n)
+        images = normalized(seed=n, n=n)
         with torch.inference_mode():
             expected = model(images).numpy()
         found = session.run(None, {"image": images.numpy()})[0]
@@ -183,10 +183,10 @@ def test_demo_names_five_classes_with_probabilities(checkpoint, images, run):
     # The same by hand: the evaluation's own pixels, softmax, names from the checkpoint.
     from common.data.decode import open_rgb
 
-    model, meta = weights.load(checkpoint, SPEC)
+    model, meta = load_model(checkpoint, SPEC)
     pixels = torch.from_numpy(transforms.eval_transform(SPEC)(open_rgb(photo)).copy())[None]
     with torch.inference_mode():
-        expected = model(Normaliser(SPEC, Device("cpu"), "nchw")(pixels)).double().softmax(1)[0].topk(5)
+        expected = model(Normalizer(SPEC, Device("cpu"), "nchw")(pixels)).double().softmax(1)[0].topk(5)
     for line, probability, k in zip(lines[1:], expected.values.tolist(), expected.indices.tolist(), strict=True):
         percent, name = line.split("%")
         assert name.strip() == meta["classes"][k]

@@ -14,8 +14,8 @@ from support import ROOT, TINY, user_error
 from test_training import same_training
 from torch import distributed as dist
 
-from common import rollcall
 from common.errors import UserError
+from common.launch import rendezvous
 
 PORT = 29400
 SIMULATED = ROOT / "tests" / "fake_npu" / "installation.py"
@@ -51,7 +51,7 @@ class Machines:
             "exec",
             self.names[rank],
             sys.executable,
-            root / "common" / "launch.py",
+            root / "common" / "launch" / "launch.py",
             "tiny",
             root / "tests" / "tiny.py",
             "--",
@@ -213,7 +213,7 @@ def meet(*facts, nnodes=None, seats=None, **more):
         port = probe.getsockname()[1]
 
     calls = [
-        rollcall.RollCall(nnodes or len(facts), seat, "127.0.0.1", port, 3, **more)
+        rendezvous.Rendezvous(nnodes or len(facts), seat, "127.0.0.1", port, 3, **more)
         for seat in seats or range(len(facts))
     ]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.metrics import Counts, label_ranks, smoothed_losses
+from common.evaluation.metrics import Counts, label_ranks, smoothed_losses
 
 
 def test_rank_is_the_position_and_ties_go_to_the_lower_index():

@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from common.data import order
+from common.data import sampling
 from common.errors import UserError
 
 GOLDEN_PERMUTATION = [2, 0, 1, 4, 5, 6, 7, 3]
 GOLDEN_SEED = 5874723144925201505
-PLAN = order.StepPlan(num_images=100, num_micro_batches=6, micro_batch_size=4)
+PLAN = sampling.StepPlan(num_images=100, num_micro_batches=6, micro_batch_size=4)
 
 
 def steps(world_size, epoch=0, first_step=0):
@@ -18,7 +18,7 @@ def steps(world_size, epoch=0, first_step=0):
     seen = {}
     for rank in range(world_size):
         share = len(PLAN.micro_batches_of(rank, world_size))
-        batches = order.epoch_batches(PLAN, 7, epoch, first_step, rank, world_size)
+        batches = sampling.epoch_batches(PLAN, 7, epoch, first_step, rank, world_size)
         for n, batch in enumerate(batches):
             seen.setdefault(first_step + n // share, []).append(batch)
     return seen
@@ -41,17 +41,17 @@ def test_resuming_in_the_middle_gives_the_rest_of_the_epoch():
 
 
 def test_epochs_differ_and_the_permutation_is_stable_across_versions():
-    first, second = (order.epoch_permutation(0, epoch, 1000) for epoch in (0, 1))
+    first, second = (sampling.epoch_permutation(0, epoch, 1000) for epoch in (0, 1))
     assert sorted(first) == list(range(1000))
     assert not np.array_equal(first, second)
     # If this changes, runs that were stopped cannot be continued by the new code.
-    assert order.epoch_permutation(0, 0, 8).tolist() == GOLDEN_PERMUTATION
-    assert order.step_seed(1, 2, 3, 4) == GOLDEN_SEED
+    assert sampling.epoch_permutation(0, 0, 8).tolist() == GOLDEN_PERMUTATION
+    assert sampling.step_seed(1, 2, 3, 4) == GOLDEN_SEED
 
 
 def test_streams_of_different_use_do_not_coincide():
-    seeds = [order.image_seed(0, e, i) for e, i in itertools.product(range(20), range(20))]
-    seeds += [order.step_seed(0, e, s, m) for e, s, m in itertools.product(range(8), range(8), range(8))]
+    seeds = [sampling.image_seed(0, e, i) for e, i in itertools.product(range(20), range(20))]
+    seeds += [sampling.step_seed(0, e, s, m) for e, s, m in itertools.product(range(8), range(8), range(8))]
     assert len(set(seeds)) == len(seeds)
 
 

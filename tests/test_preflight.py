@@ -8,7 +8,8 @@ import sys
 import pytest
 from support import LAUNCH_TINY, ROOT
 
-from common import device_preflight, preflight
+from common.device import finding, npu_preflight
+from common.launch import preflight
 
 CHECK = ROOT / "tools" / "check_npu.py"
 CARD = "| {number}     {name}               | {health:13} | 94.6        36                0    / 0             |\n"
@@ -32,7 +33,7 @@ def test_a_sound_cpu_passes(run, images):
     rows = table(done.stdout)
     assert [need for need, row in rows.items() if row[0] != "ok"] == [] and "all 8 checks passed" in done.stdout
     assert rows["data"][1] == "60 images in 3 classes, 21 for validation"
-    assert "\033" not in done.stdout, "colours are for terminals"
+    assert "\033" not in done.stdout, "colors are for terminals"
 
 
 def test_what_is_wrong_comes_with_a_remedy_and_status_1(run, tmp_path):
@@ -118,7 +119,7 @@ def ascend(tmp_path, monkeypatch):
 
 
 def rows(devices, several=False):
-    return {each.what: each for each in device_preflight.findings("npu", devices, several)}
+    return {each.what: each for each in npu_preflight.findings("npu", devices, several)}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_green_and_red_on_a_terminal_only(monkeypatch):
         def isatty(self):
             return True
 
-    found = [preflight.Finding("this", "here"), preflight.Finding("that", "gone", "bring it")]
+    found = [finding.Finding("this", "here"), finding.Finding("that", "gone", "bring it")]
     for file, codes in ((Terminal(), 2), (io.StringIO(), 0)):
         monkeypatch.delenv("NO_COLOR", raising=False)
         assert preflight.show(found, file) == 1

@@ -1,4 +1,4 @@
-"""The generated data set: the same every time, ImageNet's layout, not to be told by colour."""
+"""The generated data set: the same every time, ImageNet's layout, not to be told by color."""
 
 import hashlib
 
@@ -57,8 +57,8 @@ def test_it_is_as_varied_as_the_wild(sample):
     assert 0.04 < sum(image.getexif().get(0x0112) in (3, 6, 8) for image in files) / len(files) < 0.2
 
 
-def test_the_mean_colour_gives_less_than_half_away(sample):
-    """Fifteen nearest neighbours on the mean colour of the training images."""
+def test_the_mean_color_gives_less_than_half_away(sample):
+    """Fifteen nearest neighbors on the mean color of the training images."""
 
     def features(part):
         paths = sorted((sample / part).rglob("*.JPEG"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.config import TrainConfig
-from common.device import Device
+from common.device.device import Device
 from common.errors import UserError
 from common.train import losses, optim, schedules
 

@@ -15,7 +15,8 @@ import torch
 from support import LAUNCH_TINY, TINY, user_error
 from tiny import PROGRAM, RECIPE
 
-from common import cli, weights
+from common import errors
+from common.weights.load import load_torch
 
 # Everything that draws random numbers or keeps state beside the weights.
 EVERYTHING = (
@@ -32,7 +33,7 @@ EVERYTHING = (
 
 
 def final(folder):
-    return weights.load_torch(folder / "checkpoint.pth.tar")
+    return load_torch(folder / "checkpoint.pth.tar")
 
 
 def differences(a, b, path=""):
@@ -101,7 +102,7 @@ def test_a_killed_run_continues_to_the_same_bits(images, train, tmp_path, number
     at_stop = final(folder)
     statuses.append(stopped_at(background(*words, "--workers=1", cwd=tmp_path), folder, number, after_steps=12))
     statuses.append(background(*words, cwd=tmp_path).wait(timeout=120))
-    assert statuses[0] == (cli.EXIT_TERMINATED if number == signal.SIGTERM else -signal.SIGKILL)
+    assert statuses[0] == (errors.EXIT_TERMINATED if number == signal.SIGTERM else -signal.SIGKILL)
     assert statuses[-1] == 0
     if number == signal.SIGTERM:
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -151,22 +152,22 @@ def test_batch_norm_statistics_are_the_mean_over_micro_batches(images, train):
     folder = train("bn", "--max-steps=1", "--accumulate=3", "--epochs=1")
     from tiny import SPEC
 
-    from common.data import index, loader, order, transforms
-    from common.device import Device
-    from common.evaluate import Normaliser
+    from common.data import index, loader, sampling, transforms
+    from common.device.device import Device
+    from common.evaluation.torch_engine import Normalizer
 
     splits = index.load_splits(str(images))
-    plan = order.StepPlan(len(splits.train), 3, 4)
+    plan = sampling.StepPlan(len(splits.train), 3, 4)
     config = dataclasses.replace(RECIPE, data=str(images))
     batches = loader.TrainLoader(splits.train, transforms.train_transform(config), plan, config, 0, 1, 0, False).epoch(
         0
     )
     torch.manual_seed(0)
     model = SPEC.build(num_classes=3)
-    normalise = Normaliser(SPEC, Device("cpu"), "channels_last")
+    normalize = Normalizer(SPEC, Device("cpu"), "channels_last")
     means = []
     for _ in range(3):
-        x = model.stem[0](normalise(next(batches).pixels_NHWC))
+        x = model.stem[0](normalize(next(batches).pixels_NHWC))
         means.append(0.1 * x.mean(dim=(0, 2, 3)))  # momentum 0.1 from a start of 0
     got = final(folder)["state_dict"]
     assert torch.allclose(got["stem.1.running_mean"], torch.stack(means).mean(0), atol=1e-6)
@@ -183,7 +184,7 @@ OPTIONS = {
     "weight_decay": ["--wd=0.1"],
     "decay_norm": ["--wd=0.1", "--no-decay-norm"],
     "label_smoothing": ["--label-smoothing=0.5"],
-    "smoothing_off": ["--smoothing-off=others"],
+    "smoothing_targets": ["--smoothing-off=others"],
     "accumulate": ["--accumulate=2"],
     "ema": ["--ema=0.5"],
     "clip_grad": ["--clip-grad=0.1"],
@@ -347,7 +348,7 @@ def test_pretrained_weights_start_a_training_with_another_class_count(images, ru
         "--max-steps=1",
         "--lr=1e-9",
     )
-    assert "fc has 3 classes, not 7; initialised anew" in done.stdout
+    assert "fc has 3 classes, not 7; initialized anew" in done.stdout
     a, b = final(tmp_path / "a")["state_dict"], final(tmp_path / "b")["state_dict"]
     assert torch.allclose(a["stem.0.weight"], b["stem.0.weight"], atol=1e-6)
     assert b["fc.weight"].shape == (7, 16)

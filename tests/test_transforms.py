@@ -11,8 +11,8 @@ from torchvision.transforms import v2
 
 from common.config import TrainConfig
 from common.data import transforms
-from common.device import Device
-from common.evaluate import Normaliser
+from common.device.device import Device
+from common.evaluation.torch_engine import Normalizer
 from inception_v3.spec import SPEC
 
 
@@ -38,8 +38,8 @@ def test_pixels_are_torchvisions(size):
 
 
 def test_floor_rounding_cuts_one_pixel_earlier():
-    assert transforms.centre_crop_offset(342, 299, "round") == 22
-    assert transforms.centre_crop_offset(342, 299, "floor") == 21
+    assert transforms.center_crop_offset(342, 299, "round") == 22
+    assert transforms.center_crop_offset(342, 299, "floor") == 21
     floor = dataclasses.replace(SPEC, crop_rounding="floor")
     image = photograph(342, 342)
     assert np.array_equal(transforms.eval_transform(floor)(image), np.asarray(image)[21:320, 21:320])
@@ -51,14 +51,14 @@ def test_the_resize_scales_with_the_image_size():
     assert transforms.eval_transform(SPEC, 160)(photograph(500, 375)).shape == (160, 160, 3)
 
 
-def test_normalisation_on_the_device_is_to_tensor_and_normalize_bit_for_bit():
+def test_normalization_on_the_device_is_to_tensor_and_normalize_bit_for_bit():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
     classic = torchvision.transforms.Compose(
         [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(SPEC.mean, SPEC.std)]
     )
     expected = torch.stack([classic(image) for image in pixels])
     for layout in ("nchw", "channels_last"):
-        assert torch.equal(Normaliser(SPEC, Device("cpu"), layout)(torch.from_numpy(pixels)), expected)
+        assert torch.equal(Normalizer(SPEC, Device("cpu"), layout)(torch.from_numpy(pixels)), expected)
 
 
 def test_training_pixels_depend_on_torchs_generator_alone():

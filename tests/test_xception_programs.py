@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from support import forked
 
-from common import mindspore_ckpt, weights
 from common.errors import UserError
+from common.weights import mindspore
+from common.weights.load import read_checkpoint
 from xception.src.config import SPEC
 from xception.src.program import XceptionProgram
 
@@ -117,7 +118,7 @@ def test_checkpoints_have_the_seeds_names(trained):
         "Xception-rank0-1_3.ckpt",
         "Xception-rank0-2_3.ckpt",
     ]
-    loaded = weights.read(cwd / "gpu-ckpt" / "Xception-rank0-2_3.ckpt", SPEC)
+    loaded = read_checkpoint(cwd / "gpu-ckpt" / "Xception-rank0-2_3.ckpt", SPEC)
     assert loaded.build_options == {"num_classes": 2, "dropout": 0.5, "pool_padding": "same", "bn_eps": 1e-5}
     assert loaded.metadata["epoch"] == 2
     config = json.loads((cwd / "output" / "run_train_gpu_fp32" / "00000" / "config.json").read_text())
@@ -192,7 +193,7 @@ def test_training_goes_on_from_a_mindspore_checkpoint(home):
     cwd.mkdir()
     state = SPEC.build().state_dict()
     closed_form.fill(state)
-    mindspore_ckpt.write(cwd / "official.ckpt", state)
+    mindspore.write(cwd / "official.ckpt", state)
     done = script(
         "run_train_gpu_fp16.sh",
         1,
@@ -211,7 +212,7 @@ def test_training_goes_on_from_a_mindspore_checkpoint(home):
         13,
         cwd=cwd,
     )
-    assert "--pretrained: fc has 1000 classes, not 2; initialised anew" in done.stdout
+    assert "--pretrained: fc has 1000 classes, not 2; initialized anew" in done.stdout
     assert "epoch: 5 step: 1, loss is" not in done.stdout  # one line per 100 steps and at the end of an epoch
     config = json.loads((cwd / "output" / "run_train_gpu_fp16" / "00000" / "config.json").read_text())
     assert (config["finish_epoch"], config["amp"]) == (4, True)

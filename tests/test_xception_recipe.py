@@ -1,4 +1,4 @@
-"""Xception's recipe: learning rates and loss against the formulas written out, optimiser, data, names, lines."""
+"""Xception's recipe: learning rates and loss against the formulas written out, optimizer, data, names, lines."""
 
 import dataclasses
 import math
@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from common import device as devices
 from common.data import transforms
+from common.device import device as devices
 from common.errors import UserError
-from common.metrics import Counts
+from common.evaluation.metrics import Counts
 from common.train import optim, schedules
-from xception.src import config, dataset, lr_generator, report
+from xception.src import config, dataset, lr_generator, run_log
 from xception.src.loss import CrossEntropySmooth
 
 RATES = {"lr_init": 4e-5, "lr_max": 0.4, "lr_end": 4e-5}
@@ -105,7 +105,7 @@ def test_smoothing_by_hand():
     assert float(CrossEntropySmooth(logits, torch.tensor([0, 1]), 0.0)) == pytest.approx(plain, rel=1e-6)
 
 
-# ---- recipes, optimiser, data ----------------------------------------------------------------------------------------
+# ---- recipes, optimizer, data ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def saver(folder, monkeypatch, resume=None, **options):
     run.mkdir()
     (run / "checkpoint.pth.tar").write_text("weights")
     job = types.SimpleNamespace(config=dataclasses.replace(config.GPU, resume=resume or "", **options), state=resume)
-    say = report.XceptionReport(run, job)
+    say = run_log.XceptionReport(run, job)
     return lambda epoch: say.epoch_saved(run / "checkpoint.pth.tar", epoch, 20)
 
 
@@ -228,7 +228,7 @@ def test_a_second_run_removes_nothing_of_the_first(tmp_path, monkeypatch):
         save(2)
     assert names(tmp_path) == ["Xception-rank0-2_20.ckpt", "Xception-rank0_1-2_20.ckpt", "Xception-rank0_2-2_20.ckpt"]
     monkeypatch.chdir(tmp_path)
-    assert report.newest_checkpoint().name == "Xception-rank0_2-2_20.ckpt"
+    assert run_log.newest_checkpoint().name == "Xception-rank0_2-2_20.ckpt"
 
 
 def test_save_checkpoint_epochs_and_off(tmp_path, monkeypatch):
@@ -244,9 +244,9 @@ def test_the_lines_of_an_epoch(tmp_path, monkeypatch, capsys):
     """The golden lines of the package's log, down to the printing of a float32."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    say = report.XceptionReport(tmp_path / "run", types.SimpleNamespace(config=config.ASCEND, state=None))
+    say = run_log.XceptionReport(tmp_path / "run", types.SimpleNamespace(config=config.ASCEND, state=None))
     clock = iter([100.0, 801.24235])
-    monkeypatch.setattr(report.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(run_log.time, "perf_counter", lambda: next(clock))
     say.epoch_begins(0, 0, 1251)
     say.progress(0, 250, 1251, 1251, 5.0, 3.0, 0.4, 1826.0, 4.84274435)
     assert capsys.readouterr().out.splitlines() == [
@@ -256,6 +256,6 @@ def test_the_lines_of_an_epoch(tmp_path, monkeypatch, capsys):
     ]
     counts = Counts(seen=49920, loss_sum=1.7797744848789312 * 49920)
     counts.correct[:] = (39865, 0, 0, 0, 47353)
-    line = report.result_line(counts)
+    line = run_log.result_line(counts)
     assert line == f"result: {{'Loss': {counts.loss}, 'Top_1_Acc': {39865 / 49920}, 'Top_5_Acc': {47353 / 49920}}}"
     assert "'Top_1_Acc': 0.79857772" in line

@@ -21,11 +21,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common import cli
-from common.data import check, findings
-from common.deploy import parallel
-from common.deploy.progress import Progress
+from common import cli, parallel
+from common.data import audit, audit_report
 from common.errors import UserError
+from common.progress import Progress
 
 _SHOWN = 10  # findings of a kind that are printed; the list holds all
 _FIRST_LINE = "# Images to leave out, found by tools/check_data.py in "
@@ -35,9 +34,9 @@ _FIRST_LINE = "# Images to leave out, found by tools/check_data.py in "
 class CheckConfig:
     """Options of this program."""
 
-    list: str = cli.knob("exclude.txt", "file to write the images to leave out to")
-    workers: int = cli.knob(0, "processes that decode; 0 is one per core", "-j", low=0)
-    max_imbalance: float = cli.knob(10.0, "how many times the smallest class the largest may be", low=1)
+    list: str = cli.option("exclude.txt", "file to write the images to leave out to")
+    workers: int = cli.option(0, "processes that decode; 0 is one per core", "-j", low=0)
+    max_imbalance: float = cli.option(10.0, "how many times the smallest class the largest may be", low=1)
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -51,7 +50,7 @@ def examine_all(store, workers):
     try:
         with Progress(total, "files") as advance:
             for tasks in store.tasks():
-                for results in parallel.unordered(check.examine_many, tasks, workers, check.ignore_interrupt):
+                for results in parallel.unordered(audit.examine_many, tasks, workers, audit.ignore_interrupt):
                     new += store.learn(results)
                     advance(len(results))
     except KeyboardInterrupt:
@@ -105,7 +104,7 @@ def print_findings(first, counts):
 
 def print_part(store, part):
     """One line on a split."""
-    sizes = list(findings.class_sizes(store, part).values())
+    sizes = list(audit_report.class_sizes(store, part).values())
     name = f"{part.name or 'images'}: {sum(sizes)} images that decode"
     if part.classes is None:
         print(f"{name}, labels in val_label.txt")
@@ -121,14 +120,14 @@ def main():
     if not os.path.isdir(folder):
         raise UserError(f"DIR: {folder} is not a folder")
     check_list_file(config.list)
-    store = check.Store(folder)
+    store = audit.Store(folder)
     try:
         parts = store.list_files()
         new = examine_all(store, config.workers)
         print(f"{store.count()} files, {new} of them new or changed since the last check")
         for part in parts:
             print_part(store, part)
-        first, counts, entries = write_list(config.list, folder, findings.find(store, parts, config.max_imbalance))
+        first, counts, entries = write_list(config.list, folder, audit_report.find(store, parts, config.max_imbalance))
     finally:
         store.close()
     print_findings(first, counts)

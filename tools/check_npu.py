@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from common import preflight
+from common.launch import preflight
 
 if __name__ == "__main__":
     preflight.main(__doc__)

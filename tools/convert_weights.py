@@ -26,12 +26,12 @@ def spec_of(arch):
 
 def detect(path):
     """ModelSpec of the model that a file fits; UserError where there is none."""
-    from common import weights
+    from common.weights.load import load_model
 
     reasons = []
     for arch in SPECS:
         try:
-            weights.load(path, spec_of(arch))
+            load_model(path, spec_of(arch))
             return spec_of(arch)
         except UserError as error:
             reasons.append(str(error))
@@ -48,7 +48,7 @@ def main():
     options = parser.parse_args()
     if options.arch and options.arch not in SPECS:
         raise UserError(f"--arch: {options.arch}, must be one of {', '.join(SPECS)}")
-    from common import convert
+    from common.weights import convert
 
     convert.format_of(pathlib.Path(options.output))
     spec = spec_of(options.arch) if options.arch else detect(options.input)

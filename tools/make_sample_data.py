@@ -2,7 +2,7 @@
 
     python tools/make_sample_data.py sample_data
 
-Writes train/ and val/ with ten classes of JPEG files. The classes differ in shape and texture while colours are drawn
+Writes train/ and val/ with ten classes of JPEG files. The classes differ in shape and texture while colors are drawn
 at random, so a network must look at structure. As in the wild, sizes and aspect ratios vary, some files are grayscale
 and some carry an EXIF rotation, which readers must ignore. The same arguments draw the same images.
 """
@@ -28,16 +28,16 @@ EXIF_ORIENTATION = 0x0112
 class SampleConfig:
     """Options of this program."""
 
-    train_per_class: int = cli.knob(100, "training images of each class", low=1)
-    val_per_class: int = cli.knob(20, "validation images of each class", low=1)
-    seed: int = cli.knob(0, "which images are drawn", low=0)
+    train_per_class: int = cli.option(100, "training images of each class", low=1)
+    val_per_class: int = cli.option(20, "validation images of each class", low=1)
+    seed: int = cli.option(0, "which images are drawn", low=0)
 
     def __post_init__(self):
         cli.check_ranges(self)
 
 
 class Canvas:
-    """An image in the making: `mask` is drawn white on black and later shows the foreground colour."""
+    """An image in the making: `mask` is drawn white on black and later shows the foreground color."""
 
     def __init__(self, rng):
         self.rng = rng
@@ -119,7 +119,7 @@ def grain(c):
 CLASSES = (checkerboard, crosses, discs, grain, horizontal_stripes, rings, squares, triangles, vertical_stripes, waves)
 
 
-def two_colours(rng):
+def two_colors(rng):
     """A dark foreground and a light background, each a gray with a tint of its own."""
     grays = rng.randint(20, 90), rng.randint(150, 225)
     return [tuple(min(255, max(0, gray + rng.randint(-30, 30))) for _ in range(3)) for gray in grays]
@@ -129,9 +129,9 @@ def draw(shape, rng):
     """One RGB or grayscale image of a class."""
     canvas = Canvas(rng)
     shape(canvas)
-    foreground, background = two_colours(rng)
+    foreground, background = two_colors(rng)
     image = Image.composite(
-        *(Image.new("RGB", canvas.mask.size, colour) for colour in (foreground, background)),
+        *(Image.new("RGB", canvas.mask.size, color) for color in (foreground, background)),
         canvas.mask.filter(ImageFilter.GaussianBlur(0.7)),
     )
     strength, seed = rng.uniform(2, 12), rng.getrandbits(64)

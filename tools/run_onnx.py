@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common.deploy import onnx_run
+from common.deploy import onnx_runtime
 
 if __name__ == "__main__":
-    onnx_run.main(__doc__)
+    onnx_runtime.main(__doc__)

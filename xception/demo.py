@@ -3,7 +3,7 @@
     python xception/demo.py photo.jpg
     python xception/demo.py folder/ --resume gpu-ckpt/Xception-rank0-250_2502.ckpt
 
-Takes images and folders of images, cut and normalised as in the evaluation. Without --resume it takes the newest
+Takes images and folders of images, cut and normalized as in the evaluation. Without --resume it takes the newest
 checkpoint in ./ckpt_0 or ./gpu-ckpt.
 """
 
@@ -12,9 +12,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common import demo
+from common.evaluation import predict
 from xception.src.config import SPEC
-from xception.src.report import newest_checkpoint
+from xception.src.run_log import newest_checkpoint
 
 if __name__ == "__main__":
-    demo.main(SPEC, __doc__, default_ckpt=newest_checkpoint)
+    predict.main(SPEC, __doc__, default_ckpt=newest_checkpoint)

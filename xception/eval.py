@@ -14,21 +14,21 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
 from common import cli
-from common.deploy import stream
 from common.errors import UserError
+from common.evaluation import program
 from xception.src import config as recipes
-from xception.src.report import EVAL_LOGS, result_line
+from xception.src.run_log import EVAL_LOGS, result_line
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig(stream.StreamConfig):
+class EvalConfig(program.StreamConfig):
     """The shared evaluation's options under the seed's names."""
 
-    data: str = cli.renamed(stream.StreamConfig, "data", "--dataset-path")
-    resume: str = cli.renamed(stream.StreamConfig, "resume", "--checkpoint-path")
-    device: str = recipes.device_knob(stream.StreamConfig)
-    label_smooth_factor: float = cli.knob(0.1, "smoothing of the reported loss", low=0, high=1)
-    log_file: str = cli.knob("", "file to add the result to; default eval.log on Ascend, else eval_gpu.log")
+    data: str = cli.renamed(program.StreamConfig, "data", "--dataset-path")
+    resume: str = cli.renamed(program.StreamConfig, "resume", "--checkpoint-path")
+    device: str = recipes.device_option(program.StreamConfig)
+    label_smooth_factor: float = cli.option(0.1, "smoothing of the reported loss", low=0, high=1)
+    log_file: str = cli.option("", "file to add the result to; default eval.log on Ascend, else eval_gpu.log")
 
 
 def main():
@@ -39,7 +39,7 @@ def main():
     config = dataclasses.replace(config, device=recipes.DEVICES.get(config.device, config.device))
     from common.train.losses import torch_smoothing
 
-    counts, _ = stream.evaluate_stream(
+    counts, _ = program.evaluate_stream(
         recipes.SPEC, config, lambda columns: torch_smoothing(config.label_smooth_factor, "others", columns)
     )
     print(result_line(counts))

@@ -16,7 +16,7 @@ from common import cli
 from common.deploy import export
 from common.errors import UserError
 from xception.src import config as recipes
-from xception.src.report import newest_checkpoint
+from xception.src.run_log import newest_checkpoint
 
 NEEDS_MINDSPORE = (
     "is written by MindSpore alone; convert the checkpoint to its .ckpt with tools/convert_weights.py "
@@ -30,10 +30,10 @@ class Xception(export.ExportConfig):
 
     ckpt: str = cli.renamed(export.ExportConfig, "ckpt", "--ckpt-file")
     onnx: str = cli.renamed(export.ExportConfig, "onnx", "--file-name", default="xception", help="file, .onnx is added")
-    file_format: str = cli.knob("ONNX", "format to write", choices=("ONNX", "AIR", "MINDIR"))
-    width: int | None = cli.knob(None, "width of the input, pixels (default: as stored)", low=1)
-    height: int | None = cli.knob(None, "height of the input, pixels; equal to the width", low=1)
-    device_target: str = cli.knob("CPU", "accepted; the file is the same", choices=("Ascend", "GPU", "CPU"))
+    file_format: str = cli.option("ONNX", "format to write", choices=("ONNX", "AIR", "MINDIR"))
+    width: int | None = cli.option(None, "width of the input, pixels (default: as stored)", low=1)
+    height: int | None = cli.option(None, "height of the input, pixels; equal to the width", low=1)
+    device_target: str = cli.option("CPU", "accepted; the file is the same", choices=("Ascend", "GPU", "CPU"))
 
 
 def main():

@@ -11,8 +11,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common.deploy import scoring
+from common.deploy import postprocess
 from xception.src.config import SPEC
 
 if __name__ == "__main__":
-    scoring.main(SPEC, __doc__)
+    postprocess.main(SPEC, __doc__)

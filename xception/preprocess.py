@@ -11,8 +11,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common.deploy import binfiles
+from common.deploy import preprocess
 from xception.src.config import SPEC
 
 if __name__ == "__main__":
-    binfiles.main(SPEC, __doc__)
+    preprocess.main(SPEC, __doc__)

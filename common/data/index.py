@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from common.data import cache, exclude, walk
+from common.data import cache, exclude, file_tree
 from common.data.decode import EXTENSIONS
 from common.errors import UserError
 
@@ -121,7 +121,7 @@ def _from_cache(root):
     if stored is None:
         return None
     header, arrays = stored
-    if not walk.unchanged(root, header["folders"]):
+    if not file_tree.unchanged(root, header["folders"]):
         return None
     index = FolderIndex(
         root, tuple(header["classes"]), arrays["labels"], header["ignored"], arrays["names"], arrays["ends"]
@@ -162,11 +162,11 @@ def label_of_line(line, where):
 
 def _walk(root, flag):
     """Build the index; also returns {folder: stamp} of every folder that was listed, for the cache."""
-    classes, files, stamp = walk.class_names(root)
+    classes, files, stamp = file_tree.class_names(root)
     if not classes:
         raise UserError(f"{flag}: {root} holds no class folders; expected one folder of images per class")
     blocks, counts, ignored, folders = [], [], 0, {".": stamp}
-    for name, listing in zip(classes, walk.class_listings(root, classes), strict=True):
+    for name, listing in zip(classes, file_tree.class_listings(root, classes), strict=True):
         if not listing.images:
             raise UserError(
                 f"{flag}: class folder {os.path.join(root, name)} holds no images "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils import data
 
-from common.data import order
+from common.data import sampling
 from common.data.decode import BadImage, open_rgb
 
 # A run of this many broken files in a row is a broken disk or dataset, not a broken file.
@@ -81,7 +81,7 @@ class _TrainImages(_Images):
         bad = []
         for i in range(first, first + _MAX_SUBSTITUTES):
             i %= len(self.index)
-            torch.manual_seed(order.image_seed(self.seed, epoch, i))
+            torch.manual_seed(sampling.image_seed(self.seed, epoch, i))
             pixels, label, _, broken = super().__getitem__(i)
             bad += broken
             if pixels is not None or not self.skip:
@@ -150,7 +150,7 @@ class _Loader:
             pin_memory=pin_memory,
             worker_init_fn=_quiet_worker,
             persistent_workers=workers > 0,
-            prefetch_factor=order.PREFETCH if workers else None,
+            prefetch_factor=sampling.PREFETCH if workers else None,
         )
 
     def _batches(self):
@@ -184,7 +184,7 @@ class TrainLoader(_Loader):
 
     def __iter__(self):  # the batch sampler of the DataLoader
         epoch, first_step = self._start
-        return order.epoch_batches(self.plan, self.seed, epoch, first_step, self.rank, self.world_size)
+        return sampling.epoch_batches(self.plan, self.seed, epoch, first_step, self.rank, self.world_size)
 
     def epoch(self, epoch, first_step=0):
         """Iterate over the Batches of `epoch`, beginning with those of `first_step`."""

@@ -1,4 +1,4 @@
-"""From a PIL image to the uint8 pixels the network sees; normalisation happens later, on the device.
+"""From a PIL image to the uint8 pixels the network sees; normalization happens later, on the device.
 
 The evaluation part needs only PIL, and numpy where arrays are asked for: preprocessing starts without torch, and its
 uint8 files without numpy, as imports take longer than many images. Legend: H W pixel, C channel.
@@ -9,8 +9,8 @@ import functools
 from PIL import Image
 
 
-def centre_crop_offset(size, crop, rounding):
-    """First pixel of a centre crop: "round" is half to even as in torchvision (342, 299 -> 22), "floor" cuts (21)."""
+def center_crop_offset(size, crop, rounding):
+    """First pixel of a center crop: "round" is half to even as in torchvision (342, 299 -> 22), "floor" cuts (21)."""
     border = (size - crop) / 2
     return round(border) if rounding == "round" else int(border)
 
@@ -28,19 +28,19 @@ def resize_short_side(image, short):
 
 
 def eval_crop(image, resize, crop, rounding):
-    """The published evaluation transform up to the pixels: resize the short side, cut the centre.
+    """The published evaluation transform up to the pixels: resize the short side, cut the center.
 
     Args:
       image: PIL RGB image.
       resize: short side after the resize, pixels, at least `crop`.
       crop: side of the square that is cut out, pixels.
-      rounding: see centre_crop_offset.
+      rounding: see center_crop_offset.
     Returns:
       PIL RGB image of crop x crop pixels.
     """
     image = resize_short_side(image, resize)
-    left = centre_crop_offset(image.width, crop, rounding)
-    top = centre_crop_offset(image.height, crop, rounding)
+    left = center_crop_offset(image.width, crop, rounding)
+    top = center_crop_offset(image.height, crop, rounding)
     return image.crop((left, top, left + crop, top + crop))
 
 
@@ -51,7 +51,7 @@ def eval_pixels(image, **transform):
     return np.asarray(eval_crop(image, **transform))
 
 
-def normalise_into(planes_CHW, pixels_HWC, mean, std):
+def normalize_into(planes_CHW, pixels_HWC, mean, std):
     """(x / 255 - mean) / std in float32, operation by operation as ToTensor and Normalize do it.
 
     Args:
@@ -61,11 +61,11 @@ def normalise_into(planes_CHW, pixels_HWC, mean, std):
     """
     import numpy as np
 
-    for channel, (centre, scale) in enumerate(zip(mean, std, strict=True)):
+    for channel, (center, scale) in enumerate(zip(mean, std, strict=True)):
         plane = planes_CHW[channel]
         plane[...] = pixels_HWC[:, :, channel]
         plane /= np.float32(255)
-        plane -= np.float32(centre)
+        plane -= np.float32(center)
         plane /= np.float32(scale)
 
 
@@ -81,7 +81,7 @@ def eval_transform(spec, image_size=None, to=eval_pixels):
 def train_transform(config):
     """The training augmentation of a TrainConfig: a function from PIL RGB image to uint8 [image_size, image_size, 3].
 
-    Random resized crop (scale min_crop-1, ratio 3/4-4/3), horizontal flip, then the optional colour jitter, policy and
+    Random resized crop (scale min_crop-1, ratio 3/4-4/3), horizontal flip, then the optional color jitter, policy and
     erasing, all torchvision's. They draw from torch's global generator, which the loader seeds for every image.
     """
     import numpy as np
@@ -98,7 +98,7 @@ def train_transform(config):
     if config.auto_augment != "none":
         steps.append({"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}[config.auto_augment]())
     on_image = v2.Compose(steps)
-    # Mid-grey, the pixel that normalisation maps to about zero.
+    # Mid-grey, the pixel that normalization maps to about zero.
     erase = v2.RandomErasing(config.random_erasing, value=128) if config.random_erasing else None
 
     def transform(image):

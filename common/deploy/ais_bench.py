@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from common import cli
-from common.deploy import atc, runfiles
+from common.deploy import atc, result_files
 from common.errors import RunError, UserError
 
 HOW_TO_GET = (
@@ -33,15 +33,15 @@ MODEL_BATCH = re.compile(r"get model batchsize:\s*(\d+)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchConfig(runfiles.RunOptions):
+class BenchConfig(result_files.RunOptions):
     """Options of tools/run_ais_bench.py."""
 
-    device: str = cli.knob("0", "device, or several: 0,1,2")
-    dym_batch: int | None = cli.knob(None, "images per run of a model with gears (ais_bench's --dymBatch)", low=1)
-    sweep: str = cli.knob("", "convert and measure the .onnx file of --model at these batch sizes: 1,4,8,16,32,64")
-    soc_version: str = cli.knob("", "chip of --sweep (default: npu-smi is asked)")
-    aipp: bool = cli.knob(False, "with --sweep: normalise on the device")
-    metrics_json: str = cli.knob("", "with --sweep: file of postprocess.py whose accuracy goes into the table")
+    device: str = cli.option("0", "device, or several: 0,1,2")
+    dym_batch: int | None = cli.option(None, "images per run of a model with gears (ais_bench's --dymBatch)", low=1)
+    sweep: str = cli.option("", "convert and measure the .onnx file of --model at these batch sizes: 1,4,8,16,32,64")
+    soc_version: str = cli.option("", "chip of --sweep (default: npu-smi is asked)")
+    aipp: bool = cli.option(False, "with --sweep: normalize on the device")
+    metrics_json: str = cli.option("", "with --sweep: file of postprocess.py whose accuracy goes into the table")
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,7 +101,7 @@ def run(config):
     folder = summary = None
     if config.output:
         config = dataclasses.replace(config, output_dirname=config.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
-        folder, summary = runfiles.claim_output(config.output, config.output_dirname)
+        folder, summary = result_files.claim_output(config.output, config.output_dirname)
         _check_path("--output", folder)
     command = bench_command(config)
     print(" ".join(command), flush=True)
@@ -190,7 +190,7 @@ def _check_path(flag, path):
 def _check_inputs(config, facts):
     """Names, kinds, numbers and sizes of the input files."""
     folder = pathlib.Path(config.input)
-    files = runfiles.list_inputs(config.input)
+    files = result_files.list_inputs(config.input)
     if folder.is_dir():
         _check_path("--input", folder)
     if len(files) > MAX_FILES:
@@ -201,10 +201,10 @@ def _check_inputs(config, facts):
         size = int(np.prod(facts["shape"])) * np.dtype(facts["dtype"]).itemsize
         what = f"{facts['dtype']} {'x'.join(map(str, facts['shape']))}"
     else:
-        size, what = runfiles.sample_bytes(files[0]), f"as {files[0].name} does"
+        size, what = result_files.sample_bytes(files[0]), f"as {files[0].name} does"
     if size > MAX_BYTES:
         raise UserError(f"--input: {files[0]} has {size} bytes, ais_bench takes {MAX_BYTES}")
-    runfiles.check_sizes(files, size, what)
+    result_files.check_sizes(files, size, what)
     if files[0].suffix.lower() == ".npy" and "dtype" in facts:
         for path in files:
             found = np.load(path, mmap_mode="r", allow_pickle=False).dtype

@@ -12,8 +12,9 @@ import tempfile
 import time
 
 from common import cli
-from common.deploy import aipp, soc
+from common.device import npu_smi
 from common.errors import RunError, UserError
+from common.evaluation import aipp
 
 PRECISION_MODES = (
     "force_fp16",
@@ -58,19 +59,19 @@ HOW_TO_GET = (
 class AtcConfig:
     """Options of tools/run_atc.py."""
 
-    model: str = cli.knob("", ".onnx file")
-    output: str = cli.knob("", "OM file without its suffix and batch size (default: as the model, in this folder)")
-    batch: str = cli.knob("", "images per run, one OM for each number: 1,4,8,16,32,64 [default 1]")
-    dynamic_batch: str = cli.knob("", "one OM that takes any of these numbers of images: 1,4,8")
-    soc_version: str = cli.knob("", "chip, for example Ascend310P3 (default: npu-smi is asked)")
-    aipp: bool = cli.knob(False, "normalise on the device: the model then takes uint8 HWC files")
-    arch: str = cli.knob("", "folder of the model whose normalisation --aipp uses (default: stored in the .onnx)")
-    image_size: int | None = cli.knob(None, "side of the input of a model that leaves it open, pixels", low=1)
-    precision_mode: str = cli.knob("", "atc's own option of this name", choices=("", *PRECISION_MODES))
-    precision_mode_v2: str = cli.knob("", "atc's own option of this name", choices=("", *PRECISION_MODES_V2))
-    output_type: str = cli.knob("", "type of the logits", choices=("", *OUTPUT_TYPES))
-    log: str = cli.knob("error", "what atc logs", choices=("debug", "info", "warning", "error", "null"))
-    dry_run: bool = cli.knob(False, "check everything, write the AIPP file, print the commands, start nothing")
+    model: str = cli.option("", ".onnx file")
+    output: str = cli.option("", "OM file without its suffix and batch size (default: as the model, in this folder)")
+    batch: str = cli.option("", "images per run, one OM for each number: 1,4,8,16,32,64 [default 1]")
+    dynamic_batch: str = cli.option("", "one OM that takes any of these numbers of images: 1,4,8")
+    soc_version: str = cli.option("", "chip, for example Ascend310P3 (default: npu-smi is asked)")
+    aipp: bool = cli.option(False, "normalize on the device: the model then takes uint8 HWC files")
+    arch: str = cli.option("", "folder of the model whose normalization --aipp uses (default: stored in the .onnx)")
+    image_size: int | None = cli.option(None, "side of the input of a model that leaves it open, pixels", low=1)
+    precision_mode: str = cli.option("", "atc's own option of this name", choices=("", *PRECISION_MODES))
+    precision_mode_v2: str = cli.option("", "atc's own option of this name", choices=("", *PRECISION_MODES_V2))
+    output_type: str = cli.option("", "type of the logits", choices=("", *OUTPUT_TYPES))
+    log: str = cli.option("error", "what atc logs", choices=("debug", "info", "warning", "error", "null"))
+    dry_run: bool = cli.option(False, "check everything, write the AIPP file, print the commands, start nothing")
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -118,7 +119,7 @@ def convert(config):
             raise UserError(f"{flag}: {path} has characters other than letters, digits and _ - . which atc refuses")
     if not base.parent.is_dir():
         raise UserError(f"--output: {base.parent} is not a folder")
-    chip = soc.checked(config.soc_version) if config.soc_version else soc.find()
+    chip = npu_smi.checked(config.soc_version) if config.soc_version else npu_smi.find()
     aipp_file = _write_aipp(config, model, base) if config.aipp else None
     if not config.dry_run and shutil.which("atc") is None:
         raise UserError(f"atc: not on the PATH; {HOW_TO_GET}")
@@ -193,7 +194,7 @@ class OnnxFacts:
             )
 
 
-def normalisation(facts, arch):
+def normalization(facts, arch):
     """(mean, std) of a model: those of the named folder's ModelSpec, else those stored in the ONNX file."""
     if not arch:
         if "mean" in facts and "std" in facts:
@@ -213,7 +214,7 @@ def _write_aipp(config, model, base):
     if height != width:
         raise UserError(f"--aipp: {config.model} takes {height} x {width} pixels, the AIPP file is for squares")
     path = base.with_name(f"{base.name}_aipp.cfg")
-    path.write_text(aipp.text(*normalisation(model.facts, config.arch), width))
+    path.write_text(aipp.text(*normalization(model.facts, config.arch), width))
     print(f"AIPP file: {path}", flush=True)
     return path
 

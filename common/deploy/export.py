@@ -6,8 +6,9 @@ import pathlib
 import tempfile
 import warnings
 
-from common import cli, weights
+from common import cli
 from common.errors import UserError
+from common.weights.load import download, load_model
 
 TOLERANCE = 1e-4  # of the largest logit, and at least 1: what a different order of float32 sums explains
 OPSETS = (9, 18)  # what atc's parser has tables for, over all CANN versions
@@ -17,14 +18,14 @@ OPSETS = (9, 18)  # what atc's parser has tables for, over all CANN versions
 class ExportConfig:
     """Options of the export scripts."""
 
-    ckpt: str = cli.knob("", "checkpoint file")
-    onnx: str = cli.knob("out.onnx", "ONNX file to write")
-    opset: int = cli.knob(11, "ONNX operator set; every CANN takes 9 to 13", low=OPSETS[0], high=OPSETS[1])
-    batch: str = cli.knob("dynamic", "images per run: a number that is then fixed, or the word dynamic")
-    num_classes: int | None = cli.knob(
+    ckpt: str = cli.option("", "checkpoint file")
+    onnx: str = cli.option("out.onnx", "ONNX file to write")
+    opset: int = cli.option(11, "ONNX operator set; every CANN takes 9 to 13", low=OPSETS[0], high=OPSETS[1])
+    batch: str = cli.option("dynamic", "images per run: a number that is then fixed, or the word dynamic")
+    num_classes: int | None = cli.option(
         None, "columns of the output; cuts off a background class (default: as stored)", low=1
     )
-    image_size: int | None = cli.knob(None, "side of the input, pixels (default: as stored)", low=1)
+    image_size: int | None = cli.option(None, "side of the input, pixels (default: as stored)", low=1)
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -57,8 +58,8 @@ def main(spec, description, recipe=None, default_ckpt=None, argv=None):
 
 def export(spec, config, default_ckpt=None):
     """Write the ONNX file that an ExportConfig asks for and print what it is. Arguments and errors: see `main`."""
-    ckpt = config.ckpt or (default_ckpt or (lambda: weights.download(spec)))()
-    model, meta = weights.load(ckpt, spec, num_classes=config.num_classes)
+    ckpt = config.ckpt or (default_ckpt or (lambda: download(spec)))()
+    model, meta = load_model(ckpt, spec, num_classes=config.num_classes)
     size = config.image_size or meta["image_size"]
     if config.image_size and meta["format"] == "zoo" and size != meta["image_size"]:
         raise UserError(f"--image-size: {size}, but {ckpt} was trained at {meta['image_size']}")
@@ -76,7 +77,7 @@ def export_onnx(model, spec, path, image_size, batch=None, opset=11, meta=None):
 
     Args:
       model: nn.Module; exported in evaluation mode, its own mode is restored.
-      spec: ModelSpec, for names and normalisation.
+      spec: ModelSpec, for names and normalization.
       path: file to write, replaced whole.
       image_size: side of the input, pixels.
       batch: images per run, or None for a dynamic batch axis.

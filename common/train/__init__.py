@@ -1,1 +1,1 @@
-"""Losses, schedules, optimiser, EMA, checkpoints, reports and the trainer that joins them."""
+"""Losses, schedules, optimizer, EMA, checkpoints, reports and the trainer that joins them."""

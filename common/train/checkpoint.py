@@ -15,9 +15,9 @@ import typing
 
 import torch
 
-from common import weights
 from common.errors import RunError, UserError
-from common.train.runs import BEST, NEWEST, PREVIOUS
+from common.run_folder import BEST, NEWEST, PREVIOUS
+from common.weights.load import load_torch
 
 # Further checkpoints that --keep-last and --keep-best ask for; the order of a run is in the names.
 _KEPT_LAST = re.compile(r"checkpoint-(\d{8,})\.pth\.tar")
@@ -41,7 +41,7 @@ class Snapshot:
 
     Attributes:
       state: nested dicts and lists of host tensors and plain values.
-      done_steps: optimiser steps since the start of the run.
+      done_steps: optimizer steps since the start of the run.
       is_best: whether it is the best validated one so far.
       acc1: its validation top-1 in percent, where it was validated.
       then: called once the file is on the disk.
@@ -198,7 +198,7 @@ def _remove(paths):
 def _verifies(path):
     """Whether a file can be resumed from."""
     try:
-        weights.load_torch(path)
+        load_torch(path)
     except UserError:
         return False
     return True
@@ -222,7 +222,7 @@ def newest_valid(folder, say=print):
     found += kept_last(folder)
     for path in found:
         try:
-            return path, weights.load_torch(path)
+            return path, load_torch(path)
         except UserError as error:
             say(f"resume: {error}")
     if found:

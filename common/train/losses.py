@@ -31,7 +31,7 @@ def torch_smoothing(smoothing, off, num_classes):
 
 def effective_smoothing(config, num_classes):
     """torch_smoothing of a TrainConfig: what the evaluation's loss is smoothed with."""
-    return torch_smoothing(config.label_smoothing, config.smoothing_off, num_classes)
+    return torch_smoothing(config.label_smoothing, config.smoothing_targets, num_classes)
 
 
 def training_loss(outputs, targets, config, aux_weight):
@@ -41,7 +41,7 @@ def training_loss(outputs, targets, config, aux_weight):
       outputs: logits [N, K], or (logits, aux_logits) of a network with an auxiliary head.
       targets: see smoothed_cross_entropy.
     """
-    smooth = dict(smoothing=config.label_smoothing, off=config.smoothing_off)
+    smooth = dict(smoothing=config.label_smoothing, off=config.smoothing_targets)
     if isinstance(outputs, torch.Tensor):
         return smoothed_cross_entropy(outputs, targets, **smooth)
     main, aux = outputs

@@ -10,8 +10,8 @@ import torch
 class Throughput:
     """Images per second over all ranks, without the first steps of the process, evaluation and checkpoints."""
 
-    def __init__(self, device, warm_up_steps, images_per_step):
-        self._device, self._warm_up, self._images_per_step = device, warm_up_steps, images_per_step
+    def __init__(self, device, throughput_skip_steps, images_per_step):
+        self._device, self._warm_up, self._images_per_step = device, throughput_skip_steps, images_per_step
         self._steps, self._measured, self._seconds, self._since = 0, 0, 0.0, None
 
     def start(self):
@@ -52,7 +52,7 @@ class Throughput:
         return self._measured * self._images_per_step / self._seconds if self._measured else 0.0
 
 
-class Window:
+class LossMeter:
     """Loss and accuracy since the last progress line; kept on the device until somebody asks."""
 
     def __init__(self):

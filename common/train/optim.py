@@ -1,10 +1,11 @@
-"""Optimisers: SGD with momentum, as every published recipe of the zoo uses it, and torch's RMSprop and AdamW."""
+"""Optimizers: SGD with momentum, as every published recipe of the zoo uses it, and torch's RMSprop and AdamW."""
 
 import torch
+from torch.optim import swa_utils
 
 
 def make_optimizer(model, config, device):
-    """The optimiser of `config.optimizer` over the model's parameters, in one fused kernel where the device has it.
+    """The optimizer of `config.optimizer` over the model's parameters, in one fused kernel where the device has it.
 
     `config.momentum` is SGD's and RMSprop's momentum and AdamW's first beta. RMSprop has the decay 0.9 and the epsilon
     1.0 of the Inception papers (torch adds epsilon to the root, TensorFlow under it).
@@ -45,3 +46,10 @@ def load_state(optimizer, state):
     for group, ours in zip(groups, optimizer.param_groups, strict=True):
         group.update((key, ours[key]) for key in ("fused", "foreach") if key in ours)
     optimizer.load_state_dict({**state, "param_groups": groups})
+
+
+def make_ema(model, decay):
+    """An AveragedModel that follows `model`, or None where decay is 0."""
+    if not decay:
+        return None
+    return swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True)

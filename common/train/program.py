@@ -8,10 +8,10 @@ the command line has been read, so that --help and mistakes answer at once.
 import dataclasses
 import os
 
-from common import cli
+from common import cli, run_folder
 from common.data import exclude, index
 from common.errors import UserError
-from common.train import jobs, report, schedules
+from common.train import run_log, run_setup, schedules
 
 
 class TrainProgram:
@@ -26,7 +26,7 @@ class TrainProgram:
       load_data: called with the config, returns index.Splits.
     """
 
-    def __init__(self, spec, recipe, description, schedules=None, make_report=report.Report, load_data=None):
+    def __init__(self, spec, recipe, description, schedules=None, make_report=run_log.Report, load_data=None):
         self.spec, self.recipe, self.description = spec, recipe, description
         self.schedules, self.make_report = schedules, make_report
         self.load_data = load_data or _load_splits
@@ -49,18 +49,18 @@ class TrainProgram:
         """
         config, explicit = self.parse(argv)
         job = None if config.evaluate else self._prepare(config, explicit, world_size, machines)
-        from common import device as devices
+        from common.device import device as devices
 
         last = world_size // machines - 1
         device = devices.choose(config.device_kind, config.device_index if world_size == 1 else last)
         device.check(config)
         if job is not None:
-            return jobs.common_facts(job)
-        from common.deploy import stream
+            return run_setup.common_facts(job)
         from common.distributed import World
+        from common.evaluation import program
 
-        stream.prepare(self.spec, self.evaluation(config, explicit), device, World())
-        return jobs.options_of(config)
+        program.prepare(self.spec, self.evaluation(config, explicit), device, World())
+        return run_setup.options_of(config)
 
     def prepare(self, argv=None):
         """The checked Job of a single-process run, without a run folder; for programs that drive the Trainer."""
@@ -73,8 +73,8 @@ class TrainProgram:
             job = None
             if "WORLD_SIZE" not in os.environ and not config.evaluate:
                 job = self._prepare(config, explicit, 1, 1)  # before torch is imported, so that mistakes answer at once
-            from common import device as devices
             from common import distributed
+            from common.device import device as devices
 
             world = distributed.world_from_environment()
             if config.evaluate:
@@ -86,21 +86,21 @@ class TrainProgram:
             if config.full_fp32:
                 device.compute_float32_exactly()
             group = distributed.Group(world, device, config.rendezvous_timeout)
-            job = job or group.in_turn(lambda: self._prepare(config, explicit, world.size, world.machines))
+            job = job or group.local_rank0_first(lambda: self._prepare(config, explicit, world.size, world.machines))
             group.check_same(job.splits.summary, "--data")
             self._train(job, world, device, group)
             group.close()
 
     def _train(self, job, world, device, group):
-        from common.distributed import losses_explained
+        from common.distributed import translate_worker_failures
         from common.train.trainer import Trainer
 
-        folder = group.from_main(jobs.create_folder(job) if world.is_main else None)
+        folder = group.from_main(run_setup.create_folder(job) if world.is_main else None)
         job = dataclasses.replace(job, folder=folder)
         say = self.report(folder if world.is_main else None, job)
         try:
             say.write(
-                report.CONFIG,
+                run_folder.CONFIG,
                 dict(
                     dataclasses.asdict(job.config),
                     arch=self.spec.name,
@@ -112,7 +112,7 @@ class TrainProgram:
             trainer = Trainer(job, world, device, group, say)
             try:
                 say.line(_headline(job, trainer, device, world))
-                with losses_explained():
+                with translate_worker_failures():
                     trainer.fit()
             finally:
                 trainer.close()
@@ -120,15 +120,15 @@ class TrainProgram:
             say.close()
 
     def _evaluate(self, config, explicit, world):
-        from common.deploy import stream
+        from common.evaluation import program
 
-        counts, _ = stream.evaluate_stream(self.spec, self.evaluation(config, explicit), world=world)
+        counts, _ = program.evaluate_stream(self.spec, self.evaluation(config, explicit), world=world)
         if world.is_main:
             print(counts)
 
     def evaluation(self, config, explicit):
         """--evaluate as a configuration of the evaluation that eval.py does."""
-        from common.deploy.stream import StreamConfig
+        from common.evaluation.program import StreamConfig
 
         return StreamConfig(
             data=config.data,
@@ -147,28 +147,28 @@ class TrainProgram:
 
     def _prepare(self, config, explicit, world_size, machines):
         """Everything that is the same on all ranks, checked: a Job without its folder."""
-        state = jobs.resumed_state(config, self.name_of_run(config))
+        state = run_setup.resumed_state(config, self.name_of_run(config))
         splits = self.load_data(config)
-        num_classes = jobs.class_count(config, explicit, splits, state)
+        num_classes = run_setup.class_count(config, explicit, splits, state)
         build_options = {**self.spec.build_options, **self._build_options(config, explicit), "num_classes": num_classes}
         if state is not None:
-            config, build_options = jobs.agree_with_checkpoint(self.spec, config, explicit, state, splits)
+            config, build_options = run_setup.agree_with_checkpoint(self.spec, config, explicit, state, splits)
         # Machines may come and go: the plan of a step is made for all that could take part.
         planned = config.machines or machines
         planned_ranks = world_size // machines * planned
         global_batch = self.global_batch(config, explicit, state, planned_ranks, planned)
-        plan = jobs.step_plan(config, len(splits.train), planned_ranks, planned, state, global_batch)
+        plan = run_setup.step_plan(config, len(splits.train), planned_ranks, planned, state, global_batch)
         plan.check_world_size(world_size)
         schedules.make(config, plan.steps_per_epoch, self.schedules)
         weights = None
         if config.pretrained and state is None:
-            from common import weights as readers
+            from common.weights.load import load_pretrained
 
-            build_options, weights = readers.for_training(config.pretrained, self.spec, build_options, explicit)
+            build_options, weights = load_pretrained(config.pretrained, self.spec, build_options, explicit)
         if state is None and config.output_dir and config.resume != "auto":
-            jobs.refuse_used_folder(config.output_dir)
+            run_setup.refuse_used_folder(config.output_dir)
         memory_format = config.memory_format if state is None or "memory_format" in explicit else state["memory_format"]
-        return jobs.Job(
+        return run_setup.Job(
             self.spec,
             config,
             splits,

@@ -9,13 +9,14 @@ import time
 
 import torch
 
-from common import cli, distributed, evaluate
-from common import device as devices
-from common.data import loader, order, transforms
+from common import distributed, errors, run_folder
+from common.data import loader, sampling, transforms
 from common.data.decode import BadImage
+from common.device import device as devices
 from common.errors import RunError
-from common.train import checkpoint, losses, meters, report, signals, watch
-from common.train.learner import Learner
+from common.evaluation import evaluate
+from common.train import checkpoint, losses, meters, signals, watchdog
+from common.train.step import TrainStep
 
 # How long a rank that hangs lets the writer of its last checkpoint finish.
 _LAST_WRITE_S = 60
@@ -37,7 +38,7 @@ class Trainer:
         self.started = self.saved_at = time.perf_counter()
         self.save_every_steps, self.save_every_s = config.save_interval
         threads = devices.set_threads(config.threads, world.local_size)
-        self.learner = Learner(job, world, device, group)
+        self.learner = TrainStep(job, world, device, group)
         self.window, self.my_micro_batches = self.learner.window, self.learner.my_micro_batches
 
         # Resume > pretrained > scratch.
@@ -78,7 +79,7 @@ class Trainer:
         )
         self.engine = self.learner.engine()
         self.eval_smoothing = losses.effective_smoothing(config, job.build_options["num_classes"])
-        self.throughput = meters.Throughput(device, config.warm_up_steps, self.plan.global_batch)
+        self.throughput = meters.Throughput(device, config.throughput_skip_steps, self.plan.global_batch)
 
         # What goes on beside the training, last: until here nothing needs to be closed.
         self.writer = checkpoint.Writer(
@@ -86,7 +87,7 @@ class Trainer:
         )
         self.interrupt = signals.Interrupt()
         self.last_image = None
-        self.watch = watch.Watch(world, config.hang_timeout, self._where, self._leave)
+        self.watch = watchdog.Watch(world, config.hang_timeout, self._where, self._leave)
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
@@ -126,8 +127,8 @@ class Trainer:
         while self.step < steps and not self._reached_max_steps():
             self.watch.at("loading images")
             mine, error = self._fetch(batches)
-            self.watch.at(watch.WAITING)
-            agreed = self.group.go_on(self._wish(), error or self.writer.fatal)
+            self.watch.at(watchdog.WAITING)
+            agreed = self.group.sync_status(self._requested_action(), error or self.writer.fatal)
             if agreed in (distributed.RESTART, distributed.STOP):
                 self._stop(agreed)
             if agreed == distributed.SAVE:
@@ -158,7 +159,7 @@ class Trainer:
             return [], error
         return mine, None
 
-    def _wish(self):
+    def _requested_action(self):
         """What this rank wants to happen before the next step."""
         if self.interrupt:
             return distributed.RESTART if self.interrupt.signal == distributed.RESTART_SIGNAL else distributed.STOP
@@ -183,7 +184,7 @@ class Trainer:
         )
         self.watch.at("validating")
         if counts is None:
-            self._stop(self.group.agree(self._wish()))
+            self._stop(self.group.agree(self._requested_action()))
         is_best = self.best_epoch is None or counts.percent(1) > self.best_acc1
         if is_best:
             self.best_acc1, self.best_epoch = counts.percent(1), self.epoch + 1
@@ -206,7 +207,7 @@ class Trainer:
         return bool(self.interrupt)
 
     def _print_progress(self):
-        self.group.go_on(error=self._non_finite())
+        self.group.sync_status(error=self._non_finite())
         loss, acc1, last_loss = self.window.means(self.group)
         lr, fps = self.learner.optimizer.param_groups[0]["lr"], self.window.images_per_s(self.plan.global_batch)
         steps = self.plan.steps_per_epoch
@@ -220,7 +221,7 @@ class Trainer:
         if found is None:
             return None
         epoch, step, loss = found
-        batches = order.epoch_batches(self.plan, self.config.seed, epoch, step, self.world.rank, self.world.size)
+        batches = sampling.epoch_batches(self.plan, self.config.seed, epoch, step, self.world.rank, self.world.size)
         images = [self.job.splits.train.name(i) for _, i in next(batches)]
         return RunError(
             f"the loss is {loss} at epoch {epoch + 1} step {step + 1} (rank {self.world.rank}, images "
@@ -258,7 +259,7 @@ class Trainer:
         Rank 0 does it, beside the steps that follow; `counts` are those of a validation that was just done.
         """
         with self.throughput.paused():
-            self.group.go_on(error=self._non_finite())
+            self.group.sync_status(error=self._non_finite())
             self.saved_at, self.saved_place = time.perf_counter(), (self.epoch, self.step)
             if self.world.is_main:
                 self.watch.at("writing the checkpoint before this one")
@@ -279,17 +280,17 @@ class Trainer:
         """Return when the last checkpoint is on the disk; one that is not ends all ranks with the reason."""
         self.watch.at("writing the last checkpoint")
         error = self.writer.wait()
-        self.watch.at(watch.WAITING)
-        self.group.go_on(error=error)
+        self.watch.at(watchdog.WAITING)
+        self.group.sync_status(error=error)
 
     def _stop(self, agreed):
         """End all ranks with the checkpoint of this step."""
         self._save()
         self._wait_for_writer()
         if agreed == distributed.RESTART:
-            sys.exit(cli.EXIT_RESTART)
+            sys.exit(errors.EXIT_RESTART)
         self.say.line(f"stopped at epoch {self.epoch + 1} step {self.step}; --resume auto continues there")
-        sys.exit(130 if self.interrupt.signal == signal.SIGINT else cli.EXIT_TERMINATED)
+        sys.exit(130 if self.interrupt.signal == signal.SIGINT else errors.EXIT_TERMINATED)
 
     def close(self):
         """End what runs beside the training: the writer when it is done, the loaders' processes at once."""
@@ -351,7 +352,7 @@ class Trainer:
             python=platform.python_version(),
             folder=str(self.job.folder),
         )
-        self.say.write(report.SUMMARY, summary)
+        self.say.write(run_folder.SUMMARY, summary)
         self.say.line(
             f"throughput leaves out the first {self.throughput.left_out} steps and all evaluation; "
             f"files are in {self.job.folder}"

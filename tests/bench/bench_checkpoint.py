@@ -64,7 +64,7 @@ class Training:
     def __init__(self, args, folder):
         from stepping import Stepping
 
-        from common import launch
+        from common.launch import launch
 
         data = f"{folder}/data/train" if args.model == "xception" else f"{folder}/data"
         pathlib.Path(folder, "run").mkdir()

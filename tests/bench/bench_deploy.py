@@ -139,12 +139,12 @@ def run_onnx(num_files, turns, folder, size, batch):
             session.run(None, {"image": images[i : i + batch]})
         return time.perf_counter() - start
 
-    from common.deploy import onnx_run
+    from common.deploy import onnx_runtime
 
     def files():
         shutil.rmtree(folder / "res", ignore_errors=True)
         (folder / "res_summary.json").unlink(missing_ok=True)
-        config = onnx_run.RunConfig(
+        config = onnx_runtime.RunConfig(
             model=str(folder / "net.onnx"),
             input=str(folder / "prep"),
             output=str(folder),
@@ -154,7 +154,7 @@ def run_onnx(num_files, turns, folder, size, batch):
             warmup_count=0,
         )
         start = time.perf_counter()
-        onnx_run.run(config)
+        onnx_runtime.run(config)
         return time.perf_counter() - start
 
     def load():

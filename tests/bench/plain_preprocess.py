@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def preprocess(path):
-    """342 bilinear, 299 centre with floor offsets, (x/255 - 0.5) / 0.5, CHW float32."""
+    """342 bilinear, 299 center with floor offsets, (x/255 - 0.5) / 0.5, CHW float32."""
     image = Image.open(path).convert("RGB")
     width, height = image.size
     short, long = min(width, height), int(342 * max(width, height) / min(width, height))

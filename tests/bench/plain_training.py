@@ -1,6 +1,6 @@
 """The reference that the training step is measured against: the way of PyTorch's own ImageNet example.
 
-Float batches normalised in the loader's processes, NCHW, torchvision's network, one `.item()` per meter and step.
+Float batches normalized in the loader's processes, NCHW, torchvision's network, one `.item()` per meter and step.
 """
 
 import torch

@@ -14,9 +14,9 @@ class Stepping:
     """
 
     def __init__(self, program, argv, folder):
-        from common import device as devices
         from common import distributed
-        from common.train.report import Report
+        from common.device import device as devices
+        from common.train.run_log import Report
         from common.train.trainer import Trainer
 
         job = dataclasses.replace(program.prepare(["--device=cpu", *argv]), folder=pathlib.Path(folder))

@@ -191,7 +191,7 @@ class Chaos:
     # ---- what the training says ----------------------------------------------------------------------------------
 
     def steps_done(self):
-        """Optimiser steps behind the last line of this life's metrics, or where it resumed."""
+        """Optimizer steps behind the last line of this life's metrics, or where it resumed."""
         done = self.resumed_at() or 0
         for line in self.metrics()[self.metrics_before :].splitlines():
             with contextlib.suppress(ValueError):  # cut off where the disk was full
@@ -371,7 +371,7 @@ def slim(divisor):
     """Build every network of this process with that fraction of its channels: its layers and names, few numbers."""
     from torch import nn
 
-    def few(number):  # neither 3 colours nor 3 classes are divided
+    def few(number):  # neither 3 colors nor 3 classes are divided
         return number if number % divisor else number // divisor
 
     for layer, channel_arguments in ((nn.Conv2d, 2), (nn.BatchNorm2d, 1), (nn.Linear, 2)):
@@ -408,7 +408,7 @@ def prepare(model, faults, home):
         # The limit of a hang is above the five seconds after which torch asks after its loader processes.
         options = ["--batch-size=12", f"--epochs={faults + 4}", "--hang-timeout=8"]
     else:
-        from common import launch
+        from common.launch import launch
 
         script, size = MODELS[model]
         program, per_class, per_val = launch._program(ROOT / script), 4, 1

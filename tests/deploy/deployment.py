@@ -133,7 +133,7 @@ def calibrated(num_classes, inputs_NCHW):
 
 
 def labels_at_ranks(logits_NK, background):
-    """A class for each image that lies at rank 1, 2, .. 6, 1, .. of its row, clear of its neighbours.
+    """A class for each image that lies at rank 1, 2, .. 6, 1, .. of its row, clear of its neighbors.
 
     Returns:
       (labels counted from 0 without the background column, expected hits at top-1..top-5).
@@ -165,8 +165,8 @@ def chain(photos, tmp_path_factory):
     """A checkpoint with a background class, its ONNX file, torch's own logits, and label files for both class counts."""
     import torch
 
-    from common import weights
     from common.deploy import export
+    from common.weights.load import load_model
     from inception_v4.spec import SPEC
 
     folder = tmp_path_factory.mktemp("chain")
@@ -202,6 +202,6 @@ def chain(photos, tmp_path_factory):
             )
             assert done.returncode == 0, done.stderr
         else:
-            export.export_onnx(weights.load(found["ckpt"], SPEC, num_classes=1000)[0], SPEC, onnx_file, SIZE)
+            export.export_onnx(load_model(found["ckpt"], SPEC, num_classes=1000)[0], SPEC, onnx_file, SIZE)
         found[columns] = {"data": data, "labels": data / "val_label.txt", "hits": hits, "onnx": onnx_file}
     return found

@@ -78,7 +78,7 @@ def chain(files, folder, columns, size, threads=1, tell=lambda words: None):
     """Every path through the programs.
 
     Returns:
-      (placed hits, {path in words: hits that it printed}); the last two paths normalise in float16.
+      (placed hits, {path in words: hits that it printed}); the last two paths normalize in float16.
     """
     placed, found = place_labels(files, folder, columns, size), {}
 

@@ -165,7 +165,7 @@ def test_gears_aipp_and_the_real_output_name(work, fake_tools):
     assert json.loads((work / "net_bs1-4-8_linux_x86_64.om.json").read_text())["dtype"] == "uint8"
 
 
-def test_normalisation_comes_from_the_file_itself(work, fake_tools):
+def test_normalization_comes_from_the_file_itself(work, fake_tools):
     model = onnx.load(work / "net.onnx")
     helper.set_model_props(model, {"mean": "[0.485, 0.456, 0.406]", "std": "[0.229, 0.224, 0.225]"})
     onnx.save(model, work / "net.onnx")

@@ -7,7 +7,7 @@ import pytest
 import real_chain
 from deployment import REAL_IMAGES, SIZE, fails, hits_printed, plain_pixels, run_ok, run_script
 
-from common.deploy import aipp
+from common.evaluation import aipp
 
 SMALL = ("--image-size", SIZE)
 
@@ -98,7 +98,7 @@ def fp16_inputs(files, size=SIZE):
 
 
 def test_uint8_files_with_aipp_arithmetic(chain, prepared, tmp_path):
-    """Normalising in float16 moves a pixel by at most 2^-11 of its value, so only near ties may change sides."""
+    """Normalizing in float16 moves a pixel by at most 2^-11 of its value, so only near ties may change sides."""
     import torch
 
     run_ok(

@@ -132,7 +132,7 @@ def test_scripts_without_torch(script):
         f"import sys, runpy; sys.argv = ['x', '--help']\n"
         f"try: runpy.run_path({str(REPO / 'inception_v4' / (script + '.py'))!r}, run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "import common.deploy.binfiles, common.deploy.scoring\n"
+        "import common.deploy.preprocess, common.deploy.postprocess\n"
         "assert not {'torch', 'onnxruntime', 'onnx'} & set(sys.modules)"
     )
     done = subprocess.run(

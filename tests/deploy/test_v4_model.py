@@ -7,7 +7,7 @@ import pytest
 import torch
 from deployment import REPO
 
-from common import weights
+from common.weights.load import load_model
 from inception_v4.spec import SPEC
 
 
@@ -39,7 +39,7 @@ def test_peers_weights_load_and_give_the_same_logits(name, size, tmp_path):
         other.train()(images)
         expected = other.eval()(images)
     torch.save(other.state_dict(), tmp_path / "peer.pth")
-    ours, meta = weights.load(tmp_path / "peer.pth", SPEC)
+    ours, meta = load_model(tmp_path / "peer.pth", SPEC)
     with torch.inference_mode():
         actual = ours(images)
     assert meta["num_classes"] == 1001 and expected.std() > 0.1

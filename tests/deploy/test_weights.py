@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from common import weights
 from common.errors import UserError
 from common.spec import ModelSpec
+from common.weights.load import download, load_model
 
 
 class Tiny(nn.Module):
@@ -51,8 +51,8 @@ def test_reads_bare_state_dicts_of_both_pickle_forms(small, tmp_path):
     old = {key: tensor for key, tensor in small.items() if not key.endswith("num_batches_tracked")}
     torch.save(small, tmp_path / "new.pth")
     torch.save(old, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    new_model, meta = weights.load(tmp_path / "new.pth", SPEC)
-    old_model, _ = weights.load(tmp_path / "old.pth", SPEC)
+    new_model, meta = load_model(tmp_path / "new.pth", SPEC)
+    old_model, _ = load_model(tmp_path / "old.pth", SPEC)
     assert meta["num_classes"] == 7 and meta["format"] == "state_dict" and not new_model.training
     assert torch.equal(logits(new_model), logits(old_model))
 
@@ -61,7 +61,7 @@ def test_reads_timm_safetensors(small, tmp_path):
     from safetensors.torch import save_file
 
     save_file(small, tmp_path / "model.safetensors")
-    model, meta = weights.load(tmp_path / "model.safetensors", SPEC)
+    model, meta = load_model(tmp_path / "model.safetensors", SPEC)
     assert meta["format"] == "safetensors" and torch.equal(
         model.state_dict()["last_linear.bias"], small["last_linear.bias"]
     )
@@ -76,7 +76,7 @@ def test_wrapper_prefix_is_removed(small, tmp_path):
         },
         tmp_path / "a.pth.tar",
     )
-    _, meta = weights.load(tmp_path / "a.pth.tar", SPEC)
+    _, meta = load_model(tmp_path / "a.pth.tar", SPEC)
     assert meta["epoch"] == 3 and "best_acc1" not in meta
 
 
@@ -95,37 +95,37 @@ def own_checkpoint(state_dict, **facts):
 def test_own_checkpoint_brings_its_options_and_averaged_weights(small, tmp_path):
     averaged = {**small, "last_linear.bias": small["last_linear.bias"] + 1}
     torch.save(own_checkpoint(small, ema_state_dict=averaged), tmp_path / "a.pth.tar")
-    model, meta = weights.load(tmp_path / "a.pth.tar", SPEC)
+    model, meta = load_model(tmp_path / "a.pth.tar", SPEC)
     assert model.dropout.p == 0.5 and meta["image_size"] == 107 and meta["classes"] == list("abcdefg")
     assert torch.equal(model.last_linear.bias, averaged["last_linear.bias"])
     assert meta["weights"] == "ema"
     torch.save(own_checkpoint(small, ema_state_dict=None), tmp_path / "b.pth.tar")
-    model, meta = weights.load(tmp_path / "b.pth.tar", SPEC)
+    model, meta = load_model(tmp_path / "b.pth.tar", SPEC)
     assert torch.equal(model.last_linear.bias, small["last_linear.bias"]) and meta["weights"] == "raw"
 
 
 def test_explicit_option_that_contradicts_the_file(small, tmp_path):
     torch.save(own_checkpoint(small), tmp_path / "a.pth.tar")
     with pytest.raises(UserError, match=r"--num-classes: 10, but .*a.pth.tar holds 7"):
-        weights.load(tmp_path / "a.pth.tar", SPEC, num_classes=10)
-    weights.load(tmp_path / "a.pth.tar", SPEC, num_classes=7)
+        load_model(tmp_path / "a.pth.tar", SPEC, num_classes=10)
+    load_model(tmp_path / "a.pth.tar", SPEC, num_classes=7)
 
 
 def test_background_class_is_cut_off_on_request(tmp_path):
     torch.save(SPEC.build(num_classes=11).state_dict(), tmp_path / "public.pth")
-    whole, meta = weights.load(tmp_path / "public.pth", SPEC)
+    whole, meta = load_model(tmp_path / "public.pth", SPEC)
     assert meta["num_classes"] == 11
-    cut, meta = weights.load(tmp_path / "public.pth", SPEC, num_classes=10)
+    cut, meta = load_model(tmp_path / "public.pth", SPEC, num_classes=10)
     assert meta["num_classes"] == 10
     np.testing.assert_array_equal(logits(cut), logits(whole)[:, 1:])
     with pytest.raises(UserError, match="--num-classes: 9, but .* holds 11"):
-        weights.load(tmp_path / "public.pth", SPEC, num_classes=9)
+        load_model(tmp_path / "public.pth", SPEC, num_classes=9)
 
 
 def test_other_network_lists_what_differs(tmp_path):
     torch.save({"a.weight": torch.ones(2, 3), "conv.weight": torch.ones(1)}, tmp_path / "x.pth")
     with pytest.raises(UserError) as caught:
-        weights.load(tmp_path / "x.pth", SPEC)
+        load_model(tmp_path / "x.pth", SPEC)
     message = str(caught.value)
     assert "9 names or shapes differ: unexpected a.weight [2, 3]; missing bn.bias [4]" in message
     assert "conv.weight is [1], not [4, 3, 3, 3]" in message and "\n" not in message
@@ -134,7 +134,7 @@ def test_other_network_lists_what_differs(tmp_path):
 def test_checkpoint_of_another_model_is_named(small, tmp_path):
     torch.save(own_checkpoint(small, arch="another_net"), tmp_path / "x.pth.tar")
     with pytest.raises(UserError, match="holds a another_net, this program is for tiny_net"):
-        weights.load(tmp_path / "x.pth.tar", SPEC)
+        load_model(tmp_path / "x.pth.tar", SPEC)
 
 
 def test_damaged_files_are_refused(small, tmp_path):
@@ -149,7 +149,7 @@ def test_damaged_files_are_refused(small, tmp_path):
     (tmp_path / "old_torn.pth").write_bytes(old[: len(old) // 2])
     for name, words in (("torn", "truncated or damaged"), ("flipped", "checksum"), ("old_torn", "damaged")):
         with pytest.raises(UserError, match=words):
-            weights.load(tmp_path / f"{name}.pth", SPEC)
+            load_model(tmp_path / f"{name}.pth", SPEC)
 
 
 class Evil:
@@ -161,7 +161,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="state_dict"):
-        weights.load(tmp_path / "evil.pth", SPEC)
+        load_model(tmp_path / "evil.pth", SPEC)
     assert not (tmp_path / "pwned").exists()
 
 
@@ -173,7 +173,7 @@ def test_no_checkpoint_at_all(content, words, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=words):
-        weights.load(path, SPEC)
+        load_model(path, SPEC)
 
 
 def test_download_checks_the_hash_in_the_name(tmp_path):
@@ -183,10 +183,10 @@ def test_download_checks_the_hash_in_the_name(tmp_path):
     good = tmp_path / f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     good.write_bytes(content)
     spec = dataclasses.replace(SPEC, weight_urls=("file:///nowhere/" + good.name, good.as_uri()))
-    assert weights.download(spec, tmp_path / "cache").read_bytes() == content
+    assert download(spec, tmp_path / "cache").read_bytes() == content
     wrong = tmp_path / "net-00000000.pth"
     wrong.write_bytes(content)
     spec = dataclasses.replace(SPEC, weight_urls=(wrong.as_uri(),))
     with pytest.raises(UserError, match=r"could not be downloaded.*hash.*pass it with --ckpt"):
-        weights.download(spec, tmp_path / "other")
+        download(spec, tmp_path / "other")
     assert not list((tmp_path / "other").glob("*.pth"))

@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from common import device
+from common.device import device
 from common.errors import UserError
 
 

@@ -81,7 +81,7 @@ def unrelated_apex(folder):
     return folder
 
 
-def test_fake_npu_what_is_not_apex_is_recognised(run, site, images, tmp_path):
+def test_fake_npu_what_is_not_apex_is_recognized(run, site, images, tmp_path):
     words = [TINY, "--data", images, "--device=npu", *APEX]
     error = user_error(run(*words, check=2, env=environment(site)))
     assert error.startswith("--amp-backend: apex is not installed; install Ascend's") and "native" in error

@@ -8,9 +8,9 @@ import pytest
 from installation import environment, site_folder
 from support import ROOT, TINY, user_error
 
-from common import device_missing
 from common.config import TrainConfig
-from common.device import Device
+from common.device import diagnosis
+from common.device.device import Device
 from common.errors import UserError
 
 HERE = ROOT / "tests" / "fake_npu"
@@ -86,7 +86,7 @@ def test_fake_npu_no_card_has_a_reason(tmp_path, monkeypatch, files, visible, re
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", visible)
-    assert reason in device_missing.why_no_card(dev=tmp_path, root=tmp_path)
+    assert reason in diagnosis.why_no_card(dev=tmp_path, root=tmp_path)
 
 
 def test_fake_npu_without_a_card_is_an_error_and_not_the_cpu(run_npu, images):

@@ -1,6 +1,6 @@
 """Xception (Chollet 2017, arXiv 1610.02357, figure 5).
 
-Input float32 [N, 3, H, W] normalised to [-1, 1], output logits [N, num_classes]; 22,855,952 trainable parameters at
+Input float32 [N, 3, H, W] normalized to [-1, 1], output logits [N, num_classes]; 22,855,952 trainable parameters at
 1000 classes. Module names are those of the public PyTorch weights (Cadene, timm `legacy_xception`), which MindSpore's
 network shares. Weights exist in two variants of the same layers:
 
@@ -119,7 +119,7 @@ class Xception(nn.Module):
         self.bn4 = nn.BatchNorm2d(2048, eps=bn_eps)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2048, num_classes)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, x_NCHW):
         x = F.relu(self.bn1(self.conv1(x_NCHW)))
@@ -132,7 +132,7 @@ class Xception(nn.Module):
         return self.fc(self.dropout(x_NC))
 
 
-def _initialise(module):
+def _initialize(module):
     """The seed's initial values: Xavier-uniform convolutions, MindSpore's default for its dense layer."""
     if isinstance(module, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)

@@ -48,7 +48,7 @@ SPEC = ModelSpec(
 DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # words of --device_target -> ours
 
 
-def device_knob(config_class, **changes):
+def device_option(config_class, **changes):
     """--device_target, which takes the seed's words and ours."""
     return cli.renamed(
         config_class,
@@ -66,37 +66,37 @@ def _renamed(field, name, **changes):
 
 @dataclasses.dataclass(frozen=True)
 class XceptionConfig(TrainConfig):
-    """The shared trainer's knobs under the seed's names, and the seed's own.
+    """The shared trainer's options under the seed's names, and the seed's own.
 
     Raises:
       UserError: a value outside its range.
     """
 
     data: str = _renamed("data", "--dataset-path", help="training set: the folder that holds one folder per class")
-    eval_path: str = cli.knob("", "validation set, evaluated after every epoch (default: none)", group="data")
-    device: str = device_knob(TrainConfig)
-    recipe: str = cli.knob(
+    eval_path: str = cli.option("", "validation set, evaluated after every epoch (default: none)", group="data")
+    device: str = device_option(TrainConfig)
+    recipe: str = cli.option(
         "auto",
         "defaults to use; auto: Ascend's on an npu, GPU's elsewhere",
         choices=("auto", "Ascend", "GPU"),
         group="device",
     )
-    is_distributed: bool = cli.knob(False, "said by the seed's scripts; the launcher's ranks decide", group="device")
-    is_fp32: bool = cli.knob(False, "no mixed precision", group="device")
+    is_distributed: bool = cli.option(False, "said by the seed's scripts; the launcher's ranks decide", group="device")
+    is_fp32: bool = cli.option(False, "no mixed precision", group="device")
     batch_size: int = _renamed("batch_size", "--batch-size", help="images per step of one device")
     epochs: int = _renamed("epochs", "--epoch-size")
     warm_up_epochs: int = _renamed("warm_up_epochs", "--warmup-epochs")
-    finish_epoch: int = cli.knob(0, "epochs that --resume or --pretrained has behind it", low=0, group="optimisation")
+    finish_epoch: int = cli.option(0, "epochs that --resume or --pretrained has behind it", low=0, group="optimization")
     lr_schedule: str = _renamed("lr_schedule", "--lr-decay-mode", help="linear, steps, poly or cosine")
-    lr_init: float = cli.knob(4e-5, "learning rate at the first step", low=0, group="optimisation")
+    lr_init: float = cli.option(4e-5, "learning rate at the first step", low=0, group="optimization")
     lr: float = _renamed("lr", "--lr-max")
-    lr_end: float = cli.knob(4e-5, "learning rate after the last step", low=0, group="optimisation")
-    use_label_smooth: bool = cli.knob(True, "smooth the labels in training", group="optimisation")
+    lr_end: float = cli.option(4e-5, "learning rate after the last step", low=0, group="optimization")
+    use_label_smooth: bool = cli.option(True, "smooth the labels in training", group="optimization")
     label_smoothing: float = _renamed("label_smoothing", "--label-smooth-factor")
-    save_checkpoint: bool = cli.knob(True, "keep Xception-rank0-EPOCH_STEP.ckpt files", group="run")
-    save_checkpoint_epochs: int = cli.knob(1, "epochs between them", low=1, group="run")
-    keep_checkpoint_max: int = cli.knob(5, "how many of a run stay", low=1, group="run")
-    save_checkpoint_path: str = cli.knob("./", "folder for them; Ascend's recipe adds ckpt_0/", group="run")
+    save_checkpoint: bool = cli.option(True, "keep Xception-rank0-EPOCH_STEP.ckpt files", group="run")
+    save_checkpoint_epochs: int = cli.option(1, "epochs between them", low=1, group="run")
+    keep_checkpoint_max: int = cli.option(5, "how many of a run stay", low=1, group="run")
+    save_checkpoint_path: str = cli.option("./", "folder for them; Ascend's recipe adds ckpt_0/", group="run")
 
     def __post_init__(self):
         super().__post_init__()
@@ -134,9 +134,9 @@ ASCEND = XceptionConfig(
     lr_init=4e-5,
     lr=0.4,
     lr_end=4e-5,
-    # What the package fixes in its programs: data, loss, optimiser, precision, seed.
+    # What the package fixes in its programs: data, loss, optimizer, precision, seed.
     color_jitter=0.4,
-    smoothing_off="others",
+    smoothing_targets="others",
     decay_norm=False,
     amp=True,
     seed=1,

@@ -1,4 +1,4 @@
-"""Xception's data: random crop to 299, flip and colour jitter 0.4 for training; 320 -> 299 for evaluation."""
+"""Xception's data: random crop to 299, flip and color jitter 0.4 for training; 320 -> 299 for evaluation."""
 
 import dataclasses
 
@@ -33,9 +33,9 @@ def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, 
       workers: processes that decode.
     Returns:
       For training a loader whose `epoch(n)` iterates over epoch n, else an iterable; both of common.data.loader.Batch,
-      uint8 [N, 299, 299, 3]. common.evaluate.Normaliser makes (x - 127.5) / 127.5 of them on the device.
+      uint8 [N, 299, 299, 3]. common.evaluate.Normalizer makes (x - 127.5) / 127.5 of them on the device.
     """
-    from common.data import loader, order, transforms
+    from common.data import loader, sampling, transforms
 
     images = index.load_folder(dataset_path, "--dataset-path")
     if not do_train:
@@ -43,5 +43,5 @@ def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, 
             images, transforms.eval_transform(SPEC), batch_size, "fail", rank, device_num, workers, False
         )
     config = dataclasses.replace(GPU, data=dataset_path, seed=seed)
-    plan, augment = order.StepPlan(len(images), device_num, batch_size), transforms.train_transform(config)
+    plan, augment = sampling.StepPlan(len(images), device_num, batch_size), transforms.train_transform(config)
     return loader.TrainLoader(images, augment, plan, config, rank, device_num, workers, False)

@@ -8,7 +8,7 @@ from common.errors import UserError
 from common.train.program import TrainProgram
 from xception.src import config as recipes
 from xception.src import dataset, lr_generator
-from xception.src.report import XceptionReport
+from xception.src.run_log import XceptionReport
 
 RECIPES = {"Ascend": recipes.ASCEND, "GPU": recipes.GPU}
 
@@ -58,7 +58,7 @@ class XceptionProgram(TrainProgram):
 def _recipe_of(device_kind):
     """Word of the recipe for a device; finds out which one `auto` is."""
     if device_kind == "auto":
-        from common import device as devices
+        from common.device import device as devices
 
         device_kind = devices.choose("auto").kind
     return "Ascend" if device_kind == "npu" else "GPU"
@@ -68,6 +68,6 @@ def _weights_only(path):
     """Whether a file holds weights without the state of a run: MindSpore's, Keras', or a converted one."""
     if not os.path.isfile(path):
         return False  # the shared program says so
-    from common import weights
+    from common.weights.load import read_checkpoint
 
-    return "step" not in weights.read(path, recipes.SPEC).metadata
+    return "step" not in read_checkpoint(path, recipes.SPEC).metadata

@@ -2,7 +2,7 @@
 
 An npu tensor is a DLPack capsule of a CPU tensor whose device code was patched; the way back is the same. One boxed
 kernel unwraps its arguments, runs the CPU operator and wraps the results. It refuses what an NPU refuses: operands on
-two devices, float64, use after a fork, serialisation of device tensors.
+two devices, float64, use after a fork, serialization of device tensors.
 """
 
 import ctypes
@@ -184,7 +184,7 @@ def _direct_operators():
             yield full[len("aten::") :], op
 
 
-def _refuse_to_serialise(tensor, protocol):
+def _refuse_to_serialize(tensor, protocol):
     if tensor.device.type == "npu":
         raise RuntimeError("npu: this tensor may have a private format that only this device reads; save a CPU copy")
     return _tensor_reduce(tensor, protocol)
@@ -223,6 +223,6 @@ def install(module):
         "AutocastPrivateUse1",
     )
     _keep.extend((everything, aten))
-    torch.Tensor.__reduce_ex__, torch.Tensor.__deepcopy__ = _refuse_to_serialise, _deepcopy
+    torch.Tensor.__reduce_ex__, torch.Tensor.__deepcopy__ = _refuse_to_serialize, _deepcopy
     # PyTorch's guard for Python devices knows one index; backward in the calling thread needs no queue per index.
     torch.autograd.set_multithreading_enabled(False)

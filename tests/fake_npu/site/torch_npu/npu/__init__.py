@@ -8,11 +8,11 @@ import torch
 from torch_npu._calls import note
 from torch_npu.npu import amp  # noqa: F401  torch.npu.amp
 
-_state = {"initialised": False, "bad_fork": False, "current": 0}
+_state = {"initialized": False, "bad_fork": False, "current": 0}
 
 
 def _forked():
-    _state["bad_fork"] = _state["initialised"]
+    _state["bad_fork"] = _state["initialized"]
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -27,7 +27,7 @@ def _lazy_init():
         )
     if not device_count():
         raise RuntimeError("npu: no card (error code 107001 at aclrtSetDevice)")
-    _state["initialised"] = True
+    _state["initialized"] = True
 
 
 def _check_index(index):
@@ -36,7 +36,7 @@ def _check_index(index):
 
 
 def is_initialized():
-    return _state["initialised"] and not _state["bad_fork"]
+    return _state["initialized"] and not _state["bad_fork"]
 
 
 def _is_in_bad_fork():

@@ -2,10 +2,10 @@
 #
 #   launch SCRIPT [key=value ...] -- [options of SCRIPT ...] -- "$@"
 #
-# that is: the program, the launcher's recipe, and what the user gave. common/launch.py does the rest; it is exec'ed, so
+# that is: the program, the launcher's recipe, and what the user gave. common/launch/launch.py does the rest; it is exec'ed, so
 # signals and the exit status are the trainer's own.
 set -euo pipefail
-zoo_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+zoo_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 # The Python to use: $PYTHON, an activated environment, the one that `make` created, or the system's.
 if [[ -z ${PYTHON:-} && -z ${VIRTUAL_ENV:-} && -z ${CONDA_PREFIX:-} && -x $zoo_root/.venv/bin/python ]]; then
@@ -38,11 +38,11 @@ run() {
   for word in "${@:2}"; do
     [[ $word == -- ]] || options+=("$word")
   done
-  source "$zoo_root/common/env_npu.sh"
+  source "$zoo_root/common/launch/env_npu.sh"
   exec "${PYTHON:-python3}" "$zoo_root/$1" "${options[@]}"
 }
 
 launch() {
-  source "$zoo_root/common/env_npu.sh" "$@"
-  exec "${PYTHON:-python3}" "$zoo_root/common/launch.py" "$(basename "$0" .sh)" "$zoo_root/$1" "${@:2}"
+  source "$zoo_root/common/launch/env_npu.sh" "$@"
+  exec "${PYTHON:-python3}" "$zoo_root/common/launch/launch.py" "$(basename "$0" .sh)" "$zoo_root/$1" "${@:2}"
 }

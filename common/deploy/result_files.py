@@ -19,19 +19,19 @@ OUTFMTS = ("BIN", "NPY", "TXT")
 class RunOptions:
     """The options of ais_bench that mean the same wherever a model runs."""
 
-    model: str = cli.knob("", "model file")
-    input: str = cli.knob(
+    model: str = cli.option("", "model file")
+    input: str = cli.option(
         "",
         "folder of .bin or .npy files, or files separated by commas; none: pure inference, which "
         "measures the network alone",
     )
-    output: str = cli.knob("", "parent folder of the results; none: nothing is saved")
-    output_dirname: str = cli.knob("", "name of the results' folder inside --output (default: the time)")
-    outfmt: str = cli.knob("BIN", "format of the results", choices=OUTFMTS)
-    batchsize: int | None = cli.knob(None, "images per run; a model built for one number takes no other", low=1)
-    loop: int = cli.knob(1, "repetitions of every run", low=1)
-    warmup_count: int = cli.knob(1, "runs of the first batch that are not counted", low=0)
-    pure_data_type: str = cli.knob("zero", "input of pure inference", choices=("zero", "random"))
+    output: str = cli.option("", "parent folder of the results; none: nothing is saved")
+    output_dirname: str = cli.option("", "name of the results' folder inside --output (default: the time)")
+    outfmt: str = cli.option("BIN", "format of the results", choices=OUTFMTS)
+    batchsize: int | None = cli.option(None, "images per run; a model built for one number takes no other", low=1)
+    loop: int = cli.option(1, "repetitions of every run", low=1)
+    warmup_count: int = cli.option(1, "runs of the first batch that are not counted", low=0)
+    pure_data_type: str = cli.option("zero", "input of pure inference", choices=("zero", "random"))
 
     def __post_init__(self):
         cli.check_ranges(self)

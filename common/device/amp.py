@@ -29,7 +29,7 @@ def prepare(model, optimizer, device, amp_type, config):
     """
     if config.amp_backend == "native":
         return model, optimizer, NativePrecision(device, amp_type, config.loss_scale)
-    return ApexPrecision.initialise(model, optimizer, device, config)
+    return ApexPrecision.initialize(model, optimizer, device, config)
 
 
 class NativePrecision:
@@ -61,7 +61,7 @@ class NativePrecision:
         """Gradients of a micro-batch's loss; `is_last`: the step follows."""
         self._scaler.scale(loss).backward()
 
-    def true_gradients(self, model, optimizer):
+    def unscaled_parameters(self, model, optimizer):
         """The parameters whose gradients the step will use, brought to their true size, for clipping."""
         self._scaler.unscale_(optimizer)
         return model.parameters()
@@ -92,7 +92,7 @@ class ApexPrecision:
         self._amp = amp
 
     @classmethod
-    def initialise(cls, model, optimizer, device, config):
+    def initialize(cls, model, optimizer, device, config):
         """(model, optimizer, precision), patched by apex; arguments as those of `prepare`."""
         amp = _import_apex(device, config)
         more = {"combine_grad": True} if config.combine_grad else {}
@@ -111,7 +111,7 @@ class ApexPrecision:
         with self._amp.scale_loss(loss, optimizer, delay_unscale=not is_last) as scaled:
             scaled.backward()
 
-    def true_gradients(self, model, optimizer):
+    def unscaled_parameters(self, model, optimizer):
         """The parameters whose gradients the step will use, for clipping: O2's float32 masters."""
         return list(self._amp.master_params(optimizer))
 

@@ -1,4 +1,4 @@
-"""The network and all that changes with it: what an optimiser step does to it, what a checkpoint keeps of it.
+"""The network and all that changes with it: what an optimizer step does to it, what a checkpoint keeps of it.
 
 Legend: m is the index of a micro-batch among all of its step.
 """
@@ -7,10 +7,11 @@ import contextlib
 
 import torch
 
-from common import device as devices
-from common import device_amp, evaluate
-from common.data import order
-from common.train import checkpoint, ema, losses, meters, optim, reduction, schedules
+from common.data import sampling
+from common.device import amp
+from common.device import device as devices
+from common.evaluation import torch_engine
+from common.train import checkpoint, losses, meters, optim, reduction, schedules
 
 
 def _compiled(model):
@@ -18,16 +19,16 @@ def _compiled(model):
     return torch.compile(model, dynamic=False, options={"fallback_random": True})
 
 
-class Learner:
+class TrainStep:
     """Network, averages of its weights, optimizer, mixed precision and reduction of one rank.
 
     Args:
-      job: jobs.Job.
+      job: RunSetup.
       world, device, group: place of this rank.
 
     Attributes:
       model: the network as checkpoints name it.
-      window: meters.Window of the losses since the last progress line.
+      window: meters.LossMeter of the losses since the last progress line.
       my_micro_batches: indices of this rank's micro-batches of a step.
     """
 
@@ -43,16 +44,16 @@ class Learner:
         if job.weights is not None:
             self.model.load_state_dict(job.weights)
         self.model.to(device.torch, memory_format=devices.torch_memory_format(self.memory_format))
-        self.ema = ema.make_ema(self.model, config.ema)
-        self.model, self.optimizer, self.precision = device_amp.prepare(
+        self.ema = optim.make_ema(self.model, config.ema)
+        self.model, self.optimizer, self.precision = amp.prepare(
             self.model, optim.make_optimizer(self.model, config, device), device, self.amp_type, config
         )
         self.lr_at = schedules.make(config, self.plan.steps_per_epoch, job.schedules)
         self.mix = losses.mixer(config, job.build_options["num_classes"])
         self.reduction = reduction.REDUCTIONS[config.reduce](self.model, group, self.plan.num_micro_batches)
         self.my_micro_batches = self.plan.micro_batches_of(world.rank, world.size)
-        self.normalise = evaluate.Normaliser(job.spec, device, self.memory_format)
-        self.window = meters.Window()
+        self.normalize = torch_engine.Normalizer(job.spec, device, self.memory_format)
+        self.window = meters.LossMeter()
         if job.state is not None:
             self._load_state(job.state)
         self.network = self._wrapped(_compiled(self.model) if config.compile else self.model, world)
@@ -72,10 +73,10 @@ class Learner:
     def engine(self):
         """evaluate.TorchEngine of the weights that validation scores: the averages where there are some."""
         model = self.ema.module if self.ema else self.model
-        return evaluate.TorchEngine(model, self.normalise, self.device, self.precision.evaluation_type)
+        return torch_engine.TorchEngine(model, self.normalize, self.device, self.precision.evaluation_type)
 
     def train_step(self, epoch, step, batches):
-        """One optimiser step over this rank's micro-batches."""
+        """One optimizer step over this rank's micro-batches."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(epoch, step)
         divisor = self.reduction.loss_divisor(len(self.my_micro_batches), self.plan.num_micro_batches)
@@ -83,7 +84,7 @@ class Learner:
         self.reduction.begin_step()
         for m, batch in zip(self.my_micro_batches, batches, strict=True):
             # Dropout and mixing are functions of (seed, epoch, step, m): any rank, any restart draws the same.
-            torch.manual_seed(order.step_seed(self.config.seed, epoch, step, m))
+            torch.manual_seed(sampling.step_seed(self.config.seed, epoch, step, m))
             is_last = m == self.my_micro_batches[-1]
             with self._gradients_travel(is_last):
                 with self.precision.forward():
@@ -92,7 +93,7 @@ class Learner:
             self.reduction.micro_batch_done(is_last)
         self.reduction.end_step(len(self.my_micro_batches))
         if self.config.clip_grad:
-            parameters = self.precision.true_gradients(self.model, self.optimizer)
+            parameters = self.precision.unscaled_parameters(self.model, self.optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
         self.precision.step(self.optimizer)
         if self.ema:
@@ -105,7 +106,7 @@ class Learner:
         return self.network.no_sync()
 
     def _micro_batch_loss(self, epoch, step, batch):
-        images = self.normalise(batch.pixels_NHWC)
+        images = self.normalize(batch.pixels_NHWC)
         targets = labels = batch.labels_N.to(self.device.torch, non_blocking=True)
         if self.mix:
             images, targets = self.mix(images, labels)
@@ -115,7 +116,7 @@ class Learner:
         return loss
 
     def state(self):
-        """What a later Learner needs to go on; plain values and host tensors only."""
+        """What a later TrainStep needs to go on; plain values and host tensors only."""
         return checkpoint.on_host(
             dict(
                 memory_format=self.memory_format,

@@ -1,7 +1,7 @@
 """Images -> the raw input files that ais_bench, and run_onnx in its place, feed to a network.
 
-float32 files are normalised CHW, byte for byte what the published single-process programs write; uint8 files are HWC
-pixels whose normalisation happens on the device (AIPP). Imports no torch, and numpy only where it computes: their
+float32 files are normalized CHW, byte for byte what the published single-process programs write; uint8 files are HWC
+pixels whose normalization happens on the device (AIPP). Imports no torch, and numpy only where it computes: their
 imports take longer than many images.
 """
 
@@ -14,12 +14,11 @@ import re
 import shutil
 import time
 
-from common import cli
+from common import cli, parallel
 from common.data.decode import EXTENSIONS, open_rgb
-from common.data.transforms import eval_crop, eval_transform, normalise_into
-from common.deploy import parallel
-from common.deploy.progress import Progress
+from common.data.transforms import eval_crop, eval_transform, normalize_into
 from common.errors import UserError
+from common.progress import Progress
 
 SETTINGS = "preprocess.json"  # in the output folder; ais_bench reads only .bin and .npy there
 FILES_PER_TASK = 8
@@ -30,17 +29,17 @@ ACCEPTED_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # what ais_bench takes since 202
 class PreprocessConfig:
     """Options of the preprocess scripts."""
 
-    src_path: str = cli.knob("", "folder of images, not searched in depth")
-    save_path: str = cli.knob("", "folder for the input files, one per image; created")
-    dtype: str = cli.knob(
-        "float32", "float32: normalised CHW; uint8: HWC pixels for a model with AIPP", choices=("float32", "uint8")
+    src_path: str = cli.option("", "folder of images, not searched in depth")
+    save_path: str = cli.option("", "folder for the input files, one per image; created")
+    dtype: str = cli.option(
+        "float32", "float32: normalized CHW; uint8: HWC pixels for a model with AIPP", choices=("float32", "uint8")
     )
-    format: str = cli.knob(
+    format: str = cli.option(
         "bin", "bin: raw little-endian numbers; npy: the same with numpy's header", choices=("bin", "npy")
     )
-    workers: int = cli.knob(0, "processes; 0 is one per core", low=0)
-    resume: bool = cli.knob(True, "keep the files of an earlier run whose image has not changed since")
-    image_size: int | None = cli.knob(None, "side of the input, pixels (default: the model's)", low=1)
+    workers: int = cli.option(0, "processes; 0 is one per core", low=0)
+    resume: bool = cli.option(True, "keep the files of an earlier run whose image has not changed since")
+    image_size: int | None = cli.option(None, "side of the input, pixels (default: the model's)", low=1)
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -60,7 +59,7 @@ def preprocess(spec, config):
     """Convert a folder of images.
 
     Args:
-      spec: ModelSpec, for the transform and the normalisation.
+      spec: ModelSpec, for the transform and the normalization.
       config: PreprocessConfig.
     Returns:
       (converted, kept): numbers of files written now and left from an earlier run.
@@ -166,7 +165,7 @@ class Encoder:
             return cropped.tobytes()
         import numpy as np
 
-        normalise_into(self.buffer, np.asarray(cropped), self.spec.mean, self.spec.std)
+        normalize_into(self.buffer, np.asarray(cropped), self.spec.mean, self.spec.std)
         return self.buffer
 
     def write(self, source, target):

@@ -9,22 +9,25 @@ import time
 import numpy as np
 
 from common import cli
-from common.deploy import aipp, engines, runfiles
-from common.deploy.progress import Progress
+from common.deploy import result_files
 from common.errors import UserError
+from common.evaluation import aipp, engines
+from common.progress import Progress
 
 BATCHES_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(runfiles.RunOptions):
+class RunConfig(result_files.RunOptions):
     """Options of tools/run_onnx.py."""
 
-    device: int = cli.knob(0, "index of the provider's device", low=0, high=255)
-    provider: str = cli.knob("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
-    threads: int = cli.knob(0, "cores of one run; 0 is all", low=0)
-    aipp_config: str = cli.knob("", "AIPP file: input files are uint8 HWC, normalised as the device would, in float16")
-    image_size: int | None = cli.knob(None, "side of the input of a model that leaves it open, pixels", low=1)
+    device: int = cli.option(0, "index of the provider's device", low=0, high=255)
+    provider: str = cli.option("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
+    threads: int = cli.option(0, "cores of one run; 0 is all", low=0)
+    aipp_config: str = cli.option(
+        "", "AIPP file: input files are uint8 HWC, normalized as the device would, in float16"
+    )
+    image_size: int | None = cli.option(None, "side of the input of a model that leaves it open, pixels", low=1)
 
 
 def main(description, argv=None):
@@ -49,12 +52,12 @@ def run(config):
     engine = engines.open_engine(config.model, config.provider, config.device, config.threads)
     batch = batch_size(engine, config)
     source = Source(engine, config)
-    files = runfiles.list_inputs(config.input) if config.input else []
+    files = result_files.list_inputs(config.input) if config.input else []
     if files:
-        runfiles.check_sizes(files, source.sample_bytes, source.in_words())
+        result_files.check_sizes(files, source.sample_bytes, source.in_words())
     folder = summary = None
     if config.output:
-        folder, summary = runfiles.claim_output(config.output, config.output_dirname)
+        folder, summary = result_files.claim_output(config.output, config.output_dirname)
         print(f"[INFO] output path:{folder}")
     try:
         compute_ms, filesinfo = (
@@ -68,7 +71,7 @@ def run(config):
         raise
     mean = float(np.mean(compute_ms))
     if summary is not None:
-        runfiles.write_summary(summary, filesinfo, sys.argv, compute_ms, batch)
+        result_files.write_summary(summary, filesinfo, sys.argv, compute_ms, batch)
     _print_summary(compute_ms, batch)
     return folder, 1000 * batch / mean
 
@@ -106,7 +109,7 @@ class Source:
         """Read one batch; a short one is filled up with its own first file, as ais_bench does."""
         pixels = np.empty((batch, *self.shape), self.dtype)
         for i in range(batch):
-            runfiles.load_sample(files[i if i < len(files) else 0], pixels[i])
+            result_files.load_sample(files[i if i < len(files) else 0], pixels[i])
         if self.aipp is None:
             return pixels
         images = np.empty((batch, *self.model_shape), self.model_dtype)
@@ -155,7 +158,7 @@ def _run_files(engine, source, files, batch, folder, config):
 
 def _write_batch(folder, outfmt, files, logits, first, filesinfo):
     for i, path in enumerate(files):
-        out = runfiles.write_result(folder, path.name.partition(".")[0], outfmt, logits[i])
+        out = result_files.write_result(folder, path.name.partition(".")[0], outfmt, logits[i])
         filesinfo[str(first + i)] = {"infiles": [str(path)], "outfiles": [str(out)]}
 
 
@@ -169,14 +172,14 @@ def _run_pure(engine, source, batch, folder, config):
     compute_ms = []
     logits = _timed(engine, images, config.loop, compute_ms)
     if folder is not None:
-        runfiles.write_result(folder, "pure_infer_data", config.outfmt, logits[0])
+        result_files.write_result(folder, "pure_infer_data", config.outfmt, logits[0])
     return compute_ms, {}
 
 
 def _print_summary(compute_ms, batch):
-    stats = runfiles.statistics(compute_ms)
+    stats = result_files.statistics(compute_ms)
     words = ", ".join(f"{key} = {stats[key]}" for key in ("min", "max", "mean", "median", "percentile(99%)"))
     print("[INFO] -----------------Performance Summary------------------")
     print(f"[INFO] NPU_compute_time (ms): {words}")
-    print(runfiles.throughput_line(batch, stats["mean"]))
+    print(result_files.throughput_line(batch, stats["mean"]))
     print("[INFO] ------------------------------------------------------", flush=True)

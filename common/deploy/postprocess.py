@@ -11,11 +11,11 @@ import warnings
 
 import numpy as np
 
-from common import cli
-from common.deploy import parallel
-from common.deploy.progress import Progress
+from common import cli, parallel
 from common.errors import UserError
-from common.metrics import TOP_K, Counts, label_ranks
+from common.evaluation import metrics_json
+from common.evaluation.metrics import Counts, label_ranks
+from common.progress import Progress
 
 FILES_PER_TASK = 64
 SUFFIXES = (".txt", ".npy", ".bin")
@@ -26,12 +26,12 @@ LISTED = 5
 class ScoringConfig:
     """Options of the postprocess scripts."""
 
-    infer_results: str = cli.knob("", "folder of result files, TXT, NPY or BIN")
-    anno_file: str = cli.knob("", "label file, a line NAME INDEX per image, INDEX from 0")
-    metrics_json: str = cli.knob("metrics.json", "file to write the accuracies to")
-    allow_missing: bool = cli.knob(False, "score the images that have results, and count the others")
-    num_classes: int | None = cli.knob(None, "columns of the results (default: the public weights')", low=1)
-    workers: int = cli.knob(0, "processes; 0 is one per core", low=0)
+    infer_results: str = cli.option("", "folder of result files, TXT, NPY or BIN")
+    anno_file: str = cli.option("", "label file, a line NAME INDEX per image, INDEX from 0")
+    metrics_json: str = cli.option("metrics.json", "file to write the accuracies to")
+    allow_missing: bool = cli.option(False, "score the images that have results, and count the others")
+    num_classes: int | None = cli.option(None, "columns of the results (default: the public weights')", low=1)
+    workers: int = cli.option(0, "processes; 0 is one per core", low=0)
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -45,8 +45,8 @@ def main(spec, description, argv=None):
             if not value:
                 raise UserError(f"{flag}: missing")
         counts, columns = score(spec, config)
-        write_metrics(config.metrics_json, counts, columns)
-        print(table(counts))
+        metrics_json.write_metrics(config.metrics_json, counts, columns)
+        print(metrics_json.table(counts))
         print(f"written to {config.metrics_json}")
 
 
@@ -263,32 +263,3 @@ def _parse_bin(path, allowed):
     if len(data) % 4 == 0:
         return np.frombuffer(data, np.float32)  # the caller reports its number of columns
     raise UserError(f"{path}: {len(data)} bytes are no float32 numbers")
-
-
-def write_metrics(path, counts, columns):
-    """Write the accuracies in the structure of the published metrics.json, whole or not at all."""
-    pairs = {"Number of images": str(counts.seen), "Number of classes": str(columns)}
-    for k in range(1, TOP_K + 1):
-        pairs[f"Top{k} accuracy"] = f"{counts.percent(k):.2f}%"
-    content = {
-        "title": "Overall statistical evaluation",
-        "value": [{"key": key, "value": value} for key, value in pairs.items()],
-    }
-    path = pathlib.Path(path)
-    draft = path.with_name(path.name + ".part")
-    try:
-        draft.write_text(json.dumps(content) + "\n")
-        draft.replace(path)
-    except OSError as error:
-        raise UserError(f"--metrics-json: {path} cannot be written ({error.strerror})") from error
-
-
-def table(counts):
-    """The accuracies as lines for people: hits, images and percent for top-1..top-5."""
-    lines = [
-        f"top{k}  {counts.percent(k):6.2f} %  ({int(counts.correct[k - 1])} of {counts.seen} images)"
-        for k in range(1, TOP_K + 1)
-    ]
-    if counts.skipped:
-        lines.append(f"{counts.skipped} labelled images have no result and are not counted")
-    return "\n".join(lines)

@@ -3,41 +3,11 @@
 import sys
 
 import numpy as np
-import torch
 
-from common import device as devices
-from common import device_amp
 from common.data.decode import BadImage
 from common.distributed import RUN, STOP
 from common.errors import RunError
-from common.metrics import Counts
-
-
-class Normaliser:
-    """uint8 batches -> normalised float32 images on the device, in the network's memory layout."""
-
-    def __init__(self, spec, device, memory_format):
-        self._device = device.torch
-        self._memory_format = devices.torch_memory_format(memory_format)
-        self._mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
-        self._std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
-
-    def __call__(self, pixels_NHWC):
-        """uint8 [N, H, W, 3] on the host -> float32 [N, 3, H, W], with the arithmetic of ToTensor and Normalize."""
-        pixels = pixels_NHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        return pixels.to(torch.float32, memory_format=self._memory_format).div_(255).sub_(self._mean).div_(self._std)
-
-
-class TorchEngine:
-    """Logits of an nn.Module: uint8 batch -> float array [N, K] on the host."""
-
-    def __init__(self, model, normalise, device, amp_type=None):
-        self.model, self._normalise, self._device, self._amp_type = model, normalise, device, amp_type
-
-    def __call__(self, pixels_NHWC):
-        self.model.eval()
-        with torch.inference_mode(), device_amp.autocast(self._device, self._amp_type):
-            return self.model(self._normalise(pixels_NHWC)).float().cpu().numpy()
+from common.evaluation.metrics import Counts
 
 
 def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lambda: False):
@@ -75,7 +45,7 @@ def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lamb
                 counts.add(logits_NK, batch.labels_N.numpy(), smoothing)
     except (BadImage, RunError) as found:
         error = found
-    if group.go_on(STOP if stopped else RUN, error):
+    if group.sync_status(STOP if stopped else RUN, error):
         return None
     *correct, seen, skipped, loss_sum = group.sum([*counts.correct, counts.seen, counts.skipped, counts.loss_sum])
     total = Counts(np.array(correct, np.int64), int(seen), int(skipped), loss_sum)

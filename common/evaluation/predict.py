@@ -2,15 +2,15 @@
 
 import os
 
-from common import cli, weights
+from common import cli, run_folder
 from common.data import decode
 from common.errors import UserError
-from common.train import runs
+from common.weights.load import load_model
 
 NUM_GUESSES = 5
 
 
-def main(spec, description, argv=None, default_ckpt=runs.newest_best):
+def main(spec, description, argv=None, default_ckpt=run_folder.newest_best):
     """Body of a model's demo script; `default_ckpt` gives the path where --resume does not."""
     with cli.exits():
         parser = cli.Parser(description)
@@ -49,15 +49,15 @@ class Guesser:
     """A checkpoint as a function from an image file to [(class name, probability)], the most probable first."""
 
     def __init__(self, spec, checkpoint, device_kind):
-        from common import device as devices
-        from common import evaluate
         from common.data import transforms
+        from common.device import device as devices
+        from common.evaluation import torch_engine
 
         device = devices.choose(device_kind)
-        model, meta = weights.load(checkpoint, spec)
+        model, meta = load_model(checkpoint, spec)
         model.to(device.torch)
         self._transform = transforms.eval_transform(spec, meta["image_size"])
-        self._engine = evaluate.TorchEngine(model, evaluate.Normaliser(spec, device, "nchw"), device)
+        self._engine = torch_engine.TorchEngine(model, torch_engine.Normalizer(spec, device, "nchw"), device)
         self._background = spec.background_columns(meta["num_classes"])
         self._names = _class_names(meta["classes"], meta["num_classes"] - self._background)
 

@@ -15,11 +15,11 @@ import shlex
 import socket
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from common import cli, rollcall
+from common import cli, run_folder
 from common.errors import UserError
-from common.train import runs
+from common.launch import rendezvous
 
 # Long enough for a step and a checkpoint of several hundred megabytes on a slow disk.
 _SAVE_TIMEOUT_S = 600
@@ -52,24 +52,26 @@ class LaunchConfig:
       UserError: a value outside its range.
     """
 
-    data_path: str = cli.knob("", "dataset root that holds train/ and val/ (required)")
-    devices: int = cli.knob(1, "processes on this machine, one per device", low=1)
-    device: str | None = cli.knob(None, "auto, npu, cuda or cpu", choices=("auto", "npu", "cuda", "cpu"))
-    device_id: int | None = cli.knob(None, "the device to use when devices=1", low=0)
-    batch_size: int | None = cli.knob(None, "images per step, over this machine's devices", low=1)
-    epochs: int | None = cli.knob(None, "passes over the training set", "--train-epochs", low=1)
-    lr: float | None = cli.knob(None, "peak learning rate", above=0)
-    output_dir: str = cli.knob("", "run folder; default: a new one under ./output/LAUNCHER")
-    resume: str = cli.knob("", "checkpoint to continue from, or auto")
-    nnodes: Machines = cli.knob(Machines(1), "machines; MIN:MAX lets them come and go while the run goes on", low=1)
-    max_restarts: int = cli.knob(0, "how often ranks that died are started again from the last saved step", low=0)
-    node_rank: int = cli.knob(0, "number of this machine, 0 to nnodes-1", low=0)
-    local_addr: str = cli.knob("", "address of this machine, for nnodes > 1")
-    master_addr: str = cli.knob("127.0.0.1", "address of machine 0")
-    master_port: int = cli.knob(29500, "free TCP port on machine 0", low=1, high=65535)
-    rendezvous_timeout: int | None = cli.knob(None, "seconds to wait for all machines and ranks to come", low=1)
-    preflight: str = cli.knob("false", "true: check the machine first, stop where it fails", choices=("true", "false"))
-    dry_run: str = cli.knob("false", "true: print the command and stop", choices=("true", "false"))
+    data_path: str = cli.option("", "dataset root that holds train/ and val/ (required)")
+    devices: int = cli.option(1, "processes on this machine, one per device", low=1)
+    device: str | None = cli.option(None, "auto, npu, cuda or cpu", choices=("auto", "npu", "cuda", "cpu"))
+    device_id: int | None = cli.option(None, "the device to use when devices=1", low=0)
+    batch_size: int | None = cli.option(None, "images per step, over this machine's devices", low=1)
+    epochs: int | None = cli.option(None, "passes over the training set", "--train-epochs", low=1)
+    lr: float | None = cli.option(None, "peak learning rate", above=0)
+    output_dir: str = cli.option("", "run folder; default: a new one under ./output/LAUNCHER")
+    resume: str = cli.option("", "checkpoint to continue from, or auto")
+    nnodes: Machines = cli.option(Machines(1), "machines; MIN:MAX lets them come and go while the run goes on", low=1)
+    max_restarts: int = cli.option(0, "how often ranks that died are started again from the last saved step", low=0)
+    node_rank: int = cli.option(0, "number of this machine, 0 to nnodes-1", low=0)
+    local_addr: str = cli.option("", "address of this machine, for nnodes > 1")
+    master_addr: str = cli.option("127.0.0.1", "address of machine 0")
+    master_port: int = cli.option(29500, "free TCP port on machine 0", low=1, high=65535)
+    rendezvous_timeout: int | None = cli.option(None, "seconds to wait for all machines and ranks to come", low=1)
+    preflight: str = cli.option(
+        "false", "true: check the machine first, stop where it fails", choices=("true", "false")
+    )
+    dry_run: str = cli.option("false", "true: print the command and stop", choices=("true", "false"))
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -159,8 +161,8 @@ def restartable(config, program, arguments):
         )
     if not train.output_dir and config.nnodes > 1:
         raise UserError("--output_dir: missing; with restarts on several machines give a folder that all of them see")
-    parent = runs.OUTPUT / program.name_of_run(train)
-    folder = train.output_dir or (train.resume and runs.numbered_runs(parent)[-1:]) or runs.new_run(parent)
+    parent = run_folder.OUTPUT / program.name_of_run(train)
+    folder = train.output_dir or (train.resume and run_folder.numbered_runs(parent)[-1:]) or run_folder.new_run(parent)
     folder = folder[0] if isinstance(folder, list) else folder
     return [*arguments, f"--output-dir={folder}", "--resume=auto"]
 
@@ -197,8 +199,8 @@ def main(argv):
 
 def _preflight(config, program, arguments):
     """Check this machine for the training; returns 0, or 1 after a table that shows what is amiss."""
-    from common import preflight
-    from common.train import runs
+    from common import run_folder
+    from common.launch import preflight
 
     train, _ = program.parse(arguments)
     several = config.nnodes > 1 and config.node_rank == 0
@@ -206,7 +208,7 @@ def _preflight(config, program, arguments):
         device=train.device_kind,
         devices=config.devices,
         device_id=train.device_index,
-        output_dir=train.output_dir or str(runs.OUTPUT),
+        output_dir=train.output_dir or str(run_folder.OUTPUT),
         batch_size=train.batch_size,
         image_size=train.image_size,
         workers=train.workers,
@@ -227,18 +229,18 @@ def meet_machines(config, script, facts):
     """
     import torch
 
-    rollcall.choose_interface(config.local_addr, config.master_addr, config.master_port)
+    rendezvous.choose_interface(config.local_addr, config.master_addr, config.master_port)
     timeout_s = facts["--rendezvous-timeout"]
     if config.is_elastic:  # one that comes later finds a later checkpoint
         facts = {name: value for name, value in facts.items() if name != "--resume"}
-    call = rollcall.RollCall(
+    call = rendezvous.Rendezvous(
         config.nnodes, config.node_rank, config.master_addr, config.master_port, timeout_s, config.is_elastic
     )
     return call.meet(
         {
             "--nnodes": config.nnodes,
             "--devices": config.devices,
-            "code": rollcall.code_version(script),
+            "code": rendezvous.code_version(script),
             "torch": str(torch.__version__),
             **facts,
         }
@@ -276,7 +278,7 @@ def run_agent(config, command, timeout_s, store=None):
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.rendezvous import RendezvousError
 
-    from common import elastic
+    from common.launch import elastic
 
     logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.CRITICAL)
     handler, address = _rendezvous(config, timeout_s)
@@ -322,7 +324,7 @@ def _rendezvous(config, timeout_s):
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous import registry as rendezvous
 
-    from common import elastic
+    from common.launch import elastic
 
     single = config.nnodes == 1
     static = not single and not config.is_elastic

@@ -5,8 +5,8 @@ import importlib
 import pathlib
 import tempfile
 
-from common import weights
 from common.errors import UserError
+from common.weights.load import load_model
 
 TOLERANCE = 1e-5  # of the largest logit: the same weights in the same network, up to the order of float32 sums
 WRITERS = {
@@ -17,7 +17,10 @@ WRITERS = {
     ".ckpt": "mindspore",
     ".h5": "keras",
 }
-FOREIGN = {"mindspore": "common.mindspore_ckpt", "keras": "common.keras_h5"}  # format -> module with its `write`
+FOREIGN = {
+    "mindspore": "common.weights.mindspore",
+    "keras": "common.weights.keras",
+}  # format -> module with its `write`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +46,17 @@ def convert(source, target, spec):
     Returns:
       Conversion.
     Raises:
-      UserError: see weights.load; an unknown suffix; a property or logits that would differ.
+      UserError: see load_model; an unknown suffix; a property or logits that would differ.
     """
     target = pathlib.Path(target)
     name = format_of(target)
     if not target.parent.is_dir():
         raise UserError(f"{target}: {target.parent} is not a folder; create it first")
-    model, meta = weights.load(source, spec)
+    model, meta = load_model(source, spec)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
         draft = pathlib.Path(folder) / target.name
         _write(name, draft, model.state_dict(), spec, meta)
-        again, meta_again = weights.load(draft, spec)
+        again, meta_again = load_model(draft, spec)
         _refuse_other_properties(source, target, spec, meta, meta_again)
         difference = _difference(model, again, spec)
         if not difference <= TOLERANCE:

@@ -1,18 +1,20 @@
 """Run folders: numbered, never reused, found again. Importing this does not import torch."""
 
 import contextlib
+import json
+import os
 import pathlib
 
 from common.errors import UserError
-from common.train import report
 
+CONFIG, LOG, METRICS, SUMMARY = "config.json", "log.txt", "metrics.jsonl", "summary.json"
 NEWEST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
 OUTPUT = pathlib.Path("output")
 
 
 def holds_run(folder):
     """Whether a folder already contains something of a run."""
-    names = (report.CONFIG, report.LOG, report.METRICS, report.SUMMARY, NEWEST, PREVIOUS, BEST)
+    names = (CONFIG, LOG, METRICS, SUMMARY, NEWEST, PREVIOUS, BEST)
     return any((pathlib.Path(folder) / name).exists() for name in names)
 
 
@@ -50,3 +52,10 @@ def newest_best():
     if not found:
         raise UserError(f"no {BEST} here and none below ./output; name a checkpoint file")
     return found[-1]
+
+
+def write_json(path, value):
+    """Write JSON whole or not at all."""
+    temporary = f"{path}.tmp"
+    pathlib.Path(temporary).write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,6 +1,6 @@
 """The whole house in a few minutes: draw data, train Inception v3, evaluate, export, run the ONNX file, compare.
 
-    python tools/demo.py
+    python tools/quickstart.py
 
 Needs no download, no GPU and no NPU. Everything it makes stays below ./demo_output for a look around.
 """
@@ -15,18 +15,17 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any folder
 
-from common import cli
-from common.train import runs
+from common import cli, run_folder
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
     """Options of this program."""
 
-    folder: str = cli.knob("demo_output", "where to put everything; a new numbered folder below it")
-    train_per_class: int = cli.knob(100, "training images of each of the ten classes", low=2)
-    epochs: int = cli.knob(8, "passes over them", low=1)
-    image_size: int = cli.knob(107, "side of the input, pixels", low=75)
+    folder: str = cli.option("demo_output", "where to put everything; a new numbered folder below it")
+    train_per_class: int = cli.option(100, "training images of each of the ten classes", low=2)
+    epochs: int = cli.option(8, "passes over them", low=1)
+    image_size: int = cli.option(107, "side of the input, pixels", low=75)
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -44,7 +43,7 @@ def run(*words):
 def main():
     config, _ = cli.parse(DemoConfig(), __doc__)
     started = time.perf_counter()
-    folder = runs.new_run(config.folder)
+    folder = run_folder.new_run(config.folder)
     data, trained, onnx_file = folder / "data", folder / "run", folder / "inception_v3.onnx"
     run("tools/make_sample_data.py", data, f"--train-per-class={config.train_per_class}")
     run(
@@ -55,8 +54,8 @@ def main():
         f"--epochs={config.epochs}",
         *RECIPE,
     )
-    run("inception_v3/pthtar2onnx.py", f"--ckpt={trained / runs.BEST}", f"--onnx={onnx_file}")
-    for engine, model in (("torch", trained / runs.BEST), ("onnx", onnx_file)):
+    run("inception_v3/pthtar2onnx.py", f"--ckpt={trained / run_folder.BEST}", f"--onnx={onnx_file}")
+    for engine, model in (("torch", trained / run_folder.BEST), ("onnx", onnx_file)):
         run(
             "inception_v3/eval.py",
             f"--data={data}",
@@ -67,7 +66,7 @@ def main():
     run(
         "inception_v3/demo.py",
         data / "val" / "rings" / "rings_00000.JPEG",
-        f"--resume={trained / runs.BEST}",
+        f"--resume={trained / run_folder.BEST}",
         "--device=cpu",
     )
     print_table(folder, trained, onnx_file, data, time.perf_counter() - started)
@@ -81,11 +80,11 @@ def print_table(folder, trained, onnx_file, data, seconds):
         ("top-1 on the validation set, ONNX Runtime", top1(folder / "onnx.json")),
         (
             "largest difference of a logit, torch against ONNX",
-            f"{largest_difference(trained / runs.BEST, onnx_file, data):.1e}",
+            f"{largest_difference(trained / run_folder.BEST, onnx_file, data):.1e}",
         ),
         ("training speed", f"{summary['images_per_s']:.1f} images/s on {summary['device']}"),
         ("time in all", f"{seconds:.0f} s"),
-        ("checkpoint", trained / runs.BEST),
+        ("checkpoint", trained / run_folder.BEST),
         ("ONNX file", onnx_file),
         ("log and metrics", trained),
     ]
@@ -103,18 +102,18 @@ def largest_difference(checkpoint, onnx_file, data):
     import numpy as np
     import torch
 
-    from common import weights
     from common.data import decode, index, transforms
-    from common.deploy import engines
-    from common.device import Device
-    from common.evaluate import Normaliser, TorchEngine
+    from common.device.device import Device
+    from common.evaluation import engines
+    from common.evaluation.torch_engine import Normalizer, TorchEngine
+    from common.weights.load import load_model
     from inception_v3.spec import SPEC
 
-    model, meta = weights.load(checkpoint, SPEC)
+    model, meta = load_model(checkpoint, SPEC)
     images = index.load_val(str(data), meta["classes"])
     transform = transforms.eval_transform(SPEC, meta["image_size"])
     pixels = np.stack([transform(decode.open_rgb(images.path(i))) for i in range(0, len(images), 10)])
-    by_torch = TorchEngine(model, Normaliser(SPEC, Device("cpu"), "nchw"), Device("cpu"))(torch.from_numpy(pixels))
+    by_torch = TorchEngine(model, Normalizer(SPEC, Device("cpu"), "nchw"), Device("cpu"))(torch.from_numpy(pixels))
     by_onnx = engines.Pixels(engines.open_engine(onnx_file), SPEC)(pixels)
     return np.abs(by_torch - by_onnx).max()
 

@@ -2,21 +2,13 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import sys
 import time
 
 import tqdm
 
-CONFIG, LOG, METRICS, SUMMARY = "config.json", "log.txt", "metrics.jsonl", "summary.json"
-
-
-def write_json(path, value):
-    """Write JSON whole or not at all."""
-    temporary = f"{path}.tmp"
-    pathlib.Path(temporary).write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+from common.run_folder import LOG, METRICS, write_json
 
 
 class Report:

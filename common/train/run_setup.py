@@ -4,12 +4,11 @@ import dataclasses
 import os
 import pathlib
 
-from common import cli
+from common import cli, run_folder
 from common.config import TrainConfig
-from common.data import index, order
+from common.data import index, sampling
 from common.errors import UserError
 from common.spec import ModelSpec
-from common.train import runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Job:
     spec: ModelSpec
     config: TrainConfig
     splits: index.Splits
-    plan: order.StepPlan
+    plan: sampling.StepPlan
     build_options: dict
     memory_format: str
     state: dict | None = None
@@ -42,7 +41,7 @@ class Job:
     first_epoch: int = 0
 
 
-# Knobs that may differ from machine to machine: where things are, and how fast they are read.
+# Options that may differ from machine to machine: where things are, and how fast they are read.
 _OWN_TO_A_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretrained")
 
 
@@ -67,13 +66,13 @@ def resumed_state(config, run_name):
     """Content of the checkpoint that --resume names, or None for a fresh start."""
     if not config.resume:
         return None
-    from common import weights
     from common.train import checkpoint
+    from common.weights.load import load_torch
 
     if config.resume != "auto":
         if not os.path.isfile(config.resume):
             raise UserError(f"--resume: {config.resume} is not a file")
-        state = weights.load_torch(config.resume)
+        state = load_torch(config.resume)
     else:
         folder = config.output_dir or _newest_run(run_name)
         found = checkpoint.newest_valid(folder) if folder and os.path.isdir(folder) else None
@@ -90,7 +89,7 @@ def resumed_state(config, run_name):
 
 
 def _newest_run(run_name):
-    found = runs.numbered_runs(runs.OUTPUT / run_name)
+    found = run_folder.numbered_runs(run_folder.OUTPUT / run_name)
     return found[-1] if found else None
 
 
@@ -144,7 +143,7 @@ def agree_with_checkpoint(spec, config, explicit, state, splits):
 def step_plan(config, num_images, world_size, machines, state, global_batch):
     """How a step is cut into micro-batches; a resumed run keeps its micro-batches for any number of ranks."""
     if state is not None:
-        plan = order.StepPlan(num_images, state["num_micro_batches"], state["micro_batch_size"])
+        plan = sampling.StepPlan(num_images, state["num_micro_batches"], state["micro_batch_size"])
         if plan.global_batch != global_batch:
             raise UserError(
                 f"--batch-size: {config.batch_size} on {machines} machine(s) is {global_batch} images per step, "
@@ -157,7 +156,7 @@ def step_plan(config, num_images, world_size, machines, state, global_batch):
                 f"--batch-size: {config.batch_size}, must be divisible by {num_micro_batches // machines} "
                 f"({world_size // machines} devices x --accumulate {config.accumulate})"
             )
-        plan = order.StepPlan(num_images, num_micro_batches, global_batch // num_micro_batches)
+        plan = sampling.StepPlan(num_images, num_micro_batches, global_batch // num_micro_batches)
     if plan.steps_per_epoch < 1:
         raise UserError(
             f"--batch-size: a step takes {plan.global_batch} images, but train/ holds {num_images}; use a smaller one"
@@ -172,7 +171,7 @@ def step_plan(config, num_images, world_size, machines, state, global_batch):
 def refuse_used_folder(folder):
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--output-dir: {folder} is not a folder")
-    if runs.holds_run(folder):
+    if run_folder.holds_run(folder):
         raise UserError(
             f"--output-dir: {folder} already holds a run; choose another folder, or continue it with --resume auto"
         )
@@ -189,7 +188,7 @@ def create_folder(job):
                 f"--output-dir: {config.output_dir} cannot be created ({error.strerror})", every_rank=False
             ) from error
         return pathlib.Path(config.output_dir)
-    parent = runs.OUTPUT / (config.run_name or f"{job.spec.name}_train")
+    parent = run_folder.OUTPUT / (config.run_name or f"{job.spec.name}_train")
     if job.state is not None and config.resume == "auto":
         return _newest_run(parent.name)
-    return runs.new_run(parent)
+    return run_folder.new_run(parent)

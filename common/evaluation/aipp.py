@@ -1,4 +1,4 @@
-"""Static AIPP, the normalisation that a device does itself on uint8 pixels: as a file for atc, as arithmetic here."""
+"""Static AIPP, the normalization that a device does itself on uint8 pixels: as a file for atc, as arithmetic here."""
 
 import pathlib
 import re
@@ -15,7 +15,7 @@ def text(mean, std, image_size):
     into min_chn. (ATC manual, "AIPP configuration".)
 
     Args:
-      mean, std: normalisation of RGB values in [0, 1].
+      mean, std: normalization of RGB values in [0, 1].
       image_size: side of the input, pixels.
     """
     lines = [
@@ -75,6 +75,6 @@ def lookup_table(config):
     pixels = np.arange(256, dtype=np.float16)
     table = np.empty((3, 256), np.float32)
     for i in range(3):
-        centred = pixels - np.float16(config.get(f"mean_chn_{i}", 0)) - np.float16(config.get(f"min_chn_{i}", 0))
-        table[i] = centred * np.float16(config.get(f"var_reci_chn_{i}", 1))
+        centered = pixels - np.float16(config.get(f"mean_chn_{i}", 0)) - np.float16(config.get(f"min_chn_{i}", 0))
+        table[i] = centered * np.float16(config.get(f"var_reci_chn_{i}", 1))
     return table, config.get("rbuv_swap_switch", "false") == "true"

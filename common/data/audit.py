@@ -17,7 +17,7 @@ import warnings
 import PIL
 from PIL import Image
 
-from common.data import cache, decode, walk
+from common.data import cache, decode, file_tree
 from common.errors import UserError
 
 # What is known depends on these: another limit or another decoder looks at all files again.
@@ -178,7 +178,7 @@ class Store:
     def _list_part(self, name):
         folder = os.path.join(self.root, name) if name else self.root
         prefix = f"{name}/" if name else ""
-        classes, files, _ = walk.class_names(folder)
+        classes, files, _ = file_tree.class_names(folder)
         if name == "val" and os.path.isfile(os.path.join(self.root, "val_label.txt")):
             images = [file for file in files if file.lower().endswith(decode.EXTENSIONS)]
             self._add(name, "", [prefix + image for image in images])
@@ -187,7 +187,7 @@ class Store:
         if not classes:
             raise UserError(f"DIR: {folder} holds no class folders; give the folder that holds train/ and val/")
         others = list(files)
-        for label, listing in zip(classes, walk.class_listings(folder, classes), strict=True):
+        for label, listing in zip(classes, file_tree.class_listings(folder, classes), strict=True):
             self._add(name, label, [prefix + image for image in listing.images])
             others += listing.others
         return Part(name, classes, [prefix + other for other in others])

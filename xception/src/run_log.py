@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from common.errors import UserError
-from common.train.report import Report
+from common.train.run_log import Report
 from xception.src import lr_generator
 
 NAME = re.compile(r"(Xception-rank0(?:_\d+)?)-(\d+)_(\d+)\.ckpt")

@@ -6,8 +6,7 @@ import os
 import pathlib
 import re
 
-from common import preflight
-from common.deploy import soc
+from common.device import finding, npu_smi
 
 # Files in which CANN 8.5 and 9, 6 to 8.3, and its training-only package note their version, below ASCEND_HOME_PATH.
 CANN_VERSIONS = ("*-linux/ascend_toolkit_install.info", "ascend_nnae_install.info", "version.cfg", "version.info")
@@ -30,17 +29,17 @@ def findings(kind, devices, several):
 
 def _torch_npu():
     try:
-        return preflight.Finding("torch_npu", importlib.metadata.version("torch_npu"))
+        return finding.Finding("torch_npu", importlib.metadata.version("torch_npu"))
     except importlib.metadata.PackageNotFoundError:
         if importlib.util.find_spec("torch_npu"):
-            return preflight.Finding("torch_npu", "found on PYTHONPATH, not installed by pip")
-        return preflight.Finding("torch_npu", "not installed", "`pip install -r requirements-npu.txt`")
+            return finding.Finding("torch_npu", "found on PYTHONPATH, not installed by pip")
+        return finding.Finding("torch_npu", "not installed", "`pip install -r requirements-npu.txt`")
 
 
 def _cann():
     home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
     if not home:
-        return preflight.Finding(
+        return finding.Finding(
             "CANN",
             "ASCEND_HOME_PATH is not set",
             "source CANN's set_env.sh (/usr/local/Ascend/cann, or ascend-toolkit before CANN 8.5); launchers do it",
@@ -55,8 +54,8 @@ def _cann():
         None,
     )
     if version:
-        return preflight.Finding("CANN", f"{version} in {home}")
-    return preflight.Finding(
+        return finding.Finding("CANN", f"{version} in {home}")
+    return finding.Finding(
         "CANN",
         f"{home} (ASCEND_HOME_PATH) is no installation of CANN",
         "install CANN there, or source the set_env.sh of the one you have",
@@ -74,33 +73,33 @@ def _version(path):
 def _driver():
     path = pathlib.Path(os.environ.get("ASCEND_INSTALL_PATH", "/usr/local/Ascend"), "driver", "version.info")
     if path.is_file() and (version := _version(path)):
-        return preflight.Finding("driver", version)
-    return preflight.Finding(
+        return finding.Finding("driver", version)
+    return finding.Finding(
         "driver", f"{path} is not there", "install the Ascend driver; into a container, mount /usr/local/Ascend/driver"
     )
 
 
 def _chips(devices):
     try:
-        cards = soc.cards()
-    except soc.NoAnswer as error:
-        return preflight.Finding("chips", str(error), "install the driver, or mount npu-smi into the container")
+        cards = npu_smi.cards()
+    except npu_smi.NoAnswer as error:
+        return finding.Finding("chips", str(error), "install the driver, or mount npu-smi into the container")
     names = ", ".join(sorted({name for _, name, _ in cards}))
     ill = [f"{number} ({health})" for number, _, health in cards if health.upper() not in HEALTHY]
     if len(cards) < devices:
-        return preflight.Finding(
+        return finding.Finding(
             "chips",
             f"{len(cards)} ({names or 'none'}), {devices} wanted",
             "give a smaller --devices, or look at `npu-smi info` and `dmesg`",
         )
     if ill:
-        return preflight.Finding(
+        return finding.Finding(
             "chips",
             f"{len(cards)} ({names}), not well: {', '.join(ill)}",
             "look at `npu-smi info -t health -i NUMBER`; leave them out with "
             "ASCEND_RT_VISIBLE_DEVICES, or restart the machine",
         )
-    return preflight.Finding("chips", f"{len(cards)} ({names})")
+    return finding.Finding("chips", f"{len(cards)} ({names})")
 
 
 def _visible(devices):
@@ -111,9 +110,9 @@ def _visible(devices):
     numbers = [int(word) for word in text.split(",") if word.isdigit()]
     right = re.fullmatch(r"\d+(,\d+)*", text) and numbers == sorted(set(numbers))
     if right and len(numbers) >= devices:
-        yield preflight.Finding("visible devices", text)
+        yield finding.Finding("visible devices", text)
     else:
-        yield preflight.Finding(
+        yield finding.Finding(
             "visible devices",
             f"ASCEND_RT_VISIBLE_DEVICES is {text!r}",
             f"give at least {devices} ascending number(s) with commas and no spaces, or unset it",
@@ -124,7 +123,7 @@ def _hccl_ports():
     """The ports at which the ranks of several devices find each other."""
     first = os.environ.get("HCCL_IF_BASE_PORT", "60000")
     if not first.isdigit() or not 1024 <= int(first) <= 65535 - HCCL_PORTS:
-        yield preflight.Finding("HCCL ports", f"HCCL_IF_BASE_PORT is {first}", f"give 1024 to {65535 - HCCL_PORTS}")
+        yield finding.Finding("HCCL ports", f"HCCL_IF_BASE_PORT is {first}", f"give 1024 to {65535 - HCCL_PORTS}")
         return
     remedy = f"end the programs that have them, or set HCCL_IF_BASE_PORT to the first of {HCCL_PORTS} free ones"
-    yield preflight.ports("HCCL ports", range(int(first), int(first) + HCCL_PORTS), remedy)
+    yield finding.ports("HCCL ports", range(int(first), int(first) + HCCL_PORTS), remedy)

@@ -13,10 +13,10 @@ from torch.distributed.elastic.agent.server.api import WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from common import cli
+from common import errors
 
 # A rank that ends with one of these has said all there is to say: its input is wrong, or it was told to stop.
-FINAL_STATUSES = (cli.EXIT_USER_ERROR, 130, cli.EXIT_TERMINATED)
+FINAL_STATUSES = (errors.EXIT_USER_ERROR, 130, errors.EXIT_TERMINATED)
 
 
 class FreshStores(RendezvousHandler):
@@ -89,7 +89,7 @@ class Agent(LocalElasticAgent):
             ended = [failure.exitcode for failure in result.failures.values()]
             if any(status in FINAL_STATUSES for status in ended):
                 self._remaining_restarts = 0
-            elif cli.EXIT_RESTART in ended:
+            elif errors.EXIT_RESTART in ended:
                 self._remaining_restarts += 1  # a machine comes or goes: not a failure of this one
             if self._remaining_restarts:
                 print(

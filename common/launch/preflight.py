@@ -9,10 +9,11 @@ import resource
 import shutil
 import sys
 
-from common import cli, rollcall
+from common import cli
+from common.device.finding import Finding, ports
 from common.errors import UserError
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PYTHONS = ((3, 10), (3, 12))
 # Newest, previous and best checkpoint and a temporary, each of a few hundred megabytes.
 DISK_BYTES = 2 * 2**30
@@ -28,15 +29,15 @@ class PreflightConfig:
       UserError: a value outside its range.
     """
 
-    device: str = cli.knob("auto", "auto, npu, cuda or cpu", choices=("auto", "npu", "cuda", "cpu"))
-    devices: int = cli.knob(1, "devices of this machine to use", low=1)
-    device_id: int = cli.knob(0, "index of the device, where one is used", low=0)
-    data: str = cli.knob("", "dataset root that holds train/ and val/; left out: not checked")
-    output_dir: str = cli.knob("output", "folder that runs are written to")
-    batch_size: int = cli.knob(256, "images per step of this machine", "-b", low=1)
-    image_size: int = cli.knob(299, "side of the square input, pixels", low=32)
-    workers: int = cli.knob(8, "loader processes of this machine, at most its cores", "-j", low=0)
-    master_port: int | None = cli.knob(None, "TCP port that machine 0 of several will open", low=1, high=65535)
+    device: str = cli.option("auto", "auto, npu, cuda or cpu", choices=("auto", "npu", "cuda", "cpu"))
+    devices: int = cli.option(1, "devices of this machine to use", low=1)
+    device_id: int = cli.option(0, "index of the device, where one is used", low=0)
+    data: str = cli.option("", "dataset root that holds train/ and val/; left out: not checked")
+    output_dir: str = cli.option("output", "folder that runs are written to")
+    batch_size: int = cli.option(256, "images per step of this machine", "-b", low=1)
+    image_size: int = cli.option(299, "side of the square input, pixels", low=32)
+    workers: int = cli.option(8, "loader processes of this machine, at most its cores", "-j", low=0)
+    master_port: int | None = cli.option(None, "TCP port that machine 0 of several will open", low=1, high=65535)
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -45,21 +46,6 @@ class PreflightConfig:
     def last(self):
         """Highest index of a device that is used."""
         return self.devices - 1 if self.devices > 1 else self.device_id
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One line of the table.
-
-    Attributes:
-      what: the need.
-      found: what this machine has.
-      remedy: what to do; empty where all is well.
-    """
-
-    what: str
-    found: str
-    remedy: str = ""
 
 
 def findings(config, load_data=None):
@@ -124,8 +110,8 @@ def _numbers(version):
 
 def _device(config):
     """The device itself, and what its kind needs besides."""
-    from common import device as devices
-    from common import device_preflight
+    from common.device import device as devices
+    from common.device import npu_preflight
 
     try:
         device = devices.choose(config.device, config.last)
@@ -136,23 +122,16 @@ def _device(config):
     else:
         yield Finding("device", device.describe())
         kind = device.kind
-    yield from device_preflight.findings(kind, config.last + 1, config.devices > 1 or config.master_port is not None)
-
-
-def ports(what, numbers, remedy):
-    """Whether TCP ports are free on this machine."""
-    taken = [f"{number} ({reason})" for number in numbers if (reason := rollcall.why_taken(number))]
-    listed = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-    return Finding(what, f"not free: {', '.join(taken)}", remedy) if taken else Finding(what, f"{listed} free")
+    yield from npu_preflight.findings(kind, config.last + 1, config.devices > 1 or config.master_port is not None)
 
 
 def _loading(config):
     """Shared memory and open files of the loader processes, which hand their batches over in both."""
-    from common.data import order
+    from common.data import sampling
 
     processes = config.devices
     workers = -(-min(config.workers, len(os.sched_getaffinity(0))) // processes)
-    in_flight = workers * order.PREFETCH
+    in_flight = workers * sampling.PREFETCH
     need = processes * in_flight * -(-config.batch_size // processes) * 3 * config.image_size**2
     if os.path.isdir(SHARED_MEMORY):
         free = shutil.disk_usage(SHARED_MEMORY).free
@@ -194,17 +173,17 @@ def _size(count):
 
 
 def show(found, file=None):
-    """Print the table; colours only on a terminal.
+    """Print the table; colors only on a terminal.
 
     Returns:
       0, or 1 where something is amiss.
     """
     file = file or sys.stdout
-    colours = file.isatty() and "NO_COLOR" not in os.environ
+    colors = file.isatty() and "NO_COLOR" not in os.environ
     width = max(len(each.what) for each in found)
     for each in found:
         word = f"{'FAIL' if each.remedy else 'ok':4}"
-        if colours:
+        if colors:
             word = f"{RED if each.remedy else GREEN}{word}{PLAIN}"
         print(f"{each.what:{width}}  {word}  {each.found}", file=file)
         if each.remedy:

@@ -4,32 +4,33 @@ import dataclasses
 import pathlib
 import time
 
-from common import cli, weights
-from common.deploy import engines, scoring
+from common import cli
 from common.errors import UserError
+from common.evaluation import engines, metrics_json
+from common.weights.load import load_model
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
     """Options of eval.py."""
 
-    data: str = cli.knob("", "folder with val/: class folders, or images beside val_label.txt")
-    resume: str = cli.knob(
+    data: str = cli.option("", "folder with val/: class folders, or images beside val_label.txt")
+    resume: str = cli.option(
         "", "what to evaluate: a checkpoint (torch), .onnx (ONNX Runtime) or .om (NPU)", "--ckpt", "--model"
     )
-    exclude: str = cli.knob("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
-    device: str = cli.knob("auto", "device of a checkpoint", choices=("auto", "npu", "cuda", "cpu"))
-    device_id: int = cli.knob(0, "index of the device", low=0, high=255)
-    provider: str = cli.knob("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
-    batch_size: int = cli.knob(64, "images per run; a model of fixed batch keeps its own", "-b", low=1)
-    workers: int = cli.knob(2, "processes that decode", "-j", low=0)
-    threads: int = cli.knob(0, "cores of the network on a CPU; 0 is all", low=0)
-    num_classes: int | None = cli.knob(None, "columns of a checkpoint's output; cuts off a background class", low=1)
-    image_size: int | None = cli.knob(None, "side of the input, pixels (default: as stored)", low=1)
-    transform_input: bool | None = cli.knob(None, "convert ImageNet-normalised input to 0.5/0.5; default: as stored")
-    full_fp32: bool = cli.knob(False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; for a checkpoint")
-    aipp_config: str = cli.knob("", "AIPP file: normalise as the device would, in float16")
-    metrics_json: str = cli.knob("", "file to write the accuracies to, as postprocess.py does")
+    exclude: str = cli.option("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
+    device: str = cli.option("auto", "device of a checkpoint", choices=("auto", "npu", "cuda", "cpu"))
+    device_id: int = cli.option(0, "index of the device", low=0, high=255)
+    provider: str = cli.option("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
+    batch_size: int = cli.option(64, "images per run; a model of fixed batch keeps its own", "-b", low=1)
+    workers: int = cli.option(2, "processes that decode", "-j", low=0)
+    threads: int = cli.option(0, "cores of the network on a CPU; 0 is all", low=0)
+    num_classes: int | None = cli.option(None, "columns of a checkpoint's output; cuts off a background class", low=1)
+    image_size: int | None = cli.option(None, "side of the input, pixels (default: as stored)", low=1)
+    transform_input: bool | None = cli.option(None, "convert ImageNet-normalized input to 0.5/0.5; default: as stored")
+    full_fp32: bool = cli.option(False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; for a checkpoint")
+    aipp_config: str = cli.option("", "AIPP file: normalize as the device would, in float16")
+    metrics_json: str = cli.option("", "file to write the accuracies to, as postprocess.py does")
 
     def __post_init__(self):
         cli.check_ranges(self)
@@ -44,9 +45,9 @@ def main(spec, description, recipe=None, argv=None):
                 raise UserError(f"{flag}: missing")
         counts, num_outputs = evaluate_stream(spec, config)
         print(counts)
-        print(scoring.table(counts))
+        print(metrics_json.table(counts))
         if config.metrics_json:
-            scoring.write_metrics(config.metrics_json, counts, num_outputs)
+            metrics_json.write_metrics(config.metrics_json, counts, num_outputs)
 
 
 def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None):
@@ -62,10 +63,11 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
     Raises:
       UserError: model, data and options that do not fit together, or a broken image (with its path).
     """
-    from common import device as devices
-    from common import distributed, evaluate
+    from common import distributed
     from common.data.loader import EvalLoader, workers_per_process
     from common.data.transforms import eval_transform
+    from common.device import device as devices
+    from common.evaluation import evaluate
 
     world = world or distributed.World()
     device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
@@ -73,7 +75,7 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
     if config.full_fp32:
         device.compute_float32_exactly()
     group = distributed.Group(world, device)
-    engine, index, num_outputs, size = group.in_turn(lambda: prepare(spec, config, device, world))
+    engine, index, num_outputs, size = group.local_rank0_first(lambda: prepare(spec, config, device, world))
     group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
     loader = EvalLoader(
         index,
@@ -110,9 +112,8 @@ def prepare(spec, config, device, world):
 
 def _engine(spec, config, device, world):
     """(function from uint8 batch to logits, columns, image size, class names or None) for the file to evaluate."""
-    from common import device as devices
-    from common import evaluate
-    from common.deploy import aipp
+    from common.device import device as devices
+    from common.evaluation import aipp, torch_engine
 
     if pathlib.Path(config.resume).suffix in (".onnx", ".om"):
         engine = engines.open_engine(config.resume, config.provider, config.device_id, config.threads)
@@ -122,14 +123,14 @@ def _engine(spec, config, device, world):
     if config.aipp_config:
         raise UserError(f"--aipp-config: {config.resume} is a checkpoint; AIPP belongs to .onnx models")
     devices.set_threads(config.threads, world.local_size)
-    model, meta = weights.load(config.resume, spec, num_classes=config.num_classes, **_input_option(spec, config))
+    model, meta = load_model(config.resume, spec, num_classes=config.num_classes, **_input_option(spec, config))
     size = config.image_size or meta["image_size"]
     spec.check_image_size(size)
     # Layout and precision of the training's own evaluation, where the device has them: the accuracy is then the same.
     layout = device.memory_format("auto" if device.kind == "npu" else meta.get("memory_format") or "auto")
     amp_type = device.stored_amp_type(meta.get("amp_type"))
     model = model.to(device.torch, memory_format=devices.torch_memory_format(layout))
-    engine = evaluate.TorchEngine(model, evaluate.Normaliser(spec, device, layout), device, amp_type)
+    engine = torch_engine.TorchEngine(model, torch_engine.Normalizer(spec, device, layout), device, amp_type)
     return engine, meta["num_classes"], size, meta["classes"]
 
 

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from common.data.transforms import normalise_into
+from common.data.transforms import normalize_into
 from common.errors import UserError
 
 PROVIDERS = {
@@ -134,8 +134,8 @@ class Pixels:
     """Makes an engine a function from uint8 [N, H, W, 3] to float32 logits [N, K], for any N.
 
     Args:
-      engine: OnnxEngine or OmEngine; one that takes uint8 normalises by itself (AIPP).
-      spec: ModelSpec with the normalisation of the others.
+      engine: OnnxEngine or OmEngine; one that takes uint8 normalizes by itself (AIPP).
+      spec: ModelSpec with the normalization of the others.
       aipp: (table, swap) of aipp.lookup_table to compute AIPP's float16 arithmetic for an engine of floats.
     """
 
@@ -161,7 +161,7 @@ class Pixels:
                 if self.aipp:
                     apply_aipp(planes, pixels, *self.aipp)
                 else:
-                    normalise_into(planes, pixels, self.spec.mean, self.spec.std)
+                    normalize_into(planes, pixels, self.spec.mean, self.spec.std)
         return self.engine.run(self._buffer)[: len(pixels_NHWC)]
 
 

@@ -11,7 +11,7 @@ import os
 
 import torch
 
-from common import device_amp, device_missing
+from common.device import amp, diagnosis
 from common.errors import UserError
 
 
@@ -39,7 +39,7 @@ class Device:
 
     @property
     def has_fused_optimizers(self):
-        """Whether the optimisers of torch.optim take fused=True here."""
+        """Whether the optimizers of torch.optim take fused=True here."""
         return self.kind in ("cpu", "cuda")
 
     @property
@@ -71,7 +71,7 @@ class Device:
         if config.compile and self.kind == "npu":
             raise UserError("--compile: torch.compile is not supported on npu; leave it out")
         if config.amp_backend == "apex":
-            device_amp.check_apex(self, config)
+            amp.check_apex(self, config)
         if self.kind == "cpu" or torch.get_device_module(self.kind).is_initialized():
             self.amp_type(config.amp, config.amp_dtype)  # a launcher does not start the device to ask it
 
@@ -157,12 +157,12 @@ def choose(kind, index=0):
     """
     wanted = kind
     if kind == "auto":
-        kind = next((k for k in ("npu", "cuda") if device_missing.why_missing(k) is None), "cpu")
-        if kind == "cpu" and device_missing.is_installed("npu"):
+        kind = next((k for k in ("npu", "cuda") if diagnosis.why_missing(k) is None), "cpu")
+        if kind == "cpu" and diagnosis.is_installed("npu"):
             kind = "npu"
     if kind == "cpu":
         return Device("cpu")
-    reason = device_missing.why_missing(kind)
+    reason = diagnosis.why_missing(kind)
     if reason:
         via = " (found by auto)" if wanted == "auto" else ""
         raise UserError(f"--device: {kind}{via} is not available: {reason}; --device cpu runs without it")

@@ -1,7 +1,7 @@
 """Readers of checkpoint files: our own, torchvision's, timm's and Cadene's `.pth`, safetensors, MindSpore and Keras.
 
-`read` turns a file into a state dict in our names and what the file knows about itself; `load` builds the network that
-fits and fills it strictly. Nothing is unpickled that could run code, and a damaged file is never half read.
+`read_checkpoint` returns a state dict in our names and the file's metadata; `load_model` builds the network that fits
+and fills it strictly. Nothing is unpickled that could run code, and a damaged file is never half read.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Loaded:
       state_dict: parameter name -> CPU tensor, in the names of our networks.
       build_options: arguments of ModelSpec.build that the file states or that its tensors give away.
       metadata: everything else the file says: "image_size", "classes", "epoch" and so on; never tensors.
-      format: name of the format that was recognised.
+      format: name of the format that was recognized.
     """
 
     state_dict: dict
@@ -40,15 +40,15 @@ class Reader:
     """One file format.
 
     Attributes:
-      recognises: (first 16 bytes, path) -> bool.
+      recognizes: (first 16 bytes, path) -> bool.
       read: (path, spec) -> Loaded whose state dict is already in our names.
     """
 
-    recognises: Callable[[bytes, pathlib.Path], bool]
+    recognizes: Callable[[bytes, pathlib.Path], bool]
     read: Callable[[pathlib.Path, Any], Loaded]
 
 
-def read(path, spec):
+def read_checkpoint(path, spec):
     """Read a checkpoint of any known format.
 
     Args:
@@ -65,7 +65,7 @@ def read(path, spec):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a checkpoint file") from error
     for reader in READERS:
-        if reader.recognises(head, path):
+        if reader.recognizes(head, path):
             return _with_inferred_options(reader.read(path, spec), spec)
     raise UserError(
         f"{path}: not a checkpoint format known here; expected .pth, .pth.tar, .pt, .safetensors, "
@@ -73,7 +73,7 @@ def read(path, spec):
     )
 
 
-def load(path, spec, **explicit):
+def load_model(path, spec, **explicit):
     """Build the network that a checkpoint was made for and fill it.
 
     Args:
@@ -84,9 +84,9 @@ def load(path, spec, **explicit):
       (model, meta): the nn.Module in evaluation mode on the CPU; a dict with "format", "path", "build" (the options it
       was built with), "num_classes", "image_size" and whatever else the file states.
     Raises:
-      UserError: see `read`; an explicit option that contradicts the file; names or shapes that differ.
+      UserError: see `read_checkpoint`; an explicit option that contradicts the file; names or shapes that differ.
     """
-    found = read(path, spec)
+    found = read_checkpoint(path, spec)
     state_dict, options = dict(found.state_dict), dict(found.build_options)
     for name, value in explicit.items():
         if value is None:
@@ -114,8 +114,8 @@ def load(path, spec, **explicit):
     return model.eval(), meta
 
 
-def for_training(path, spec, options, explicit):
-    """Weights to start a training with; what the file cannot give is initialised anew, and said.
+def load_pretrained(path, spec, options, explicit):
+    """Weights to start a training with; what the file cannot give is initialized anew, and said.
 
     That is a classifier of another class count, and the modules of `spec.training_modules` where the file has none.
 
@@ -127,9 +127,9 @@ def for_training(path, spec, options, explicit):
     Returns:
       (build options, complete state dict).
     Raises:
-      UserError: see `read`; names or shapes that differ elsewhere.
+      UserError: see `read_checkpoint`; names or shapes that differ elsewhere.
     """
-    found = read(path, spec)
+    found = read_checkpoint(path, spec)
     kept = {"num_classes", "aux", *explicit}
     options = {**options, **{name: value for name, value in found.build_options.items() if name not in kept}}
     state_dict, own = dict(found.state_dict), spec.build(**options).state_dict()
@@ -140,7 +140,7 @@ def for_training(path, spec, options, explicit):
         if name in state_dict and name in own and state_dict[name].shape[0] != own[name].shape[0]:
             print(
                 f"--pretrained: {layer} has {state_dict[name].shape[0]} classes, not {own[name].shape[0]}; "
-                "initialised anew"
+                "initialized anew"
             )
             state_dict.update({f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")})
     for module in spec.training_modules:
@@ -307,15 +307,15 @@ def _read_safetensors(path, spec):
 
 
 def _read_mindspore(path, spec):
-    from common import mindspore_ckpt
+    from common.weights import mindspore
 
-    return _foreign(path, spec, "mindspore", mindspore_ckpt.read)
+    return _foreign(path, spec, "mindspore", mindspore.read)
 
 
 def _read_keras(path, spec):
-    from common import keras_h5
+    from common.weights import keras
 
-    return _foreign(path, spec, "keras", keras_h5.read)
+    return _foreign(path, spec, "keras", keras.read)
 
 
 def _foreign(path, spec, name, read_tensors):

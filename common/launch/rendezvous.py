@@ -19,6 +19,7 @@ import threading
 import time
 
 from common.errors import UserError
+from common.ports import why_taken
 
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of a network interface
 _HEARD_S = 5  # how long machine 0 stays to let the others read why nobody starts
@@ -27,19 +28,10 @@ _HEARD_S = 5  # how long machine 0 stays to let the others read why nobody start
 def code_version(script):
     """Hash of the Python files that a training program runs: the shared ones and those of its own folder."""
     digest = hashlib.sha256()
-    for folder in (pathlib.Path(__file__).parent, pathlib.Path(script).resolve().parent):
+    for folder in (pathlib.Path(__file__).parents[1], pathlib.Path(script).resolve().parent):
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def why_taken(port):
-    """Why a TCP port of this machine cannot be opened, or None where it can."""
-    try:
-        socket.create_server(("", port)).close()
-    except OSError as error:
-        return os.strerror(error.errno)
-    return None
 
 
 def addresses():
@@ -103,7 +95,7 @@ def _address_towards(host, port):
         return None
 
 
-class RollCall:
+class Rendezvous:
     """The meeting of one launch.
 
     Args:
