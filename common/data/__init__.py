@@ -1,1 +1,1 @@
-"""Folder index, decoding, transforms, order and loader: everything between files and batches."""
+"""File index, decoding, transforms, sampling order and loaders: from image files to uint8 batches."""

@@ -1,1 +1,1 @@
-"""The chain from a checkpoint to scored results: export, preprocess, engines, scoring."""
+"""From a checkpoint to scored results: export, preprocessing, atc, ais_bench, postprocessing."""

@@ -1,1 +1,1 @@
-"""Losses, schedules, optimizer, EMA, checkpoints, reports and the trainer that joins them."""
+"""The trainer: losses, schedules, optimizers, checkpoints, run log."""

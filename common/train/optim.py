@@ -7,8 +7,8 @@ from torch.optim import swa_utils
 def make_optimizer(model, config, device):
     """The optimizer of `config.optimizer` over the model's parameters, in one fused kernel where the device has it.
 
-    `config.momentum` is SGD's and RMSprop's momentum and AdamW's first beta. RMSprop has the decay 0.9 and the epsilon
-    1.0 of the Inception papers (torch adds epsilon to the root, TensorFlow under it).
+    `config.momentum` is SGD's and RMSprop's momentum and AdamW's first beta. RMSprop has decay 0.9 and
+    epsilon 1.0 as in arXiv 1512.00567, section 8 (torch adds epsilon to the root, TensorFlow under it).
 
     Call after the model is on its device: npu replaces the storage of some weights on the way.
 

@@ -1,0 +1,1 @@
+"""Devices: the only room that knows npu, cuda and apex."""

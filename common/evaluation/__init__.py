@@ -1,0 +1,1 @@
+"""The evaluator, its engines (torch, ONNX Runtime, OM), metrics and single-image prediction."""

@@ -1,0 +1,1 @@
+"""Launchers: configuration checks, machines, torchrun's agent, restarts, preflight."""

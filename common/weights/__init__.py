@@ -1,0 +1,1 @@
+"""Reading, converting and writing checkpoints of every known format."""

@@ -1,0 +1,125 @@
+"""The layout of the repository: imports point down one list of rooms, and importing a module does nothing."""
+
+import ast
+import pathlib
+import re
+import subprocess
+
+import pytest
+from support import ROOT
+
+# Rooms from the bottom up; those of one line do not import each other. docs/DESIGN.md explains the list.
+BASE = "cli environment errors files layers parallel ports progress run_folder spec".split()
+LAYERS = (
+    {f"common.{name}" for name in BASE},
+    {"common.data", "common.weights", "common.device"},
+    {"common.distributed", "common.config"},
+    {"common.evaluation"},
+    {"common.train", "common.deploy"},
+    {"common.launch"},
+    {"inception_v3", "inception_v4", "xception"},
+    {"tools"},
+)
+RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def modules():
+    """{dotted name: path} of the product's Python files."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    paths = [
+        path for path in listed.stdout.split() if path.startswith(("common/", "inception_", "xception/", "tools/"))
+    ]
+    return {
+        path[:-3].replace("/", ".").removesuffix(".__init__"): ROOT / path for path in paths if (ROOT / path).exists()
+    }
+
+
+MODULES = modules()
+
+
+def room_of(module):
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "common" else parts[0]
+
+
+def imports_of(path):
+    """Names of the project's modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else node.module)
+    return {name for name in found if name in MODULES}
+
+
+def wrong_arrows(module, imported):
+    """Imports of one module that point up or sideways."""
+    own = room_of(module)
+    return [
+        f"{module} -> {other}"
+        for other in sorted(imported)
+        if other != "common"
+        and room_of(other) != own
+        and not RANKS[room_of(other)] < RANKS[own]
+        and not (RANKS[own] == RANKS[room_of(other)] == 0)
+    ]
+
+
+def test_every_module_of_common_has_a_room():
+    assert {room_of(name) for name in MODULES} - {"common"} <= RANKS.keys()
+
+
+def test_imports_point_down_the_list_of_rooms():
+    assert [
+        arrow for name, path in MODULES.items() if name != "common" for arrow in wrong_arrows(name, imports_of(path))
+    ] == []
+
+
+@pytest.mark.parametrize(
+    "module, imported",
+    [("common.data.index", "common.evaluation.metrics"), ("common.train.step", "common.deploy.export"),
+     ("common.weights.load", "common.device.device"), ("inception_v3.train", "inception_v4.spec"), ("common.cli", "common.config")],
+)  # fmt: skip
+def test_an_arrow_up_or_sideways_is_found(module, imported):
+    assert wrong_arrows(module, {imported})
+
+
+def test_imports_form_no_circle():
+    graph = {name: imports_of(path) - {name} for name, path in MODULES.items()}
+    while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert graph == {}
+
+
+def test_common_names_no_model():
+    for name, path in MODULES.items():
+        if name.startswith("common"):
+            assert not re.search(r"inception|(?<![a-z])xception", path.read_text(), re.IGNORECASE), path
+
+
+def acts(node, is_program):
+    """Whether a statement at the top of a module does more than define something."""
+    if isinstance(node, ast.Expr):
+        is_path_entry = is_program and ast.unparse(node).startswith("sys.path.insert(")
+        return not isinstance(node.value, ast.Constant) and not is_path_entry
+    if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return any(isinstance(target, ast.Attribute | ast.Subscript) for target in targets)
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) not in ("__name__ == '__main__'", "TYPE_CHECKING", "typing.TYPE_CHECKING")
+    defines = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return not isinstance(node, defines)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_importing_a_module_does_nothing(name):
+    path = pathlib.Path(MODULES[name])
+    is_program = "__main__" in path.read_text()
+    assert [ast.unparse(node) for node in ast.parse(path.read_text()).body if acts(node, is_program)] == []
