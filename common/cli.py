@@ -1,4 +1,4 @@
-"""Command lines: one frozen dataclass declares every option once; argparse, checks and --help are derived from it."""
+"""Command lines: a frozen dataclass declares every option once; argparse, checks and --help are derived from it."""
 
 import argparse
 import contextlib
@@ -9,30 +9,58 @@ import sys
 import traceback
 import types
 import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from common.environment import set_torch_defaults
 from common.errors import EXIT_USER_ERROR, RunError, UserError
 
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def option(default, help, *flags, low=None, high=None, above=None, choices=None, group="options", name=None):
-    """A field of a config dataclass.
+Config = typing.TypeVar("Config", bound="DataclassInstance")
+
+
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: Sequence[str] | None = None,
+    group: str = "options",
+    name: str | None = None,
+    required: str = "",
+) -> Any:
+    """Declare a field of a config dataclass as a command-line option.
 
     Args:
       default: its value when the flag is absent.
       help: one line, with the unit; range and default are added by --help.
-      flags: further spellings of the flag, for example "-b"; `--field-name` always exists. A first spelling that
-        starts with a single dash and more than one letter is not supported.
+      flags: further spellings of the flag, for example "-b"; `--field-name` always exists.
       low, high: smallest and largest allowed value, inclusive.
       above: exclusive lower bound.
       choices: the allowed words.
       group: heading in --help.
       name: long flag that --help and messages show in place of `--field-name`, which stays valid.
+      required: what to give, for the message when the value is empty; empty: the option may be left out.
     """
-    metadata = dict(help=help, flags=flags, low=low, high=high, above=above, choices=choices, group=group, name=name)
+    metadata = dict(
+        help=help,
+        flags=flags,
+        low=low,
+        high=high,
+        above=above,
+        choices=choices,
+        group=group,
+        name=name,
+        required=required,
+    )
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def renamed(config_class, field_name, name, **changes):
+def renamed(config_class: "type[DataclassInstance]", field_name: str, name: str, **changes: Any) -> Any:
     """The option of a base dataclass under another long flag, for a subclass that declares the field again.
 
     Args:
@@ -46,16 +74,16 @@ def renamed(config_class, field_name, name, **changes):
     return option(meta.pop("default"), meta.pop("help"), *meta.pop("flags"), **meta)
 
 
-def flag_of(field):
+def flag_of(field: "dataclasses.Field[Any]") -> str:
     """The long flag of a dataclass field: its own name for it, else batch_size -> --batch-size."""
     return field.metadata.get("name") or _field_flag(field)
 
 
-def _field_flag(field):
+def _field_flag(field: "dataclasses.Field[Any]") -> str:
     return "--" + field.name.replace("_", "-")
 
 
-def _value_type(field, hints):
+def _value_type(field: "dataclasses.Field[Any]", hints: dict[str, Any]) -> type:
     """The scalar type of a field: int for both `int` and `int | None`."""
     kind = hints[field.name]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -63,21 +91,15 @@ def _value_type(field, hints):
     return kind
 
 
-def _allowed(meta):
-    """The range of a option in words, or an empty string."""
+def _allowed(meta: "types.MappingProxyType[Any, Any]") -> str:
+    """The range of an option in words, or an empty string."""
     if meta["choices"]:
         return "one of " + ", ".join(meta["choices"])
-    bounds = []
-    if meta["low"] is not None:
-        bounds.append(f"at least {meta['low']}")
-    if meta["above"] is not None:
-        bounds.append(f"above {meta['above']}")
-    if meta["high"] is not None:
-        bounds.append(f"at most {meta['high']}")
-    return " and ".join(bounds)
+    words = {"low": "at least", "above": "above", "high": "at most"}
+    return " and ".join(f"{word} {meta[key]}" for key, word in words.items() if meta[key] is not None)
 
 
-def check_ranges(config):
+def check_ranges(config: "DataclassInstance") -> None:
     """Raise UserError for the first field of a config dataclass that is outside its declared range."""
     for field in dataclasses.fields(config):
         value, meta = getattr(config, field.name), field.metadata
@@ -93,28 +115,37 @@ def check_ranges(config):
             raise UserError(f"{flag_of(field)}: {value}, must be {_allowed(meta)}")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are UserErrors, and which takes `_` for `-` in long flags and no abbreviations."""
+def check_required(config: "DataclassInstance") -> None:
+    """Raise UserError for the first field that is declared as required and empty."""
+    for field in dataclasses.fields(config):
+        if field.metadata.get("required") and getattr(config, field.name) in ("", None):
+            raise UserError(f"{flag_of(field)}: missing; give {field.metadata['required']}")
 
-    def __init__(self, description):
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are UserErrors, and which accepts `_` for `-` in long flags and no abbreviations."""
+
+    def __init__(self, description: str, add_help: bool = True) -> None:
         super().__init__(
             description=description,
             allow_abbrev=False,
-            add_help=True,
+            add_help=add_help,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    def parse_args(self, args=None, namespace=None):
-        known, rest = self.parse_known_args(
-            [_dashed(arg) for arg in (sys.argv[1:] if args is None else args)], namespace
-        )
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        known, rest = self.parse_known_args(args, namespace)
         if rest:
             near = difflib.get_close_matches(rest[0].partition("=")[0], self._option_string_actions, n=1, cutoff=0.7)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"{rest[0]}: unknown option; {hint}--help lists them all")
         return known
 
-    def error(self, message):
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        dashed = [_dashed(arg) for arg in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(dashed, namespace)
+
+    def error(self, message: str) -> typing.NoReturn:
         # argparse writes "argument -b/--batch-size: invalid int value: 'x'"; ours starts with the long flag.
         if message.startswith("argument "):
             flags, _, reason = message[len("argument ") :].partition(": ")
@@ -123,7 +154,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _dashed(arg):
+def _dashed(arg: str) -> str:
     """--print_freq=5 -> --print-freq=5; everything that is no long flag stays as it is."""
     if not arg.startswith("--"):
         return arg
@@ -131,12 +162,12 @@ def _dashed(arg):
     return name.replace("_", "-") + equals + value
 
 
-def parser_for(recipe, description):
-    """An argparse parser with one option per field of the dataclass instance `recipe`, whose values are the defaults."""
+def parser_for(config: "DataclassInstance", description: str) -> Parser:
+    """A parser with one option per field of a config dataclass instance, whose values are the defaults."""
     parser = Parser(description)
-    hints, groups = typing.get_type_hints(type(recipe)), {}
-    for field in dataclasses.fields(recipe):
-        meta, default = field.metadata, getattr(recipe, field.name)
+    hints, groups = typing.get_type_hints(type(config)), dict[str, Any]()
+    for field in dataclasses.fields(config):
+        meta, default = field.metadata, getattr(config, field.name)
         group = groups.get(meta["group"]) or groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
         kind, allowed = _value_type(field, hints), _allowed(meta)
         notes = [note for note in (allowed if not meta["choices"] else "", _default_note(kind, default)) if note]
@@ -145,38 +176,47 @@ def parser_for(recipe, description):
         long = [flag_of(field), _field_flag(field), *(flag for flag in meta["flags"] if flag.startswith("--"))]
         flags = [*short, *dict.fromkeys(long)]
         # SUPPRESS: the namespace then holds only what the user gave, so "explicit" can be told from "default".
-        options = dict(dest=field.name, default=argparse.SUPPRESS, help=help_text)
+        options: dict[str, Any] = dict(dest=field.name, default=argparse.SUPPRESS, help=help_text)
         if kind is bool:
             options["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
         else:
-            options.update(
-                type=kind, metavar="{" + ",".join(meta["choices"]) + "}" if meta["choices"] else kind.__name__.upper()
-            )
+            metavar = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else kind.__name__.upper()
+            options.update(type=kind, metavar=metavar)
         group.add_argument(*flags, **options)
     return parser
 
 
-def _default_note(kind, default):
+def _default_note(kind: type, default: Any) -> str:
     if kind is bool:
         return "default on" if default else ""
     return "" if default is None or default == "" else f"default {default}"
 
 
-def parse(recipe, description, argv=None):
-    """Override the dataclass instance `recipe` from the command line.
+def parse(
+    defaults: Config, description: str, argv: Sequence[str] | None = None, require: bool = True
+) -> tuple[Config, frozenset[str]]:
+    """Override a config dataclass instance from the command line.
 
+    Args:
+      require: check that options declared as required have a value.
     Returns:
-      (config, explicit): the new instance, and the frozenset of field names the user gave.
+      (config, explicit): the new instance, and the names of the fields that the user gave.
     Raises:
-      UserError: unknown option, malformed value or a value outside its range.
+      UserError: unknown option, malformed value, a value outside its range, or a required option that is missing.
     """
-    given = vars(parser_for(recipe, description).parse_args(argv))
-    return dataclasses.replace(recipe, **given), frozenset(given)
+    given = vars(parser_for(defaults, description).parse_args(argv))
+    config = dataclasses.replace(defaults, **given)
+    if require:
+        check_required(config)
+    return config, frozenset(given)
 
 
 @contextlib.contextmanager
-def exits():
-    """Turn the end of a program into its exit status: 2 and one line for a user's mistake, a traceback otherwise."""
+def exit_on_error() -> Iterator[None]:
+    """Body of every program: set torch's environment, and turn an exception into the documented exit status.
+
+    A UserError ends with status 2 and one line, a RunError with 1 and one line, anything else with a traceback.
+    """
     set_torch_defaults()
     try:
         yield
@@ -187,7 +227,7 @@ def exits():
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our output is gone (`... | head`)
+    except BrokenPipeError:  # standard output was closed (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
@@ -195,23 +235,23 @@ def exits():
 
 
 @contextlib.contextmanager
-def rank_exits():
-    """`exits` for a program that may be one rank of several: such a rank then leaves without Python's own shutdown.
+def rank_exit_on_error() -> Iterator[None]:
+    """`exit_on_error` for a program that may be one of several ranks, which then skips Python's own shutdown.
 
-    gloo's threads may still be releasing the tensors of the last collective. One that needs Python while Python shuts
-    down makes the C++ runtime abort, and a training that is done would end with status 134.
+    gloo's threads may still release tensors of the last collective. If one needs the interpreter while it shuts down,
+    the C++ runtime aborts, and a training that succeeded would end with status 134.
     """
     if "WORLD_SIZE" not in os.environ:  # torchrun's agent sets it
-        with exits():
+        with exit_on_error():
             yield
         return
-    status = 0
+    status: Any = 0
     try:
-        with exits():
+        with exit_on_error():
             yield
     except SystemExit as end:
         status = end.code or 0
-    except BaseException:  # noqa: BLE001  prints what Python would, and ends as Python would
+    except BaseException:  # noqa: BLE001  print and exit as the interpreter would
         traceback.print_exc()
         status = 1
     sys.stdout.flush()

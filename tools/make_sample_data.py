@@ -172,7 +172,7 @@ def make(folder, config):
 
 
 if __name__ == "__main__":
-    with cli.exits():
+    with cli.exit_on_error():
         parser = cli.parser_for(SampleConfig(), __doc__)
         parser.add_argument("folder", metavar="DIR", help="folder to create")
         given = vars(parser.parse_args())

@@ -135,5 +135,5 @@ RECIPE = (
 )
 
 if __name__ == "__main__":
-    with cli.exits():
+    with cli.exit_on_error():
         main()

@@ -51,5 +51,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with cli.exits():
+    with cli.exit_on_error():
         main()

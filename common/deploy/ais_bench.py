@@ -53,7 +53,7 @@ class BenchConfig(result_files.RunOptions):
 
 def main(description, argv=None):
     """Body of tools/run_ais_bench.py."""
-    with cli.exits():
+    with cli.exit_on_error():
         config, _ = cli.parse(BenchConfig(), description, argv)
         if not config.model:
             raise UserError("--model: missing")

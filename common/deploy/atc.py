@@ -83,7 +83,7 @@ class AtcConfig:
 
 def main(description, argv=None):
     """Body of tools/run_atc.py."""
-    with cli.exits():
+    with cli.exit_on_error():
         config, _ = cli.parse(AtcConfig(), description, argv)
         convert(config)
 

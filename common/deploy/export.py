@@ -51,7 +51,7 @@ def main(spec, description, recipe=None, default_ckpt=None, argv=None):
       default_ckpt: called without arguments for a path when --ckpt is not given; default: download the public file.
       argv: command line for tests.
     """
-    with cli.exits():
+    with cli.exit_on_error():
         config, _ = cli.parse(recipe or ExportConfig(), description, argv)
         export(spec, config, default_ckpt)
 

@@ -32,7 +32,7 @@ class RunConfig(result_files.RunOptions):
 
 def main(description, argv=None):
     """Body of tools/run_onnx.py."""
-    with cli.exits():
+    with cli.exit_on_error():
         config, _ = cli.parse(RunConfig(), description, argv)
         if not config.model:
             raise UserError("--model: missing, it needs an .onnx file")

@@ -39,7 +39,7 @@ class ScoringConfig:
 
 def main(spec, description, argv=None):
     """Body of a model's postprocess script."""
-    with cli.exits():
+    with cli.exit_on_error():
         config, _ = cli.parse(ScoringConfig(), description, argv)
         for flag, value in (("--infer-results", config.infer_results), ("--anno-file", config.anno_file)):
             if not value:

@@ -47,7 +47,7 @@ class PreprocessConfig:
 
 def main(spec, description, recipe=None, argv=None):
     """Body of a model's preprocess script; `recipe` holds the model's defaults."""
-    with cli.exits():
+    with cli.exit_on_error():
         config, _ = cli.parse(recipe or PreprocessConfig(), description, argv)
         for flag, value in (("--src-path", config.src_path), ("--save-path", config.save_path)):
             if not value:

@@ -12,7 +12,7 @@ NUM_GUESSES = 5
 
 def main(spec, description, argv=None, default_ckpt=run_folder.newest_best):
     """Body of a model's demo script; `default_ckpt` gives the path where --resume does not."""
-    with cli.exits():
+    with cli.exit_on_error():
         parser = cli.Parser(description)
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
         parser.add_argument(

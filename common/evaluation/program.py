@@ -38,7 +38,7 @@ class StreamConfig:
 
 def main(spec, description, recipe=None, argv=None):
     """Body of an eval script that takes every engine."""
-    with cli.exits():
+    with cli.exit_on_error():
         config, _ = cli.parse(recipe or StreamConfig(), description, argv)
         for flag, value in (("--data", config.data), ("--resume", config.resume)):
             if not value:

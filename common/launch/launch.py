@@ -168,7 +168,7 @@ def restartable(config, program, arguments):
 
 
 def main(argv):
-    with cli.exits():
+    with cli.exit_on_error():
         name, script, recipe, options, keys, passthrough = split(argv)
         config = parse_keys(recipe, keys)
         arguments = program_arguments(config, name, options, passthrough)

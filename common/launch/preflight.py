@@ -195,6 +195,6 @@ def show(found, file=None):
 
 
 def main(description):
-    with cli.exits():
+    with cli.exit_on_error():
         config, _ = cli.parse(PreflightConfig(), description)
         sys.exit(show(findings(config)))

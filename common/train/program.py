@@ -68,7 +68,7 @@ class TrainProgram:
 
     def main(self, argv=None):
         """Train (or, with --evaluate, evaluate) in this process; ends it with the documented exit status."""
-        with cli.rank_exits():
+        with cli.rank_exit_on_error():
             config, explicit = self.parse(argv)
             job = None
             if "WORLD_SIZE" not in os.environ and not config.evaluate:
