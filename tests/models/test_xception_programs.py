@@ -20,7 +20,7 @@ from common.weights.load import read_checkpoint
 from xception.src.config import SPEC
 from xception.src.program import XceptionProgram
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "xception" / "scripts"
 SIZE = 71
 PHOTOS = ROOT.parent / "shared" / "data" / "ants_bees"

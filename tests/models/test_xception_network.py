@@ -154,7 +154,7 @@ def test_closed_form_logits_are_those_of_mindspore():
     import json
     import pathlib
 
-    golden = json.loads((pathlib.Path(__file__).parent / "golden" / "xception_mindspore.json").read_text())
+    golden = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "xception_mindspore.json").read_text())
     model = SPEC.build(pool_padding="same", bn_eps=1e-5).eval()
     closed_form.fill(model.state_dict())
     with torch.inference_mode():

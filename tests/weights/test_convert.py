@@ -15,7 +15,7 @@ from common.weights import convert, keras, mindspore
 from common.weights.load import load_model
 from xception.src.config import SPEC
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 MINDSPORE = ROOT / "tests" / "fixtures" / "mindspore_slice.ckpt"  # by MindSpore 2.10.0, chunks of 1 kB, crc_check=True
 KERAS = ROOT / "tests" / "fixtures" / "keras_layers.h5"  # by Keras 3.15.1, model.save("x.h5")
 SIZE = 96
