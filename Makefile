@@ -1,6 +1,6 @@
 # make demo    train, evaluate and export Inception v3 on a generated data set, in minutes on a laptop
 # make test    everything that needs no accelerator
-# make check   style and shell syntax
+# make check   style, types and shell scripts: ruff, mypy, shellcheck
 # make bench   the speed table of the README
 # make check-npu-api   the names used of torch_npu against its real wheel, which is downloaded (40 MB)
 # make chaos   kills, torn files and full disks: 200 faults on a tiny network, 20 kills on each model
@@ -26,7 +26,9 @@ test: venv
 
 check: venv
 	$(BIN)/ruff check .
-	for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script" || exit 1; done
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run)
 
 bench: venv
 	for name in training deploy index checkpoint; do $(BIN)/python tests/bench/bench_$$name.py || exit 1; done
