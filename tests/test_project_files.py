@@ -1,0 +1,42 @@
+"""The installed package, the pinned versions and the continuous integration agree with the tree."""
+
+import re
+import subprocess
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from setuptools import Distribution
+from setuptools.config.pyprojecttoml import apply_configuration
+from support import ROOT
+
+PRODUCT = ("common", "inception_v3", "inception_v4", "xception", "tools")
+
+
+def requirements(name):
+    """The requirements of a file and of those that it includes."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    included = [requirements(line[3:].strip()) for line in lines if line.startswith("-r ")]
+    return [Requirement(line) for line in lines if line and not line.startswith("-")] + sum(included, [])
+
+
+def test_pip_install_takes_every_module_and_the_runtime_requirements(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    installed = apply_configuration(Distribution(), "pyproject.toml")
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folders = {path.rpartition("/")[0] for path in listed.split() if path.startswith(tuple(f"{p}/" for p in PRODUCT))}
+    assert folders <= {package.replace(".", "/") for package in installed.packages}
+    assert {package.partition(".")[0] for package in installed.packages} == set(PRODUCT)
+    assert set(map(Requirement, installed.install_requires)) == set(requirements("requirements.txt"))
+
+
+def test_every_requirement_has_a_tested_version_within_its_range():
+    pins = {canonicalize_name(pin.name): pin.specifier for pin in requirements("constraints.txt")}
+    for requirement in requirements("requirements-dev.txt"):
+        (pin,) = pins[canonicalize_name(requirement.name)]
+        assert pin.operator == "==" and requirement.specifier.contains(pin.version), requirement
+
+
+def test_continuous_integration_runs_make_check_and_make_test():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.findall(r"^ *- run: (.*)", workflow, re.MULTILINE) == ["make check", "make test"]
+    assert re.findall(r"^make .*", (ROOT / ".ci" / "run").read_text(), re.MULTILINE) == ["make check", "make test"]
