@@ -1,7 +1,6 @@
 """Runs `python -m ais_bench`, checks what it lets through in silence, and reads what it leaves behind."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -15,12 +14,8 @@ import numpy as np
 from common import cli
 from common.deploy import atc, result_files
 from common.errors import RunError, UserError
+from common.evaluation import engines
 
-HOW_TO_GET = (
-    "install the aclruntime and ais_bench 0.0.2 wheels from "
-    "https://aisbench.obs.myhuaweicloud.com/packet/ais_bench_infer/0.0.2/ and source CANN's set_env.sh; "
-    "tools/run_onnx.py does the same on any machine"
-)
 SAFE_PATH = re.compile(r"[A-Za-z0-9_/.-]+")
 MAX_FILES = 100_000
 MAX_BYTES = 4 * 2**30
@@ -63,25 +58,6 @@ def main(description, argv=None):
             run(config)
 
 
-def require():
-    """Make sure that the inference tool can be imported.
-
-    Raises:
-      UserError: not installed, the unrelated package of the same name, or without its runtime.
-    """
-    if importlib.util.find_spec("ais_bench") is None:
-        raise UserError(f"ais_bench: not installed; {HOW_TO_GET}")
-    try:
-        found = importlib.util.find_spec("ais_bench.infer")
-    except ModuleNotFoundError as error:
-        raise UserError(f"ais_bench: installed, but {error.name} is missing; {HOW_TO_GET}") from error
-    if found is None:
-        raise UserError(
-            "ais_bench: the installed package of that name is another one (it evaluates language models); "
-            f"remove it and {HOW_TO_GET}"
-        )
-
-
 def run(config):
     """Run an OM file over a data set, or over made-up data.
 
@@ -94,7 +70,7 @@ def run(config):
     if not model.is_file() or model.suffix != ".om":
         raise UserError(f"--model: {model} is no .om file; make it with tools/run_atc.py")
     _check_path("--model", model)
-    require()
+    engines.require_ais_bench()
     facts = _model_facts(model)
     batch = _check_batch(config, facts)
     files = _check_inputs(config, facts) if config.input else []
@@ -286,7 +262,7 @@ def _reason(output):
 def sweep(config):
     """Convert an ONNX file for each batch size, measure each, and return the table as Markdown."""
     sizes = atc.numbers("--sweep", config.sweep)
-    require()
+    engines.require_ais_bench()
     built = atc.convert(
         atc.AtcConfig(model=config.model, batch=config.sweep, soc_version=config.soc_version, aipp=config.aipp)
     )

@@ -4,6 +4,7 @@ Every engine has `sample_shape`, `dtype`, `batch` (None: any), `num_outputs`, `f
 `Pixels` makes any of them take the uint8 batches that the evaluator hands out. Importing this module imports no engine.
 """
 
+import importlib.util
 import json
 import pathlib
 
@@ -18,6 +19,11 @@ PROVIDERS = {
     "cann": "CANNExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
+INSTALL_AIS_BENCH = (
+    "install the aclruntime and ais_bench 0.0.2 wheels from "
+    "https://aisbench.obs.myhuaweicloud.com/packet/ais_bench_infer/0.0.2/ and source CANN's set_env.sh; "
+    "tools/run_onnx.py does the same on any machine"
+)
 
 
 def open_engine(path, provider="cpu", device=0, threads=0):
@@ -106,9 +112,7 @@ class OmEngine:
     facts: dict = {}
 
     def __init__(self, path, device=0):
-        from common.deploy import ais_bench
-
-        ais_bench.require()
+        require_ais_bench()
         from ais_bench.infer.interface import InferSession
 
         self._session = InferSession(device, str(path))
@@ -128,6 +132,25 @@ class OmEngine:
         """One array [batch, *sample_shape] -> logits [batch, K]."""
         # the session passes the bare address on: a strided view would give wrong numbers without an error
         return np.asarray(self._session.infer([np.ascontiguousarray(images, self.dtype)])[0])
+
+
+def require_ais_bench():
+    """Make sure that the inference tool can be imported.
+
+    Raises:
+      UserError: not installed, the unrelated package of the same name, or without its runtime.
+    """
+    if importlib.util.find_spec("ais_bench") is None:
+        raise UserError(f"ais_bench: not installed; {INSTALL_AIS_BENCH}")
+    try:
+        found = importlib.util.find_spec("ais_bench.infer")
+    except ModuleNotFoundError as error:
+        raise UserError(f"ais_bench: installed, but {error.name} is missing; {INSTALL_AIS_BENCH}") from error
+    if found is None:
+        raise UserError(
+            "ais_bench: the installed package of that name is another one (it evaluates language models); "
+            f"remove it and {INSTALL_AIS_BENCH}"
+        )
 
 
 class Pixels:

@@ -24,7 +24,8 @@ def test_readme_table_is_results_json():
 
 def test_every_address_is_listed_with_its_reason():
     listed = (FOLDER / "public_address_statement.md").read_text()
-    sources = [FOLDER / name for name in OURS] + sorted((REPO / "common" / "deploy").glob("*.py"))
+    sources = [FOLDER / name for name in OURS]
+    sources += [path for room in ("deploy", "evaluation") for path in sorted((REPO / "common" / room).glob("*.py"))]
     for path in sources:
         for address in re.findall(r"https?://[^\s\"')>;,]+", path.read_text()):
             assert address.rstrip("/.") in listed, f"{path}: {address}"
