@@ -1,5 +1,6 @@
 """The installed package, the pinned versions and the continuous integration agree with the tree."""
 
+import pathlib
 import re
 import subprocess
 
@@ -40,3 +41,13 @@ def test_continuous_integration_runs_make_check_and_make_test():
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     assert re.findall(r"^ *- run: (.*)", workflow, re.MULTILINE) == ["make check", "make test"]
     assert re.findall(r"^make .*", (ROOT / ".ci" / "run").read_text(), re.MULTILINE) == ["make check", "make test"]
+
+
+def test_design_names_every_shared_module():
+    rows = re.findall(r"^\| `(common/[^|]*)` \| (.*) \|$", (ROOT / "docs" / "DESIGN.md").read_text(), re.MULTILINE)
+    described = {folder.rstrip("/").removesuffix("/*.py"): set(re.findall(r"`([^`]+)`", text)) for folder, text in rows}
+    for path in (ROOT / "common").rglob("*.*"):
+        if path.suffix in (".py", ".sh") and path.name != "__init__.py":
+            package = path.parent.relative_to(ROOT).as_posix()
+            names = described[package] | {pathlib.PurePath(name).stem for name in described}
+            assert {path.stem, path.name} & names, f"{path} is missing in the table of docs/DESIGN.md"
