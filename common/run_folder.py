@@ -1,8 +1,6 @@
 """Run folders: numbered, never reused, found again. Importing this does not import torch."""
 
 import contextlib
-import json
-import os
 import pathlib
 
 from common.errors import UserError
@@ -52,10 +50,3 @@ def newest_best():
     if not found:
         raise UserError(f"no {BEST} here and none below ./output; name a checkpoint file")
     return found[-1]
-
-
-def write_json(path, value):
-    """Write JSON whole or not at all."""
-    temporary = f"{path}.tmp"
-    pathlib.Path(temporary).write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)

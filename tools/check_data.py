@@ -21,7 +21,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common import cli, parallel
+from common import cli, files, parallel
 from common.data import audit, audit_report
 from common.errors import UserError
 from common.progress import Progress
@@ -78,8 +78,7 @@ def write_list(path, root, found):
     """Write every finding: images to leave out as entries, everything else as comments. Returns {kind: [Finding]} with
     the first ones of each kind, their counts, and the number of entries."""
     first, counts, entries = collections.defaultdict(list), collections.Counter(), 0
-    draft = f"{path}.part"
-    with open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
+    with files.atomic_path(path) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{_FIRST_LINE}{os.path.abspath(root)}: path, tab, reason\n")
         for finding in found:
             counts[finding.kind] += 1
@@ -88,7 +87,6 @@ def write_list(path, root, found):
             entries += finding.exclude
             comment = "" if finding.exclude else "# "
             file.write(f"{comment}{finding.path}\t{finding.kind}: {' '.join(finding.reason.split())}\n")
-    os.replace(draft, path)
     return first, counts, entries
 
 

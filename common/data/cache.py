@@ -7,10 +7,13 @@ and their loader processes hold them once.
 import hashlib
 import json
 import os
+import secrets
 import stat
 import tempfile
 
 import numpy as np
+
+from common.files import write_atomic
 
 _ALIGNMENT = 64
 _VERSION = 2
@@ -34,7 +37,9 @@ def write(key, header, arrays):
     for folder in _folders():
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            _replace(os.path.join(folder, _file_name(key)), [line, *arrays.values()])
+            target, content = os.path.join(folder, _file_name(key)), map(np.ascontiguousarray, arrays.values())
+            # Machines with a common home folder may write at the same time.
+            write_atomic(target, line, *map(memoryview, content), mode=0o600, suffix=f".{secrets.token_hex(8)}.tmp")
             return
         except OSError:
             continue
@@ -73,18 +78,6 @@ def _folders():
 
 def _file_name(key):
     return hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
-
-
-def _replace(path, parts):
-    handle, draft = tempfile.mkstemp(".tmp", dir=os.path.dirname(path))
-    try:
-        with open(handle, "wb") as file:
-            for part in parts:
-                file.write(part if isinstance(part, bytes) else memoryview(np.ascontiguousarray(part)).cast("B"))
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
 
 
 def _map(path):

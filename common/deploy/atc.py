@@ -15,6 +15,7 @@ from common import cli
 from common.device import npu_smi
 from common.errors import RunError, UserError
 from common.evaluation import aipp
+from common.files import write_atomic
 
 PRECISION_MODES = (
     "force_fp16",
@@ -214,7 +215,7 @@ def _write_aipp(config, model, base):
     if height != width:
         raise UserError(f"--aipp: {config.model} takes {height} x {width} pixels, the AIPP file is for squares")
     path = base.with_name(f"{base.name}_aipp.cfg")
-    path.write_text(aipp.text(*normalization(model.facts, config.arch), width))
+    write_atomic(path, aipp.text(*normalization(model.facts, config.arch), width))
     print(f"AIPP file: {path}", flush=True)
     return path
 
@@ -301,4 +302,4 @@ def _write_facts(om, model, batch, chip, has_aipp):
         "dtype": "uint8" if has_aipp else "float32",
         "soc_version": chip,
     }
-    facts_file(om).write_text(json.dumps(facts) + "\n")
+    write_atomic(facts_file(om), json.dumps(facts) + "\n")

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import pathlib
-import tempfile
 import warnings
 
 from common import cli
 from common.errors import UserError
+from common.files import atomic_path
 from common.weights.load import download, load_model
 
 TOLERANCE = 1e-4  # of the largest logit, and at least 1: what a different order of float32 sums explains
@@ -96,8 +96,7 @@ def export_onnx(model, spec, path, image_size, batch=None, opset=11, meta=None):
     mode = model.training
     model.eval()
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-            draft = pathlib.Path(folder) / "model.onnx"
+        with atomic_path(path, ".tmp.onnx") as draft:
             _trace(model, spec, draft, image_size, batch, opset)
             proto = onnx.load(draft)
             found = {entry.domain: entry.version for entry in proto.opset_import}
@@ -107,7 +106,6 @@ def export_onnx(model, spec, path, image_size, batch=None, opset=11, meta=None):
             onnx.helper.set_model_props(proto, _facts(spec, image_size, meta or {}))
             onnx.save(proto, draft)
             difference = max(_difference(model, draft, n, image_size) for n in ([batch] if batch else [1, 3]))
-            draft.replace(path)
     finally:
         model.train(mode)
     return difference

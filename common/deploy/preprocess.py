@@ -18,6 +18,7 @@ from common import cli, parallel
 from common.data.decode import EXTENSIONS, open_rgb
 from common.data.transforms import eval_crop, eval_transform, normalize_into
 from common.errors import UserError
+from common.files import write_atomic
 from common.progress import Progress
 
 SETTINGS = "preprocess.json"  # in the output folder; ais_bench reads only .bin and .npy there
@@ -172,15 +173,7 @@ class Encoder:
         """Convert one file; the target appears whole, and carries the time of its source as the mark of being done."""
         stamp = os.stat(source).st_mtime_ns
         numbers = self.encode(open_rgb(source))
-        draft = f"{target}.part"
-        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
-        try:
-            for part in (self.header, numbers):
-                _write_fully(file, part)
-            os.utime(file, ns=(stamp, stamp))
-        finally:
-            os.close(file)
-        os.replace(draft, target)
+        write_atomic(target, self.header, memoryview(numbers), mode=0o640, mtime_ns=stamp, suffix=".part")
 
 
 def _npy_header(dtype, shape):
@@ -189,13 +182,6 @@ def _npy_header(dtype, shape):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
     return header.getvalue()
-
-
-def _write_fully(file, data):
-    """A raw write may stop short on a full disk without an error; the next one then says why."""
-    view = memoryview(data).cast("B")
-    while len(view):
-        view = view[os.write(file, view) :]
 
 
 def is_current(source, target, file_size):
@@ -240,7 +226,7 @@ def _claim_folder(target, settings, expected, config):
                     f"--save-path: {target} holds files made with {', '.join(other)}; choose another "
                     "folder, or --no-resume to replace them"
                 )
-        record.write_text(json.dumps(settings) + "\n")
+        write_atomic(record, json.dumps(settings) + "\n")
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"--save-path: {target}: {error}") from error
     return present

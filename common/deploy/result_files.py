@@ -11,6 +11,7 @@ import numpy as np
 
 from common import cli
 from common.errors import UserError
+from common.files import write_atomic
 
 OUTFMTS = ("BIN", "NPY", "TXT")
 
@@ -196,7 +197,5 @@ def write_summary(path, filesinfo, arguments, compute_ms, batch_size):
         "npu_compute_time_list": list(compute_ms),
         "pid": os.getpid(),
     }
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(content))
-    draft.replace(path)
+    write_atomic(path, json.dumps(content))
     return compute

@@ -1,10 +1,10 @@
 """Accuracies as the published metrics.json, and as lines for people."""
 
 import json
-import pathlib
 
 from common.errors import UserError
 from common.evaluation.metrics import TOP_K
+from common.files import write_atomic
 
 
 def write_metrics(path, counts, columns):
@@ -16,11 +16,8 @@ def write_metrics(path, counts, columns):
         "title": "Overall statistical evaluation",
         "value": [{"key": key, "value": value} for key, value in pairs.items()],
     }
-    path = pathlib.Path(path)
-    draft = path.with_name(path.name + ".part")
     try:
-        draft.write_text(json.dumps(content) + "\n")
-        draft.replace(path)
+        write_atomic(path, json.dumps(content) + "\n")
     except OSError as error:
         raise UserError(f"--metrics-json: {path} cannot be written ({error.strerror})") from error
 

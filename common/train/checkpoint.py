@@ -4,7 +4,6 @@ A file is written under a temporary name, flushed to the disk and renamed. Its i
 carries a CRC-32 of every tensor.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -15,6 +14,7 @@ import typing
 
 import torch
 
+from common import files
 from common.errors import RunError, UserError
 from common.run_folder import BEST, NEWEST, PREVIOUS
 from common.weights.load import load_torch
@@ -113,22 +113,22 @@ class Writer:
         newest, best = self.folder / NEWEST, self.folder / BEST
         if self._unwritten_best is not None and not snapshot.is_best:
             # The state below says which epoch was the best one; its file has to be there first.
-            with _whole_file(self._unwritten_best.state, best) as temporary:
-                os.replace(temporary, best)
-        with _whole_file(snapshot.state, newest) as temporary:
+            with files.atomic_path(best) as draft:
+                _save(self._unwritten_best.state, draft)
+        with files.atomic_path(newest) as draft:
+            _save(snapshot.state, draft)
             if snapshot.is_best:
-                link(temporary, best)
+                link(draft, best)
             self._unwritten_best = None
             if snapshot.acc1 is not None and self._keep_best:
-                link(temporary, self.folder / f"model_best-{snapshot.state['epoch']:04d}-{snapshot.acc1:.6f}.pth.tar")
+                link(draft, self.folder / f"model_best-{snapshot.state['epoch']:04d}-{snapshot.acc1:.6f}.pth.tar")
             if self._keep_last:
-                link(temporary, self.folder / f"checkpoint-{snapshot.done_steps:08d}.pth.tar")
+                link(draft, self.folder / f"checkpoint-{snapshot.done_steps:08d}.pth.tar")
             # A damaged newest file, which a resumed run passed over, must not take the place of the one before it.
             if self._newest_is_whole or (newest.exists() and _verifies(newest)):
                 _move_aside(newest, self.folder / PREVIOUS)
-            os.replace(temporary, newest)
-            self._newest_is_whole = True
-        _sync_folder(self.folder)
+        self._newest_is_whole = True
+        files.sync_folder(self.folder)
         self._forget()
         if snapshot.then:
             snapshot.then()
@@ -153,41 +153,32 @@ def kept_last(folder):
     return [path for _, path in sorted(found, reverse=True)]
 
 
-@contextlib.contextmanager
-def _whole_file(state, target):
-    """The path of a temporary file beside `target` that holds `state` and is on the disk."""
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+def _save(state, path):
+    """torch.save, and on the disk when this returns."""
+    with open(path, "wb") as file:  # torch reports a full disk as a RuntimeError where it opens the file itself
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def link(source, target):
     """Make `target` the same file as `source`, by a hard link where the file system has them."""
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with files.atomic_path(target) as draft:
+        draft.unlink(missing_ok=True)
+        try:
+            os.link(source, draft)
+        except OSError:
+            shutil.copyfile(source, draft)
 
 
 def _move_aside(newest, previous):
     """Keep the newest file as the one before it; where hard links exist, there is a newest one at every moment."""
-    temporary = previous.with_name(previous.name + ".tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        os.link(newest, temporary)
+        with files.atomic_path(previous) as draft:
+            draft.unlink(missing_ok=True)
+            os.link(newest, draft)
     except OSError:
         os.replace(newest, previous)
-    else:
-        os.replace(temporary, previous)
 
 
 def _remove(paths):
@@ -202,14 +193,6 @@ def _verifies(path):
     except UserError:
         return False
     return True
-
-
-def _sync_folder(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def newest_valid(folder, say=print):

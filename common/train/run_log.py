@@ -8,7 +8,8 @@ import time
 
 import tqdm
 
-from common.run_folder import LOG, METRICS, write_json
+from common.files import write_atomic
+from common.run_folder import LOG, METRICS
 
 
 class Report:
@@ -54,7 +55,7 @@ class Report:
     def write(self, name, value):
         """A JSON file of the run folder."""
         if self.folder:
-            write_json(self.folder / name, value)
+            write_atomic(self.folder / name, json.dumps(value, indent=2) + "\n")
 
     def epoch_begins(self, epoch, first_step, num_steps):
         """Start the progress bar of an epoch; only on a terminal."""

@@ -3,9 +3,9 @@
 import dataclasses
 import importlib
 import pathlib
-import tempfile
 
 from common.errors import UserError
+from common.files import atomic_path
 from common.weights.load import load_model
 
 TOLERANCE = 1e-5  # of the largest logit: the same weights in the same network, up to the order of float32 sums
@@ -53,9 +53,8 @@ def convert(source, target, spec):
     if not target.parent.is_dir():
         raise UserError(f"{target}: {target.parent} is not a folder; create it first")
     model, meta = load_model(source, spec)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
-        draft = pathlib.Path(folder) / target.name
-        _write(name, draft, model.state_dict(), spec, meta)
+    with atomic_path(target, f".tmp{target.suffix}") as draft:
+        _write(name, draft, target, model.state_dict(), spec, meta)
         again, meta_again = load_model(draft, spec)
         _refuse_other_properties(source, target, spec, meta, meta_again)
         difference = _difference(model, again, spec)
@@ -64,7 +63,6 @@ def convert(source, target, spec):
                 f"{target}: not written, its logits differ from those of {source} by {difference:.3g} "
                 f"of the largest; allowed is {TOLERANCE}"
             )
-        draft.replace(target)
     return Conversion(meta["format"], name, meta["build"], difference)
 
 
@@ -76,18 +74,18 @@ def format_of(path):
     raise UserError(f"{path}: unknown format; the name must end in one of {', '.join(WRITERS)}")
 
 
-def _write(name, path, state_dict, spec, meta):
+def _write(name, path, target, state_dict, spec, meta):
     if name in FOREIGN:
         if name not in spec.key_maps:
             others = ", ".join(suffix for suffix, other in WRITERS.items() if other not in FOREIGN)
-            raise UserError(f"{path.name}: {spec.name} has no {name} format; the name must end in one of {others}")
+            raise UserError(f"{target.name}: {spec.name} has no {name} format; the name must end in one of {others}")
         theirs = spec.export_maps.get(name, dict)(state_dict)
         importlib.import_module(FOREIGN[name]).write(path, theirs)
     elif name == "safetensors":
         try:
             from safetensors.torch import save_file
         except ImportError as error:
-            raise UserError(f"{path.name}: it needs the safetensors package; pip install safetensors") from error
+            raise UserError(f"{target.name}: it needs the safetensors package; pip install safetensors") from error
         save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, path)
     else:
         import torch

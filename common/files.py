@@ -1,0 +1,68 @@
+"""Atomic writes: a file appears whole under its name, or what was there before stays."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+StrPath = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def atomic_path(target: StrPath, suffix: str = ".tmp") -> Iterator[pathlib.Path]:
+    """Path of a draft beside `target`, which takes its place at the end of the block.
+
+    An exception in the block removes the draft and leaves `target` as it was. A killed process leaves the draft; the
+    next writer of the same `target` overwrites it.
+
+    Args:
+      target: file to write or to replace.
+      suffix: appended to the name of `target`. Make it unique where several processes may write the same file.
+    """
+    draft = pathlib.Path(f"{os.fspath(target)}{suffix}")
+    try:
+        yield draft
+        os.replace(draft, target)
+    finally:  # also after os.replace, which does nothing where draft and target are hard links to one file
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+
+
+def write_atomic(
+    target: StrPath,
+    *parts: str | bytes | memoryview,
+    mode: int = 0o666,
+    mtime_ns: int | None = None,
+    suffix: str = ".tmp",
+) -> None:
+    """Write the parts, text as UTF-8, one after the other.
+
+    Args:
+      target: file to write or to replace.
+      mode: permissions of a new file, before the umask.
+      mtime_ns: modification time to give to the file.
+      suffix: see `atomic_path`.
+    Raises:
+      OSError: the disk is full or the folder cannot be written; `target` is as it was.
+    """
+    with atomic_path(target, suffix) as draft:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            for part in parts:
+                view = memoryview(part.encode() if isinstance(part, str) else part)
+                view = view.cast("B") if view.nbytes else memoryview(b"")
+                while view:  # a raw write may stop short on a full disk without an error; the next one says why
+                    view = view[os.write(descriptor, view) :]
+            if mtime_ns is not None:
+                os.utime(descriptor, ns=(mtime_ns, mtime_ns))
+        finally:
+            os.close(descriptor)
+
+
+def sync_folder(folder: StrPath) -> None:
+    """fsync a folder: the renames in it survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
