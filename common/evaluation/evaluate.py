@@ -47,7 +47,9 @@ def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lamb
         error = found
     if group.sync_status(STOP if stopped else RUN, error):
         return None
-    *correct, seen, skipped, loss_sum = group.sum([*counts.correct, counts.seen, counts.skipped, counts.loss_sum])
+    *correct, seen, skipped, loss_sum = group.all_reduce_sum(
+        [*counts.correct, counts.seen, counts.skipped, counts.loss_sum]
+    )
     total = Counts(np.array(correct, np.int64), int(seen), int(skipped), loss_sum)
     assert total.seen + total.skipped == num_images, f"counted {total.seen} + {total.skipped} of {num_images} images"
     return total

@@ -87,7 +87,7 @@ class LossMeter:
         hits = int(torch.stack(self._hits).sum()) if self._hits else 0
         last = losses[len(losses) - self._in_last_step :]
         local = [float(losses.sum()), len(losses), hits, self._seen, float(last.sum()), len(last)]
-        loss_sum, count, hits, seen, last_sum, last_count = group.sum(local)
+        loss_sum, count, hits, seen, last_sum, last_count = group.all_reduce_sum(local)
         return loss_sum / max(count, 1), 100.0 * hits / max(seen, 1), last_sum / max(last_count, 1)
 
     def images_per_s(self, images_per_step):

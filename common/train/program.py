@@ -86,7 +86,7 @@ class TrainProgram:
             if config.full_fp32:
                 device.compute_float32_exactly()
             group = distributed.Group(world, device, config.rendezvous_timeout)
-            job = job or group.local_rank0_first(lambda: self._prepare(config, explicit, world.size, world.machines))
+            job = job or group.local_rank0_first(lambda: self._prepare(config, explicit, world.size, world.num_nodes))
             group.check_same(job.splits.summary, "--data")
             self._train(job, world, device, group)
             group.close()
@@ -95,7 +95,7 @@ class TrainProgram:
         from common.distributed import translate_worker_failures
         from common.train.trainer import Trainer
 
-        folder = group.from_main(run_setup.create_folder(job) if world.is_main else None)
+        folder = group.broadcast_object(run_setup.create_folder(job) if world.is_main else None)
         job = dataclasses.replace(job, folder=folder)
         say = self.report(folder if world.is_main else None, job)
         try:

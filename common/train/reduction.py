@@ -38,7 +38,7 @@ class NormStatistics:
 
     def average(self, share, group):
         """Set the buffers to the mean over this rank's `share` micro-batches and all ranks: one flat all-reduce."""
-        self.set_flat(group.mean_(torch.cat([s.flatten() for s in self._sum]) / share))
+        self.set_flat(group.all_reduce_mean_(torch.cat([s.flatten() for s in self._sum]) / share))
 
     def set_flat(self, flat):
         """Set all buffers from one vector in their order."""
@@ -99,7 +99,7 @@ class ExactReduction:
             self._norms.restore()
 
     def end_step(self, share):
-        parts_MP = self._group.gather(torch.stack(self._parts)).flatten(0, 1)
+        parts_MP = self._group.all_gather(torch.stack(self._parts)).flatten(0, 1)
         total_P = parts_MP[0].clone()
         for part_P in parts_MP[1:]:
             total_P += part_P

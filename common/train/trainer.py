@@ -184,7 +184,7 @@ class Trainer:
         )
         self.watch.at("validating")
         if counts is None:
-            self._stop(self.group.agree(self._requested_action()))
+            self._stop(self.group.all_reduce_max(self._requested_action()))
         is_best = self.best_epoch is None or counts.percent(1) > self.best_acc1
         if is_best:
             self.best_acc1, self.best_epoch = counts.percent(1), self.epoch + 1
@@ -322,12 +322,12 @@ class Trainer:
 
     def _images_per_s_of_machines(self):
         """Images per second of each machine, by the clocks of its own ranks; every machine prints its own."""
-        world, speeds = self.world, [0.0] * self.world.machines
+        world, speeds = self.world, [0.0] * self.world.num_nodes
         share = len(self.my_micro_batches) / self.plan.num_micro_batches
-        speeds[world.machine] = self.throughput.images_per_s * share
-        speeds = self.group.sum(speeds)
-        if world.machines > 1 and world.local_rank == 0:
-            text = f"machine {world.machine} of {world.machines}: {speeds[world.machine]:.3f} images/sec"
+        speeds[world.node_rank] = self.throughput.images_per_s * share
+        speeds = self.group.all_reduce_sum(speeds)
+        if world.num_nodes > 1 and world.local_rank == 0:
+            text = f"machine {world.node_rank} of {world.num_nodes}: {speeds[world.node_rank]:.3f} images/sec"
             self.say.line(text) if world.is_main else print(text, flush=True)
         return speeds
 

@@ -287,7 +287,7 @@ class Chaos:
                 self.wrong.append(f"{kind}: there was none")
             children = children_of(victim)
             life.signal(signal.SIGKILL, [self.draw.choice(children)] if children else [victim])
-            self.expect(kind, lambda: "a loader process died" in life.output(), "was not reported")
+            self.expect(kind, lambda: "a dataloader worker died" in life.output(), "was not reported")
         elif kind in ("torn checkpoint", "empty checkpoint"):
             life.signal(signal.SIGKILL)
             life.end()

@@ -271,4 +271,6 @@ def test_a_rank_that_never_comes_is_named(images, run, tmp_path):
         env=place,
         fork=False,
     )  # the log level of a launcher is read when torch is imported
-    assert user_error(done) == "--rendezvous-timeout: rank 1 of 2 did not come within 2 s; see what its machine says"
+    assert (
+        user_error(done) == "--rendezvous-timeout: rank 1 of 2 did not start within 2 s; see the output of its machine"
+    )

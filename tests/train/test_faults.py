@@ -257,7 +257,7 @@ def test_a_killed_loader_process_ends_the_run_in_one_line(images, start, tmp_pat
     run.does_steps()
     os.kill(max(ranks_of(folder)), signal.SIGKILL)
     output = run.ends(1)
-    assert "error: a loader process died" in output and "Traceback" not in output
+    assert "error: a dataloader worker died" in output and "Traceback" not in output
 
 
 def test_a_loader_process_whose_trainer_left_says_nothing_but_other_errors_are_told(capsys):
@@ -270,7 +270,7 @@ def test_a_loader_whose_start_was_interrupted_is_freed_in_silence(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
     half_made = [dataloader._MultiProcessingDataLoaderIter.__new__(dataloader._MultiProcessingDataLoaderIter)]
-    with pytest.raises(RunError, match="a loader process died"), distributed.translate_worker_failures():
+    with pytest.raises(RunError, match="a dataloader worker died"), distributed.translate_worker_failures():
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
     half_made.clear()
     assert said == []
