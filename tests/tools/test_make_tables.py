@@ -1,0 +1,86 @@
+"""tools/make_tables.py: tables follow the rows, and a row says where its numbers come from."""
+
+import json
+import sys
+
+import pytest
+from support import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import make_tables
+
+from common.errors import UserError
+
+MEASURED = dict(source="measured", device="H100", software="torch 2.12.0", commit="abc1234", command="make bench")
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A repository of one document with one table of Inception v4's columns."""
+    monkeypatch.setattr(make_tables, "ROOT", tmp_path)
+    (tmp_path / "inception_v4").mkdir()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("before\n\n<!-- table:inception_v4 -->\n<!-- /table -->\nafter\n")
+    return tmp_path
+
+
+def write_rows(tree, *rows):
+    (tree / "inception_v4" / "results.json").write_text(json.dumps(rows))
+
+
+def test_no_table_is_stale(capsys):
+    assert make_tables.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_changed_number_makes_the_table_stale_until_it_is_written(tree, capsys):
+    rows = [dict(MEASURED, batch_size=n, fps=fps, acc1=80.0, seed=0) for n, fps in ((1, 50), (8, 300.5), (16, 299))]
+    write_rows(tree, *rows)
+    assert make_tables.main(["--check"]) == 1
+    assert "README.md: stale" in capsys.readouterr().out
+    assert (tree / "README.md").read_text().count("\n") == 5
+    assert make_tables.main([]) == 0
+    assert make_tables.main(["--check"]) == 0
+    assert (tree / "README.md").read_text() == (
+        "before\n\n<!-- table:inception_v4 -->\n"
+        "| Chip | BatchSize | Top-1 | Top-5 | Images/s | Source |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| H100 | 1 | 80 % | - | 50 | measured |\n"
+        "| H100 | 8 | 80 % | - | **300.5** | measured |\n"
+        "| H100 | 16 | 80 % | - | 299 | measured |\n"
+        "<!-- /table -->\nafter\n"
+    )
+    write_rows(tree, *rows[:2])
+    assert make_tables.main(["--check"]) == 1
+
+
+@pytest.mark.parametrize(
+    "row, problem",
+    [
+        (dict(MEASURED, fps=1), "needs seed, or pairs and range"),
+        (dict(MEASURED, fps=1, seed=0, commit=None), "needs commit and command"),
+        (dict(MEASURED, fps=1, seed=0, source="guessed"), "must be reported or measured"),
+        (dict(MEASURED, fps=1, source="reported"), "origin is missing"),
+        (dict(MEASURED, seed=0), "no result"),
+        (dict(MEASURED, fps="1", seed=0), "fps is '1', must be a number"),
+        (dict(MEASURED, fps=1, seed=0, speed=1), "speed is no field"),
+        ({"fps": 1, "seed": 0}, "source is missing"),
+    ],
+)
+def test_a_row_of_unknown_origin_is_refused(tree, row, problem):
+    write_rows(tree, dict(MEASURED, fps=1, seed=0, batch_size=1), row)
+    with pytest.raises(UserError, match=f"inception_v4/results.json: row 2: .*{problem}"):
+        make_tables.main([])
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("<!-- table:inception_v4 -->\n", "<!-- /table -->"),
+        ("<!-- table:v5 -->\n<!-- /table -->\n", "table:v5 is unknown"),
+    ],
+)
+def test_a_marker_that_leads_nowhere_is_refused(tree, text, problem):
+    (tree / "README.md").write_text(text)
+    with pytest.raises(UserError, match=f"README.md: .*{problem}"):
+        make_tables.main([])
