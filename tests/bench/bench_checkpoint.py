@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 
+import record
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
@@ -30,6 +32,7 @@ def main():
     parser.add_argument("--image-size", type=int, default=75)
     parser.add_argument("-b", "--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
+    record.add_option(parser)
     parser.add_argument("--folder", default=None, help="where to write; default: the folder for temporary files")
     args = parser.parse_args()
     from make_sample_data import SampleConfig, make
@@ -55,6 +58,20 @@ def main():
             f"written {way} the next step: adds {1000 * statistics.median(stall):.0f} ms to the step that saves "
             f"({1000 * min(stall):.0f} to {1000 * max(stall):.0f}), {1000 * statistics.median(later):.0f} ms to it "
             f"and the {STEPS_BETWEEN} after it together"
+        )
+    of = f"{args.model}, {args.image_size} pixels, checkpoint of {size / 1e6:.0f} MB"
+    steps = ("a training step", f"a training step and the {STEPS_BETWEEN} after it")
+    for n, name in enumerate(("checkpoint_step", f"checkpoint_{STEPS_BETWEEN + 1}_steps")):
+        beside, before = (round(1000 * statistics.median(pair[n] for pair in added[way])) for way in added)
+        record.record(
+            args.record,
+            name,
+            f"time that saving adds to {steps[n]}, {of}",
+            "written before the next step",
+            zoo=beside,
+            baseline=before,
+            unit="ms",
+            pairs=args.rounds,
         )
 
 

@@ -21,6 +21,7 @@ import tempfile
 import time
 
 import numpy as np
+import record
 from PIL import Image
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def seconds(command, fresh=None):
 
 
 def in_turns(name, plain, ours, turns):
-    """Median of plain/ours over `turns` pairs; prints them all."""
+    """Ratios plain/ours of `turns` pairs; prints them all."""
     pairs = [(plain(), ours()) for _ in range(turns)]
     ratios = [a / b for a, b in pairs]
     print(
@@ -44,7 +45,7 @@ def in_turns(name, plain, ours, turns):
         f"median ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
         flush=True,
     )
-    return statistics.median(ratios)
+    return ratios
 
 
 def drawn_photos(folder):
@@ -62,8 +63,9 @@ def drawn_photos(folder):
     return photos
 
 
-def preprocess(photos, num_files, turns, folder):
+def preprocess(photos, num_files, turns, folder, record_to):
     """Both dtypes against the plain float32 program."""
+    images = f"{num_files:,} {'photographs' if photos else 'drawn images'}"
     source = folder / "val"
     source.mkdir()
     photos = pathlib.Path(photos) if photos else drawn_photos(folder)
@@ -80,19 +82,21 @@ def preprocess(photos, num_files, turns, folder):
             "--dtype",
             dtype,
         ]
-        in_turns(
+        ratios = in_turns(
             f"preprocess {dtype}, {num_files} images",
             lambda: seconds([plain, source, folder / "a"], folder / "a"),
             lambda command=ours: seconds(command, folder / "b"),
             turns,
         )
+        what, against = f"preprocess.py, {images}, {dtype}", "one process with PIL and numpy"
+        record.record(record_to, f"preprocess_{dtype}", what, against, **record.compared(ratios))
         if dtype == "float32":
             names = [path.name for path in (folder / "a").iterdir()]
             _, different, missing = filecmp.cmpfiles(folder / "a", folder / "b", names, shallow=False)
             print(f"bytes: {len(names)} files compared, {len(different) + len(missing)} differ")
 
 
-def postprocess(num_files, turns, folder):
+def postprocess(num_files, turns, folder, record_to):
     """TXT results of 1001 numbers."""
     rng = np.random.default_rng(0)
     rows = ["%f " * 1001 % tuple((3 * rng.normal(size=1001)).tolist()) + "\n" for _ in range(500)]
@@ -111,14 +115,23 @@ def postprocess(num_files, turns, folder):
         folder / "m.json",
     ]
     plain = [REPO / "tests" / "bench" / "plain_postprocess.py", folder / "res", folder / "labels.txt"]
-    in_turns(f"postprocess, {num_files} results", lambda: seconds(plain), lambda: seconds(ours), turns)
+    ratios = in_turns(f"postprocess, {num_files} results", lambda: seconds(plain), lambda: seconds(ours), turns)
     command = [sys.executable, *map(str, ours)]
     done = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, _, usage = os.wait4(done.pid, 0)
-    print(f"largest process: {usage.ru_maxrss / 1024:.0f} MB")
+    memory = f"{usage.ru_maxrss / 1024:.0f} MB"
+    print(f"largest process: {memory}")
+    record.record(
+        record_to,
+        "postprocess",
+        f"postprocess.py, {num_files:,} text results of 1001 numbers",
+        "a loop with `split`, `float` and a sort",
+        **record.compared(ratios),
+        note=f"peak memory {memory}",
+    )
 
 
-def run_onnx(num_files, turns, folder, size, batch):
+def run_onnx(num_files, turns, folder, size, batch, record_to):
     """End to end, without loading the model, against ONNX Runtime on arrays in memory."""
     import onnxruntime
 
@@ -165,12 +178,15 @@ def run_onnx(num_files, turns, folder, size, batch):
     ready_arrays()
     loading = statistics.median(load() for _ in range(3))
     print(f"loading the model: {loading:.2f} s, taken off our times")
-    in_turns(
+    ratios = in_turns(
         f"run_onnx, {num_files} images of {size} pixels, batch {batch}, TXT",
         ready_arrays,
         lambda: files() - loading,
         turns,
     )
+    what = f"run_onnx.py from files to results, {num_files} images of {size} pixels, batch {batch}"
+    against = "ONNX Runtime alone on arrays in memory"
+    record.record(record_to, "run_onnx", what, against, **record.compared(ratios))
 
 
 def main():
@@ -181,11 +197,13 @@ def main():
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=299)
     parser.add_argument("--batch", type=int, default=8)
+    record.add_option(parser)
     args = parser.parse_args()
+    to = args.record
     benches = {
-        "preprocess": lambda folder: preprocess(args.photos, args.files or 900, args.turns, folder),
-        "postprocess": lambda folder: postprocess(args.files or 50_000, args.turns, folder),
-        "run_onnx": lambda folder: run_onnx(args.files or 64, args.turns, folder, args.image_size, args.batch),
+        "preprocess": lambda folder: preprocess(args.photos, args.files or 900, args.turns, folder, to),
+        "postprocess": lambda folder: postprocess(args.files or 50_000, args.turns, folder, to),
+        "run_onnx": lambda folder: run_onnx(args.files or 64, args.turns, folder, args.image_size, args.batch, to),
     }
     for name, bench in benches.items():
         if args.what in (None, name):

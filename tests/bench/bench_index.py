@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 
+import record
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -74,6 +76,7 @@ def main():
     parser.add_argument("--classes", type=int, default=FOLDERS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    record.add_option(parser)
     args = parser.parse_args()
     if args.measure:
         measure(args.measure, args.folder)
@@ -89,6 +92,7 @@ def main():
             for what, results in found.items():
                 results.append(start(what, folder, cache))
     print(f"{'':14}{'seconds':>9}{'own MiB':>9}{'mapped MiB':>12}{'peak MiB':>10}  against ImageFolder")
+    medians, ratios_of = {}, {}
     for what, results in found.items():
         kept, peer = results[1:], found["ImageFolder"][1:]
         middle = {name: statistics.median(result[name] for result in kept) for name in kept[0]}
@@ -98,6 +102,22 @@ def main():
             f"  {statistics.median(ratios):.1f} times as fast ({min(ratios):.1f} to {max(ratios):.1f})"
         )
         assert {result["files"] for result in kept} == {kept[0]["files"]}
+        medians[what], ratios_of[what] = middle, ratios
+    what, against = f"index of {args.files:,} empty files in {args.classes:,} folders", "torchvision's ImageFolder"
+    for start_, name in (("first start", "index_first_start"), ("second start", "index_later_start")):
+        words = "first start" if start_ == "first start" else "later starts"
+        record.record(args.record, name, f"{what}, {words}", against, **record.compared(ratios_of[start_]))
+    record.record(
+        args.record,
+        "index_memory",
+        f"{what}, memory of a process",
+        against,
+        zoo=round(medians["second start"]["own"], 1),
+        baseline=round(medians["ImageFolder"]["own"]),
+        unit="MiB",
+        pairs=args.rounds,
+        note=f"plus {medians['second start']['mapped']:.0f} MiB that all processes of a machine share",
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 
+import record
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench"), str(ROOT / "tools")]
 
@@ -86,6 +88,7 @@ def main():
     parser.add_argument("-b", "--batch-size", type=int, default=16)
     parser.add_argument("-j", "--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    record.add_option(parser)
     args, zoo_options = parser.parse_known_args()
     from make_sample_data import SampleConfig, make
 
@@ -111,6 +114,16 @@ def main():
         f"zoo is {statistics.median(ratios):.2f} times as fast (median of {len(ratios)} pairs, "
         f"{min(ratios):.2f} to {max(ratios):.2f})"
     )
+    name, precision = "training_step", "float32"
+    if "--amp" in zoo_options:
+        name, precision = "training_step_bf16", "bf16"  # fp16 is refused on a CPU
+    options = [word for word in zoo_options if not word.startswith("--amp")]
+    what = f"training step of Inception v3, {args.image_size} pixels, batch {args.batch_size}, {precision}"
+    if options:
+        name = "_".join([name, *(word.lstrip("-").partition("=")[0] for word in options)])
+        what += f", `{' '.join(options)}`"
+    against = "PyTorch's ImageNet example (NCHW, float batches)" + (", float32" if precision != "float32" else "")
+    record.record(args.record, name, what, against, **record.compared(ratios))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ import sys
 import pytest
 from support import ROOT
 
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests" / "bench")]
 
 import make_tables
+import record
 
 from common.errors import UserError
 
@@ -84,3 +85,22 @@ def test_a_marker_that_leads_nowhere_is_refused(tree, text, problem):
     (tree / "README.md").write_text(text)
     with pytest.raises(UserError, match=f"README.md: .*{problem}"):
         make_tables.main([])
+
+
+def test_a_benchmark_replaces_its_row_of_this_machine_and_keeps_the_others(tree):
+    path = tree / "docs" / "benchmarks.json"
+    other = dict(MEASURED, name="run", what="running", against="walking", ratio=2.0, range=[1, 3], pairs=3)
+    path.write_text(json.dumps([other]))
+    for ratios in ([2.5, 1.5, 1.25], [4.0, 3.0, 3.5]):
+        record.record(path, "run", "running", "walking", **record.compared(ratios))
+    first, second = make_tables.read_rows("docs/benchmarks.json")
+    assert first == other
+    assert (second["ratio"], second["range"], second["pairs"]) == (3.5, [3.0, 4.0], 3)
+    assert second["device"] == record.device() and second["software"].startswith("Python 3.")
+    assert second["source"] == "measured" and second["commit"] and second["command"].startswith("python ")
+
+
+def test_the_command_of_a_row_repeats_it_without_recording():
+    argv = [str(ROOT / "tests" / "bench" / "bench_index.py"), "--record", "rows.json", "--rounds", "3"]
+    assert record.relative(argv) == ["tests/bench/bench_index.py", "--rounds", "3"]
+    assert record.relative([*argv[:1], "--record=rows.json"]) == ["tests/bench/bench_index.py"]

@@ -1,0 +1,85 @@
+"""Rows of docs/benchmarks.json: what a benchmark found, on which machine, with which versions and command."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from common.files import write_atomic
+
+PACKAGES = ("torch", "torchvision", "onnxruntime", "pillow", "numpy")
+
+
+def add_option(parser):
+    parser.add_argument("--record", metavar="FILE", help="JSON file of rows in which to replace or append this result")
+
+
+def compared(ratios):
+    """Fields of a row for the ratios (baseline time / zoo time) of the pairs."""
+    digits = [float(f"{value:.3g}") for value in (statistics.median(ratios), min(ratios), max(ratios))]
+    return dict(ratio=digits[0], range=digits[1:], pairs=len(ratios))
+
+
+def record(path, name, what, against, **result):
+    """Write one row; it replaces that of the same name, description and device.
+
+    Args:
+      path: JSON file of rows, or None: do nothing.
+      name, what, against: see docs/benchmarks.md.
+      result: fields of the result, for example those of `compared`.
+    """
+    if path is None:
+        return
+    path = pathlib.Path(path)
+    row = dict(name=name, what=what, against=against, **result, source="measured", device=device())
+    row.update(software=software(), commit=commit(), command=shlex.join(["python", *relative(sys.argv)]))
+    rows = json.loads(path.read_text()) if path.exists() else []
+    key = ("name", "what", "device")
+    places = [i for i, other in enumerate(rows) if all(other.get(field) == row[field] for field in key)]
+    if places:
+        rows[places[0]] = row
+    else:
+        rows.append(row)
+    write_atomic(path, "[\n" + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]\n")
+    print(f"{path}: {name} {'replaced' if places else 'appended'}")
+
+
+def device():
+    """Cores and processor of this machine."""
+    info = pathlib.Path("/proc/cpuinfo")
+    facts = dict(line.split("\t", 1) for line in info.read_text().splitlines() if "\t" in line) if info.exists() else {}
+    model = facts.get("model name", f": {platform.machine()}").lstrip("\t: ")
+    flags = facts.get("flags", "").split()
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+    return ", ".join(filter(None, [f"{len(os.sched_getaffinity(0))} cores of {model}", vectors]))
+
+
+def software():
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return f"Python {platform.python_version()}, {versions}"
+
+
+def commit():
+    """Short hash of the measured commit; `-dirty` where tracked files differ from it, the record itself excepted."""
+    described = ["git", "describe", "--always", "--exclude=*"]
+    found = subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    changes = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/benchmarks.json"]
+    dirty = subprocess.run(changes, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return found + ("-dirty" if dirty else "")
+
+
+def relative(argv):
+    """The words of a command, with paths of this repository relative to it and without --record."""
+    words = [os.path.relpath(argv[0], ROOT), *argv[1:]]
+    if "--record" in words:
+        at = words.index("--record")
+        del words[at : at + 2]
+    return [word for word in words if not word.startswith("--record=")]
