@@ -68,6 +68,13 @@ def test_a_class_in_val_that_train_lacks(run, tmp_path, data):
     every_way(run, tmp_path, data, "val/ has class folders that train/ lacks: eel")
 
 
+def test_an_empty_label_file(run, tmp_path, data):
+    shutil.rmtree(data / "val")
+    (data / "val").mkdir()
+    (data / "val_label.txt").write_text("\n")
+    every_way(run, tmp_path, data, "val_label.txt: no labels; expected a line NAME INDEX per image")
+
+
 def test_batch_size_zero(run, tmp_path, data):
     every_way(run, tmp_path, data, "--batch-size: 0, must be at least 1", keys=("--batch_size=0",))
 

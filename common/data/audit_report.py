@@ -1,14 +1,11 @@
 """What is wrong with a dataset, from what common/data/check.py knows about its files."""
 
-import collections
 import itertools
 import os
-import pathlib
 import statistics
 import typing
 
-from common.data import index
-from common.errors import UserError
+from common.data import labels
 
 
 class Finding(typing.NamedTuple):
@@ -124,25 +121,20 @@ def _class_names(train, val):
 
 def _label_file(store, num_classes):
     """Findings of val_label.txt."""
-    name, lines = "val_label.txt", collections.Counter()
+    name, lines = "val_label.txt", list(labels.lines(os.path.join(store.root, "val_label.txt"), "DIR"))
     images = {
         os.fsdecode(path)[len("val/") :] for (path,) in store.rows.execute("SELECT path FROM files WHERE part = 'val'")
     }
-    text = (pathlib.Path(store.root) / name).read_text(errors="surrogateescape")
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            image, label = index.label_of_line(line, f"line {number}")
-        except UserError as error:
-            yield Finding("label", name, str(error))
-            continue
-        lines[image] += 1
-        if lines[image] > 1:
-            yield Finding("label", name, f"line {number} names {image} again")
-        if image not in images:
-            yield Finding("label", name, f"line {number}: val/ has no image {image}")
-        if num_classes is not None and label >= num_classes:
-            yield Finding("label", name, f"line {number}: label {label}, the classes are 0..{num_classes - 1}")
-    for image in sorted(images - lines.keys()):
+    if not lines:
+        yield Finding("label", name, "no labels; expected a line NAME INDEX per image")
+    for line in lines:
+        if line.error:
+            yield Finding("label", name, f"line {line.number}: {line.error}")
+        if line.name and line.name not in images:
+            yield Finding("label", name, f"line {line.number}: val/ has no image {line.name}")
+        if num_classes is not None and line.label >= num_classes:
+            yield Finding(
+                "label", name, f"line {line.number}: label {line.label}, the classes are 0..{num_classes - 1}"
+            )
+    for image in sorted(images - {line.name for line in lines}):
         yield Finding("unlabelled", f"val/{image}", f"is not in {name}", is_note=True)

@@ -8,11 +8,10 @@ import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 
 import numpy as np
 
-from common.data import cache, exclude, file_tree
+from common.data import cache, exclude, file_tree, labels
 from common.data.decode import EXTENSIONS
 from common.errors import UserError
 
@@ -130,34 +129,18 @@ def _from_cache(root):
 
 
 def load_flat(folder, label_file, flag="--data"):
-    """Index of a flat folder of images with a label file of lines `NAME INDEX`; indices count from 0."""
-    labels = {}
-    for number, line in enumerate(pathlib.Path(label_file).read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        name, label = label_of_line(line, f"{label_file}: line {number}")
-        if name in labels:
-            raise UserError(f"{label_file}: line {number} names {name} again; every image counts once")
-        labels[name] = label
-    present = set(os.listdir(folder))
-    missing = [name for name in labels if name not in present]
-    if missing:
-        raise UserError(f"{flag}: {len(missing)} images of {label_file} are not in {folder}, the first is {missing[0]}")
-    return _pack(
-        os.path.abspath(folder), (), ["\0".join([*labels, ""])], list(labels.values()), len(present) - len(labels)
-    )
-
-
-def label_of_line(line, where):
-    """(name, label) of a line `NAME INDEX`.
+    """Index of a flat folder of images with a label file (see common/data/labels.py).
 
     Raises:
-      UserError: it is none.
+      UserError: a file that is not there, or a mistake in the label file.
     """
-    name, _, label = line.strip().rpartition(" ")
-    if not name.strip() or not label.isdecimal():
-        raise UserError(f"{where} is {line!r}, must be `NAME INDEX`")
-    return name.strip(), int(label)
+    found = labels.read(label_file, flag)
+    present = set(os.listdir(folder))
+    missing = [name for name in found if name not in present]
+    if missing:
+        raise UserError(f"{flag}: {len(missing)} images of {label_file} are not in {folder}, the first is {missing[0]}")
+    names = "\0".join([*found, ""])
+    return _pack(os.path.abspath(folder), (), [names], list(found.values()), len(present) - len(found))
 
 
 def _walk(root, flag):
@@ -176,15 +159,15 @@ def _walk(root, flag):
         counts.append(len(listing.images))
         ignored += len(listing.others)
         folders.update(listing.folders)
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return _pack(root, classes, blocks, labels, ignored), folders
+    targets = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    return _pack(root, classes, blocks, targets, ignored), folders
 
 
-def _pack(root, classes, blocks, labels, ignored):
+def _pack(root, classes, blocks, targets, ignored):
     """An index of names that stand in `blocks`, each with a zero behind it."""
     names = np.frombuffer(b"".join([os.fsencode(block) for block in blocks]), np.uint8)
     ends = np.flatnonzero(names == 0).astype(np.int64)
-    return FolderIndex(str(root), tuple(classes), np.asarray(labels, np.int32), ignored, names, ends)
+    return FolderIndex(str(root), tuple(classes), np.asarray(targets, np.int32), ignored, names, ends)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +184,7 @@ class Splits:
     @property
     def summary(self):
         """What ranks compare to know that they see the same images, in words."""
-        parts = [f"{len(split)} images ({split.fingerprint})" for split in (self.train, self.val) if split]
+        parts = [f"{len(split)} images ({split.fingerprint})" for split in (self.train, self.val) if split is not None]
         return " and ".join(parts)
 
     def without(self, paths, bare=False):
@@ -211,8 +194,8 @@ class Splits:
           UserError: the list means none of these images, or all of a split.
         """
         train = leave_out(self.train, paths, bare)
-        val = self.val and leave_out(self.val, paths)
-        if paths and not train.excluded and not (val and val.excluded):
+        val = None if self.val is None else leave_out(self.val, paths)
+        if paths and not train.excluded and (val is None or not val.excluded):
             raise UserError(
                 f"--exclude: none of its {len(paths)} images is here, the first is {min(paths)}; paths are relative to "
                 "the dataset root; leave the list out if its images were removed"
@@ -255,7 +238,7 @@ def load_val(root, classes, flag="--data"):
         )
     if os.path.isfile(label_file):
         index = load_flat(folder, label_file, flag)
-        if len(index) and index.labels.max() >= len(classes):
+        if index.labels.max() >= len(classes):
             raise UserError(f"{label_file}: label {index.labels.max()}, the classes are 0..{len(classes) - 1}")
         return dataclasses.replace(index, classes=tuple(classes))
     return in_classes(load_folder(folder, flag), classes, flag)

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 
 from common import cli, parallel
+from common.data import labels
 from common.errors import UserError
 from common.evaluation import metrics_json
 from common.evaluation.metrics import Counts, label_ranks
@@ -58,12 +59,13 @@ def score(spec, config):
     Raises:
       UserError: labels and results that do not belong together, files that are no results of this network.
     """
-    labels = read_labels(config.anno_file)
+    # Results are named like their image up to its first dot.
+    label_of = labels.read(config.anno_file, "--anno-file", key=lambda name: name.partition(".")[0])
     results = find_results(config.infer_results)
-    unknown = sorted(results.keys() - labels.keys())
+    unknown = sorted(results.keys() - label_of.keys())
     if unknown:
         raise UserError(f"--anno-file: {config.anno_file} has no label for {_some(unknown)}")
-    missing = sorted(labels.keys() - results.keys())
+    missing = sorted(label_of.keys() - results.keys())
     if missing and not config.allow_missing:
         raise UserError(
             f"--infer-results: {config.infer_results} has no result for {_some(missing)}; run the "
@@ -74,7 +76,7 @@ def score(spec, config):
     _refuse_partial_parsing()
     columns = len(read_row(next(iter(results.values())), allowed))
     offset = spec.background_columns(columns)
-    items = [(path, labels[name] + offset) for name, path in results.items()]
+    items = [(path, label_of[name] + offset) for name, path in results.items()]
     largest = max(label for _, label in items)
     if largest >= columns:
         raise UserError(
@@ -92,36 +94,6 @@ def score(spec, config):
 def _some(names):
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f"{len(names)} images: {', '.join(names[:LISTED])}{more}"
-
-
-def read_labels(path):
-    """Read a label file.
-
-    Returns:
-      dict: image name up to its first dot -> class index from 0.
-    Raises:
-      UserError: unreadable, empty, a malformed line (with its number) or one image with two labels.
-    """
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--anno-file: {path} cannot be read ({error})") from error
-    labels = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name, _, index = line.strip().rpartition(" ")
-        if not name or not index.isdecimal():
-            raise UserError(
-                f"{path}, line {number}: {line.strip()[:80]!r}, expected NAME INDEX, for example "
-                "'ILSVRC2012_val_00000001.JPEG 65'"
-            )
-        stem = name.strip().partition(".")[0]
-        if labels.setdefault(stem, int(index)) != int(index):
-            raise UserError(f"{path}, line {number}: {stem} has label {index} here and {labels[stem]} before")
-    if not labels:
-        raise UserError(f"--anno-file: {path} has no labels")
-    return labels
 
 
 def find_results(folder):

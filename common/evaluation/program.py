@@ -168,7 +168,7 @@ def _index(config, classes, num_outputs, offset):
             raise UserError(
                 f"--data: {folder} has {len(found.classes)} class folders, the model has {num_outputs - offset} classes"
             )
-    if len(found) and found.labels.max() + offset >= num_outputs:
+    if found.labels.max() + offset >= num_outputs:
         raise UserError(
             f"--data: label {found.labels.max()} in {label_file}, the model has {num_outputs - offset} classes"
         )

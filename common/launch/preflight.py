@@ -164,7 +164,7 @@ def _data(load_data, folder):
     except UserError as error:
         found, _, remedy = str(error).partition("; ")
         return Finding("data", found, remedy or "see the section on data of the model's README")
-    val = f"{len(splits.val)} for validation" if splits.val else "no validation set"
+    val = f"{len(splits.val)} for validation" if splits.val is not None else "no validation set"
     return Finding("data", f"{len(splits.train)} images in {len(splits.classes)} classes, {val}")
 
 

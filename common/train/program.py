@@ -213,10 +213,10 @@ def _load_splits(config):
 def _headline(job, trainer, device, world):
     """One line that says what runs where."""
     plan, learner = job.plan, trainer.learner
-    start = f", resumed at epoch {trainer.epoch + 1} step {trainer.step}" if job.state else ""
+    start = f", resumed at epoch {trainer.epoch + 1} step {trainer.step}" if job.state is not None else ""
     ignored = f" ({job.splits.train.ignored} other files ignored)" if job.splits.train.ignored else ""
-    val = f", {len(job.splits.val)} for validation" if job.splits.val else ""
-    left_out = job.splits.train.excluded + (job.splits.val.excluded if job.splits.val else 0)
+    val = f", {len(job.splits.val)} for validation" if job.splits.val is not None else ""
+    left_out = job.splits.train.excluded + (job.splits.val.excluded if job.splits.val is not None else 0)
     val += f", {left_out} left out by --exclude" if job.config.exclude else ""
     return (
         f"{job.spec.name}: {len(job.splits.train)} images{ignored} in {len(job.splits.classes)} classes{val}; "

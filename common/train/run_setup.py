@@ -53,10 +53,10 @@ def options_of(config):
 def common_facts(job):
     """What all machines of a run must have alike: images, place to continue at, options."""
     at = "the beginning" if job.state is None else f"epoch {job.state['epoch'] + 1} step {job.state['step']}"
-    val = job.splits.val and f"{len(job.splits.val)} images, fingerprint {job.splits.val.fingerprint}"
+    val = job.splits.val
     return {
         "--data, train/": f"{len(job.splits.train)} images, fingerprint {job.splits.train.fingerprint}",
-        "--data, val/": val,
+        "--data, val/": None if val is None else f"{len(val)} images, fingerprint {val.fingerprint}",
         "--resume": at,
         **options_of(job.config),
     }

@@ -67,16 +67,18 @@ class Trainer:
             workers,
             device.pins_memory,
         )
-        self.val_loader = job.splits.val and loader.EvalLoader(
-            job.splits.val,
-            transforms.eval_transform(self.spec, config.image_size),
-            config.eval_batch_size,
-            config.on_bad_image,
-            world.rank,
-            world.size,
-            workers,
-            device.pins_memory,
-        )
+        self.val_loader = None
+        if job.splits.val is not None:
+            self.val_loader = loader.EvalLoader(
+                job.splits.val,
+                transforms.eval_transform(self.spec, config.image_size),
+                config.eval_batch_size,
+                config.on_bad_image,
+                world.rank,
+                world.size,
+                workers,
+                device.pins_memory,
+            )
         self.engine = self.learner.engine()
         self.eval_smoothing = losses.effective_smoothing(config, job.build_options["num_classes"])
         self.throughput = meters.Throughput(device, config.throughput_skip_steps, self.plan.global_batch)
@@ -268,7 +270,7 @@ class Trainer:
                 steps, done = self.plan.steps_per_epoch, None
                 if counts is not None or self.job.splits.val is None:
                     done = functools.partial(self._epoch_saved, self.epoch) if self.step == 0 else None
-                acc1 = counts and counts.percent(1)
+                acc1 = None if counts is None else counts.percent(1)
                 snapshot = checkpoint.Snapshot(self.state(), self.epoch * steps + self.step, is_best, acc1, done)
                 self.writer.save(snapshot)
                 self.watch.at("saving")
@@ -310,7 +312,7 @@ class Trainer:
         if last is not None and len(last):
             words.append(f"last image {index.path(int(last))}")
         for loader_of, images in ((self.train_loader, index), (self.val_loader, self.job.splits.val)):
-            if loader_of and (reading := loader_of.reading()):
+            if loader_of is not None and (reading := loader_of.reading()):
                 words.append(f"reading {', '.join(str(images.path(i)) for i in reading)}")
         return ", ".join(words)
 
@@ -343,7 +345,7 @@ class Trainer:
             images_per_s_of_machines=fps_of_machines,
             warm_up_steps_left_out=self.throughput.left_out,
             duration_s=duration_s,
-            val_images=counts and counts.seen,
+            val_images=None if counts is None else counts.seen,
             device=self.device.describe(),
             ranks=self.world.size,
             amp=self.learner.amp_type,

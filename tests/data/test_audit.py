@@ -183,12 +183,15 @@ def test_the_flat_layout(data):
     assert comments["val/new.jpg"] == "unlabelled: is not in val_label.txt"
     written = pathlib.Path("exclude.txt").read_text()
     for mistake in (
-        "line 4 names bee.jpg again",
+        "line 4: bee.jpg again with label 1 (line 2: 1); every image counts once",
         "line 5: val/ has no image gone.jpg",
-        "line 6 is 'cat.jpg cat', must",
+        "line 6: 'cat.jpg cat', must be NAME INDEX",
         "line 7: label 3, the classes are 0..2",
     ):
         assert f"# val_label.txt\tlabel: {mistake}" in written
+    (data / "val_label.txt").write_text("\n")
+    status, _, comments = checked(data)
+    assert status == 1 and comments["val_label.txt"] == "label: no labels; expected a line NAME INDEX per image"
 
 
 def test_a_folder_of_class_folders(data):

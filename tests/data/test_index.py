@@ -170,10 +170,11 @@ def test_the_flat_layout(tmp_path, images):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("x 0.JPEG zero", "line 1 is 'x 0.JPEG zero', must be `NAME INDEX`"),
+        ("", "val_label.txt: no labels; expected a line NAME INDEX per image"),
+        ("x 0.JPEG zero", "val_label.txt, line 1: 'x 0.JPEG zero', must be NAME INDEX"),
         ("missing.JPEG 0", "the first is missing.JPEG"),
         ("x 0.JPEG 3", "label 3, the classes are 0..2"),
-        ("x 0.JPEG 1\nx 0.JPEG 1", "line 2 names x 0.JPEG again; every image counts once"),
+        ("x 0.JPEG 1\nx 0.JPEG 1", "line 2: x 0.JPEG again with label 1 (line 1: 1); every image counts once"),
     ],
 )
 def test_mistakes_in_a_label_file_are_named(tmp_path, images, line, message):
@@ -183,3 +184,12 @@ def test_mistakes_in_a_label_file_are_named(tmp_path, images, line, message):
     with pytest.raises(UserError) as error:
         index.load_val(str(tmp_path), ("ant", "bee", "cat"))
     assert message in str(error.value)
+
+
+def test_an_empty_split_is_not_taken_for_none(images):
+    """An empty index is false as a condition."""
+    splits = index.load_splits(str(images))
+    empty = index.Splits(splits.train, splits.val.without(set(splits.val.names())))
+    assert len(empty.val) == 0 and f" and 0 images ({empty.val.fingerprint})" in empty.summary
+    with pytest.raises(UserError, match="--exclude: it names all 0 images"):
+        empty.without(frozenset(["val/ant/0000.jpg"]))

@@ -277,6 +277,8 @@ def test_eval_bad_input(chain, tmp_path):
         "a.JPEG",
         "does not decode",
     )
+    (tmp_path / "val_label.txt").write_text("")
+    fails(run_script("inception_v4/eval.py", "--data", tmp_path, "--resume", chain[1001]["onnx"]), "txt: no labels")
     (tmp_path / "val_label.txt").write_text("a.JPEG 1000\n")
     fails(
         run_script("inception_v4/eval.py", "--data", tmp_path, "--resume", chain[1001]["onnx"]),

@@ -170,12 +170,15 @@ BAD = {
     "no label": (spoil("labels.txt", "img_0.JPEG 0\n"), ["no label for 5 images: img_1"]),
     "malformed line": (spoil("labels.txt", "img_0.JPEG 0\nimg_1.JPEG ten\n"), ["labels.txt, line 2", "NAME INDEX"]),
     "label without name": (spoil("labels.txt", "\n7\n"), ["labels.txt, line 2"]),
-    "two labels": (spoil("labels.txt", "img_0.JPEG 0\nimg_0.JPEG 3\n"), ["line 2", "label 3 here and 0 before"]),
+    "two labels": (
+        spoil("labels.txt", "img_0.JPEG 0\nimg_0.JPEG 3\n"),
+        ["labels.txt, line 2", "img_0.JPEG again with label 3 (line 1: 0)"],
+    ),
     "label too high": (
         spoil("labels.txt", "".join(f"img_{i}.JPEG {1000 * (i > 4)}\n" for i in range(6))),
         ["label 1000"],
     ),
-    "no labels": (spoil("labels.txt", "\n"), ["has no labels"]),
+    "no labels": (spoil("labels.txt", "\n"), ["labels.txt: no labels"]),
     "no label file": (spoil("labels.txt", None), ["--anno-file", "labels.txt"]),
     "two kinds": (spoil("res/img_1_0.npy", np.zeros(1000)), [".npy and .txt"]),
     "second output": (spoil("res/img_1_1.txt", ""), ["img_1_1.txt", "NAME_0.txt"]),

@@ -8,6 +8,7 @@ import sys
 import pytest
 from support import LAUNCH_TINY, ROOT
 
+from common.data import index
 from common.device import finding, npu_preflight
 from common.launch import preflight
 
@@ -34,6 +35,13 @@ def test_a_sound_cpu_passes(run, images):
     assert [need for need, row in rows.items() if row[0] != "ok"] == [] and "all 8 checks passed" in done.stdout
     assert rows["data"][1] == "60 images in 3 classes, 21 for validation"
     assert "\033" not in done.stdout, "colors are for terminals"
+
+
+def test_an_empty_validation_set_is_not_taken_for_none(images):
+    splits = index.load_splits(str(images))
+    empty = index.Splits(splits.train, splits.val.without(set(splits.val.names())))
+    assert preflight._data(lambda: empty, "").found == "60 images in 3 classes, 0 for validation"
+    assert preflight._data(lambda: index.Splits(splits.train, None), "").found.endswith("no validation set")
 
 
 def test_what_is_wrong_comes_with_a_remedy_and_status_1(run, tmp_path):
