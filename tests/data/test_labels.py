@@ -12,7 +12,7 @@ def read(path, text, **more):
 
 
 def test_names_keep_their_order_blanks_and_bytes(tmp_path):
-    text = "b.JPEG 2\r\n\n  a  c.JPEG   0\n".encode() + b"\xff.png 10"
+    text = b"b.JPEG 2\r\n\n  a  c.JPEG   0\n\xff.png 10"
     assert list(read(tmp_path / "x", text).items()) == [("b.JPEG", 2), ("a  c.JPEG", 0), ("\udcff.png", 10)]
 
 

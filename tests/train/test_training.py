@@ -15,7 +15,10 @@ import torch
 from support import LAUNCH_TINY, TINY, user_error
 from tiny import PROGRAM, RECIPE
 
-from common import errors
+from common import distributed, errors
+from common.data import index, loader
+from common.device import device
+from common.train import program, run_log, run_setup, trainer
 from common.weights.load import load_torch
 
 # Everything that draws random numbers or keeps state beside the weights.
@@ -361,3 +364,17 @@ def test_interrupted_twice_leaves_at_once(images, tmp_path):
     )
     assert stopped_at(process, folder, signal.SIGINT, after_steps=3) == 130
     assert (pathlib.Path(folder) / "checkpoint.pth.tar").exists()
+
+
+def test_an_empty_validation_set_is_not_taken_for_none(images, tmp_path):
+    """An empty index, which index.load_val refuses, is false as a condition."""
+    run = PROGRAM.prepare(["--data", str(images), "--device=cpu"])
+    splits = run.splits
+    empty = index.Splits(splits.train, splits.val.without(set(splits.val.names())))
+    run = dataclasses.replace(run, splits=empty, folder=tmp_path)
+    assert run_setup.common_facts(run)["--data, val/"].startswith("0 images, fingerprint ")
+    cpu, world = device.Device("cpu"), distributed.World()
+    loop = trainer.Trainer(run, world, cpu, distributed.Group(world, cpu), run_log.Report(None))
+    assert isinstance(loop.val_loader, loader.EvalLoader)
+    loop.close()
+    assert ", 0 for validation" in program._headline(run, loop, cpu, world)
