@@ -105,7 +105,7 @@ def largest_difference(checkpoint, onnx_file, data):
     from common.data import decode, index, transforms
     from common.device.device import Device
     from common.evaluation import engines
-    from common.evaluation.torch_engine import Normalizer, TorchEngine
+    from common.evaluation.torch_classifier import Normalizer, TorchClassifier
     from common.weights.load import load_model
     from inception_v3.spec import SPEC
 
@@ -113,8 +113,8 @@ def largest_difference(checkpoint, onnx_file, data):
     images = index.load_val(str(data), meta["classes"])
     transform = transforms.eval_transform(SPEC, meta["image_size"])
     pixels = np.stack([transform(decode.open_rgb(images.path(i))) for i in range(0, len(images), 10)])
-    by_torch = TorchEngine(model, Normalizer(SPEC, Device("cpu"), "nchw"), Device("cpu"))(torch.from_numpy(pixels))
-    by_onnx = engines.Pixels(engines.open_engine(onnx_file), SPEC)(pixels)
+    by_torch = TorchClassifier(model, Normalizer(SPEC, Device("cpu"), "nchw"), Device("cpu"))(torch.from_numpy(pixels))
+    by_onnx = engines.EngineClassifier(engines.open_engine(onnx_file), SPEC)(pixels)
     return np.abs(by_torch - by_onnx).max()
 
 

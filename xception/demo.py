@@ -17,4 +17,4 @@ from xception.src.config import SPEC
 from xception.src.run_log import newest_checkpoint
 
 if __name__ == "__main__":
-    predict.main(SPEC, __doc__, default_ckpt=newest_checkpoint)
+    predict.main(SPEC, __doc__, default_checkpoint=newest_checkpoint)

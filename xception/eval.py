@@ -14,33 +14,29 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
 from common import cli
-from common.errors import UserError
 from common.evaluation import program
 from xception.src import config as recipes
 from xception.src.run_log import EVAL_LOGS, result_line
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig(program.StreamConfig):
-    """The shared evaluation's options under the seed's names."""
+class XceptionEvalConfig(program.EvalConfig):
+    """EvalConfig under the option names of the original package."""
 
-    data: str = cli.renamed(program.StreamConfig, "data", "--dataset-path")
-    resume: str = cli.renamed(program.StreamConfig, "resume", "--checkpoint-path")
-    device: str = recipes.device_option(program.StreamConfig)
+    data: str = cli.renamed(program.EvalConfig, "data", "--dataset-path")
+    resume: str = cli.renamed(program.EvalConfig, "resume", "--checkpoint-path")
+    device: str = recipes.device_option(program.EvalConfig)
     label_smooth_factor: float = cli.option(0.1, "smoothing of the reported loss", low=0, high=1)
     log_file: str = cli.option("", "file to add the result to; default eval.log on Ascend, else eval_gpu.log")
 
 
-def main():
-    config, _ = cli.parse(EvalConfig(), __doc__)
-    for flag, value in (("--dataset-path", config.data), ("--checkpoint-path", config.resume)):
-        if not value:
-            raise UserError(f"{flag}: missing")
+def main() -> None:
+    config, _ = cli.parse(XceptionEvalConfig(), __doc__)
     config = dataclasses.replace(config, device=recipes.DEVICES.get(config.device, config.device))
     from common.train.losses import torch_smoothing
 
-    counts, _ = program.evaluate_stream(
-        recipes.SPEC, config, lambda columns: torch_smoothing(config.label_smooth_factor, "others", columns)
+    counts, _ = program.evaluate_folder(
+        recipes.SPEC, config, lambda num_outputs: torch_smoothing(config.label_smooth_factor, "others", num_outputs)
     )
     print(result_line(counts))
     log = config.log_file or EVAL_LOGS["Ascend" if config.device == "npu" else "GPU"]

@@ -215,7 +215,7 @@ def _write_aipp(config, model, base):
     if height != width:
         raise UserError(f"--aipp: {config.model} takes {height} x {width} pixels, the AIPP file is for squares")
     path = base.with_name(f"{base.name}_aipp.cfg")
-    write_atomic(path, aipp.text(*normalization(model.facts, config.arch), width))
+    write_atomic(path, aipp.config_text(*normalization(model.facts, config.arch), width))
     print(f"AIPP file: {path}", flush=True)
     return path
 

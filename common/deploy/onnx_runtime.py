@@ -91,12 +91,12 @@ class Source:
     """
 
     def __init__(self, engine, config):
-        size = config.image_size or engine.facts.get("image_size")
+        size = config.image_size or engine.metadata.get("image_size")
         self.model_shape = [side if isinstance(side, int) else size for side in engine.sample_shape]
         if None in self.model_shape:
             raise UserError(f"--image-size: {config.model} leaves it open ({engine.sample_shape}); give it in pixels")
         self.model_dtype = engine.dtype
-        self.aipp = aipp.lookup_table(aipp.read(config.aipp_config)) if config.aipp_config else None
+        self.aipp = aipp.AippEmulator(config.aipp_config) if config.aipp_config else None
         self.shape = [*self.model_shape[1:], 3] if self.aipp else self.model_shape
         self.dtype = np.dtype(np.uint8) if self.aipp else engine.dtype
         self.sample_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
@@ -114,7 +114,7 @@ class Source:
             return pixels
         images = np.empty((batch, *self.model_shape), self.model_dtype)
         for planes, sample in zip(images, pixels, strict=True):
-            engines.apply_aipp(planes, sample, *self.aipp)
+            self.aipp.normalize_into(planes, sample)
         return images
 
 

@@ -47,7 +47,7 @@ def main(spec, description, argv=None):
                 raise UserError(f"{flag}: missing")
         counts, columns = score(spec, config)
         metrics_json.write_metrics(config.metrics_json, counts, columns)
-        print(metrics_json.table(counts))
+        print(metrics_json.format_table(counts))
         print(f"written to {config.metrics_json}")
 
 

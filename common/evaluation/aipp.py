@@ -1,18 +1,28 @@
-"""Static AIPP, the normalization that a device does itself on uint8 pixels: as a file for atc, as arithmetic here."""
+"""Static AIPP, the normalization of uint8 pixels on an Ascend device: atc's configuration file, and its emulation."""
 
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from common.errors import UserError
 
+# Operations that AippEmulator computes, which are also the defaults of these keys.
+SUPPORTED = {
+    "aipp_mode": "static",
+    "input_format": "RGB888_U8",
+    "crop": "false",
+    "csc_switch": "false",
+    "padding": "false",
+}
 
-def text(mean, std, image_size):
-    """The AIPP file of a network that takes RGB pixels.
 
-    out = (pixel - mean_chn - min_chn) * var_reci_chn in float16; mean_chn holds whole numbers only, so everything goes
-    into min_chn. (ATC manual, "AIPP configuration".)
+def config_text(mean: Sequence[float], std: Sequence[float], image_size: int) -> str:
+    """AIPP configuration of a network with square RGB input.
+
+    out = (pixel - mean_chn - min_chn) * var_reci_chn in float16; mean_chn takes integers only, so min_chn holds the
+    whole mean. (ATC manual, "AIPP configuration".)
 
     Args:
       mean, std: normalization of RGB values in [0, 1].
@@ -34,47 +44,40 @@ def text(mean, std, image_size):
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def read(path):
-    """Read an AIPP file.
+def read_config(path: str) -> dict[str, str]:
+    """Key -> value of the one aipp_op block of a configuration file.
 
-    Returns:
-      dict: key -> word, of the one aipp_op block.
     Raises:
-      UserError: unreadable, several blocks, or a mode, format or step that the laptop's arithmetic does not know.
+      UserError: unreadable, several blocks, or an operation that AippEmulator does not compute.
     """
     try:
         content = pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--aipp-config: {path} cannot be read ({error})") from error
     content = re.sub(r"#.*", "", content)
-    found = dict(re.findall(r"(\w+)\s*:\s*(\S+)", content))
     if content.count("aipp_op") != 1:
         raise UserError(f"--aipp-config: {path} has {content.count('aipp_op')} aipp_op blocks, expected one")
-    known = {
-        "aipp_mode": ("static",),
-        "input_format": ("RGB888_U8",),
-        "crop": ("false",),
-        "csc_switch": ("false",),
-        "padding": ("false",),
-    }
-    for key, allowed in known.items():
-        if found.get(key, allowed[0]) not in allowed:
-            raise UserError(f"--aipp-config: {path} has {key}: {found[key]}, only {allowed[0]} can be computed here")
-    return found
+    config = dict(re.findall(r"(\w+)\s*:\s*(\S+)", content))
+    for key, supported in SUPPORTED.items():
+        if config.get(key, supported) != supported:
+            raise UserError(f"--aipp-config: {path} has {key}: {config[key]}, only {supported} can be computed here")
+    return config
 
 
-def lookup_table(config):
-    """What AIPP makes of every pixel value.
+class AippEmulator:
+    """Computes on the host, in float16, what an AIPP configuration file makes a device compute."""
 
-    Args:
-      config: dict from `read`.
-    Returns:
-      (table, swap): float32 [3, 256] of float16 values, per channel of the network's input; whether the pixels come as
-      BGR.
-    """
-    pixels = np.arange(256, dtype=np.float16)
-    table = np.empty((3, 256), np.float32)
-    for i in range(3):
-        centered = pixels - np.float16(config.get(f"mean_chn_{i}", 0)) - np.float16(config.get(f"min_chn_{i}", 0))
-        table[i] = centered * np.float16(config.get(f"var_reci_chn_{i}", 1))
-    return table, config.get("rbuv_swap_switch", "false") == "true"
+    def __init__(self, path: str) -> None:
+        config = read_config(path)
+        self._swap_red_blue = config.get("rbuv_swap_switch", "false") == "true"
+        pixels = np.arange(256, dtype=np.float16)
+        self._table = np.empty((3, 256), np.float32)  # per channel of the network's input: pixel value -> float16 value
+        for i in range(3):
+            centered = pixels - np.float16(config.get(f"mean_chn_{i}", 0)) - np.float16(config.get(f"min_chn_{i}", 0))
+            self._table[i] = centered * np.float16(config.get(f"var_reci_chn_{i}", 1))
+
+    def normalize_into(self, planes_CHW: np.ndarray, pixels_HWC: np.ndarray) -> None:
+        """Fill float planes from uint8 pixels; the counterpart of common.data.transforms.normalize_into."""
+        for channel in range(3):
+            source = 2 - channel if self._swap_red_blue else channel
+            planes_CHW[channel] = self._table[channel][pixels_HWC[:, :, source]]

@@ -1,17 +1,25 @@
-"""Things that turn images into logits: ONNX Runtime here, OM files through ais_bench's Python session on an NPU.
+"""Inference engines of exported models: ONNX Runtime, and ais_bench's InferSession for OM files on an Ascend NPU.
 
-Every engine has `sample_shape`, `dtype`, `batch` (None: any), `num_outputs`, `facts` and `run(array) -> logits`;
-`Pixels` makes any of them take the uint8 batches that the evaluator hands out. Importing this module imports no engine.
+Importing this module imports neither. Legend: N batch, C channel, H W pixel, K column of the logits.
 """
 
+import functools
 import importlib.util
-import json
 import pathlib
+import typing
+from collections.abc import Sequence
 
 import numpy as np
 
 from common.data.transforms import normalize_into
 from common.errors import UserError
+from common.evaluation import onnx_metadata
+from common.evaluation.aipp import AippEmulator
+from common.evaluation.onnx_metadata import OnnxMetadata
+from common.spec import ModelSpec
+
+if typing.TYPE_CHECKING:
+    import torch
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -19,6 +27,7 @@ PROVIDERS = {
     "cann": "CANNExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
+INPUT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 INSTALL_AIS_BENCH = (
     "install the aclruntime and ais_bench 0.0.2 wheels from "
     "https://aisbench.obs.myhuaweicloud.com/packet/ais_bench_infer/0.0.2/ and source CANN's set_env.sh; "
@@ -26,15 +35,36 @@ INSTALL_AIS_BENCH = (
 )
 
 
-def open_engine(path, provider="cpu", device=0, threads=0):
+class Engine(typing.Protocol):
+    """A loaded model with one input and logits as its first output.
+
+    Attributes:
+      sample_shape: shape of the input without the batch axis; an open axis is None or its name.
+      dtype: of the input; uint8 means that the model normalizes by itself (AIPP).
+      batch: the fixed batch size, or None.
+      num_outputs: columns of the logits.
+      metadata: empty where the file has none.
+    """
+
+    sample_shape: Sequence[int | str | None]
+    dtype: np.dtype
+    batch: int | None
+    num_outputs: int
+    metadata: OnnxMetadata
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """[N, *sample_shape] -> logits [N, K]."""
+
+
+def open_engine(path: str | pathlib.Path, provider: str = "cpu", device_id: int = 0, threads: int = 0) -> Engine:
     """The engine for a model file, by its suffix: .onnx or .om."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"--model: {path} does not exist")
     if path.suffix == ".onnx":
-        return OnnxEngine(path, provider, device, threads)
+        return OnnxEngine(path, provider, device_id, threads)
     if path.suffix == ".om":
-        return OmEngine(path, device)
+        return OmEngine(path, device_id)
     raise UserError(f"--model: {path} is neither .onnx nor .om")
 
 
@@ -42,153 +72,136 @@ class OnnxEngine:
     """ONNX Runtime.
 
     Args:
-      path: .onnx file with one input.
       provider: key of PROVIDERS.
-      device: index of the provider's device.
-      threads: cores one run may use; 0 is all.
+      device_id: index of the provider's device.
+      threads: CPU threads of one run; 0 is one per core.
     Raises:
-      UserError: not a model ONNX Runtime loads, or the provider is not there (it would silently use the CPU).
+      UserError: a file that ONNX Runtime does not load, or a provider that is missing (ONNX Runtime alone would fall
+        back to the CPU).
     """
 
-    def __init__(self, path, provider="cpu", device=0, threads=0):
+    def __init__(self, path: pathlib.Path, provider: str = "cpu", device_id: int = 0, threads: int = 0) -> None:
         import onnxruntime
 
-        wanted = PROVIDERS[provider]
-        if wanted not in onnxruntime.get_available_providers():
+        wanted, available = PROVIDERS[provider], onnxruntime.get_available_providers()
+        if wanted not in available:
             raise UserError(
-                f"--provider: {provider} is not in the installed ONNX Runtime, which has "
-                f"{', '.join(onnxruntime.get_available_providers())}; install its own build of onnxruntime"
+                f"--provider: {provider} is not in the installed ONNX Runtime, which has {', '.join(available)}; "
+                "install its own build of onnxruntime"
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        choice = [wanted] if provider == "cpu" else [(wanted, {"device_id": str(device)})]
+        providers = [wanted] if provider == "cpu" else [(wanted, {"device_id": str(device_id)})]
         errors = onnxruntime.capi.onnxruntime_pybind11_state
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=choice)
-        except (
+        load_errors = (
             errors.Fail,
             errors.InvalidProtobuf,
             errors.InvalidGraph,
             errors.NotImplemented,
             errors.InvalidArgument,
-        ) as error:
+        )
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except load_errors as error:
             raise UserError(f"--model: ONNX Runtime cannot load {path}: {str(error).splitlines()[0][:200]}") from error
-        if self._session.get_providers()[0] != wanted:
+        started = self._session.get_providers()[0]
+        if started != wanted:
             raise UserError(
-                f"--provider: {provider} did not start, ONNX Runtime fell back to "
-                f"{self._session.get_providers()[0]}; its libraries are missing (cann: source set_env.sh)"
+                f"--provider: {provider} did not start, ONNX Runtime fell back to {started}; its libraries are "
+                "missing (cann: source set_env.sh)"
             )
         inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            raise UserError(f"--model: {path} has {len(inputs)} inputs, expected one")
-        self._name = inputs[0].name
+        if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES:
+            found = ", ".join(f"{each.name} {each.type}" for each in inputs)
+            raise UserError(f"--model: {path} has the inputs {found}; expected one of float32, float16 or uint8")
+        self._input_name = inputs[0].name
         batch, *self.sample_shape = inputs[0].shape
-        self.batch = batch if isinstance(batch, int) else None
-        self.dtype = np.dtype(
-            {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}[inputs[0].type]
-        )
-        self.num_outputs = self._session.get_outputs()[0].shape[-1]
-        self.facts = _facts(self._session.get_modelmeta().custom_metadata_map)
+        self.batch: int | None = batch if isinstance(batch, int) else None
+        self.dtype = np.dtype(INPUT_TYPES[inputs[0].type])
+        self.num_outputs: int = self._session.get_outputs()[0].shape[-1]
+        self.metadata = onnx_metadata.decode(self._session.get_modelmeta().custom_metadata_map)
 
-    def run(self, images):
-        """One array [N, *sample_shape] -> logits [N, K]."""
-        return self._session.run(None, {self._name: np.asarray(images, self.dtype)})[0]
-
-
-def _facts(metadata):
-    """What export stored in the file, decoded; an empty dict for files of other origin."""
-    facts = {key: metadata[key] for key in ("arch",) if key in metadata}
-    facts |= {key: json.loads(metadata[key]) for key in ("image_size", "mean", "std", "classes") if key in metadata}
-    return facts
+    def run(self, images: np.ndarray) -> np.ndarray:
+        return self._session.run(None, {self._input_name: np.asarray(images, self.dtype)})[0]
 
 
 class OmEngine:
     """An OM file on an Ascend NPU, through ais_bench's InferSession.
 
     Raises:
-      UserError: ais_bench or aclruntime is not installed.
+      UserError: ais_bench or aclruntime is not installed, or the input is of another type.
     """
 
-    facts: dict = {}
-
-    def __init__(self, path, device=0):
+    def __init__(self, path: pathlib.Path, device_id: int = 0) -> None:
         require_ais_bench()
         from ais_bench.infer.interface import InferSession
 
-        self._session = InferSession(device, str(path))
-        first = self._session.get_inputs()[0]
-        self.batch, *self.sample_shape = first.shape
-        count = int(np.prod(first.shape))
-        kinds = {1: "uint8", 2: "float16", 4: "float32"}
-        if first.realsize % count or first.realsize // count not in kinds:
+        self._session = InferSession(device_id, str(path))
+        image = self._session.get_inputs()[0]
+        item_size = image.realsize / int(np.prod(image.shape))
+        dtypes = {1: "uint8", 2: "float16", 4: "float32"}
+        if item_size not in dtypes:
             raise UserError(
-                f"--model: {path} takes {first.realsize} bytes for shape {list(first.shape)}; expected "
-                "uint8, float16 or float32"
+                f"--model: {path} takes {image.realsize} bytes for shape {list(image.shape)}; expected uint8, float16 "
+                "or float32"
             )
-        self.dtype = np.dtype(kinds[first.realsize // count])
-        self.num_outputs = self._session.get_outputs()[0].shape[-1]
+        batch, *self.sample_shape = image.shape
+        self.batch: int | None = batch
+        self.dtype = np.dtype(dtypes[item_size])
+        self.num_outputs: int = self._session.get_outputs()[0].shape[-1]
+        self.metadata: OnnxMetadata = {}
 
-    def run(self, images):
-        """One array [batch, *sample_shape] -> logits [batch, K]."""
-        # the session passes the bare address on: a strided view would give wrong numbers without an error
+    def run(self, images: np.ndarray) -> np.ndarray:
+        # InferSession passes on the bare address: a strided view would give wrong logits without an error.
         return np.asarray(self._session.infer([np.ascontiguousarray(images, self.dtype)])[0])
 
 
-def require_ais_bench():
-    """Make sure that the inference tool can be imported.
-
-    Raises:
-      UserError: not installed, the unrelated package of the same name, or without its runtime.
-    """
+def require_ais_bench() -> None:
+    """Raise UserError unless ais_bench is installed, is Huawei's package of that name, and finds its runtime."""
     if importlib.util.find_spec("ais_bench") is None:
         raise UserError(f"ais_bench: not installed; {INSTALL_AIS_BENCH}")
     try:
-        found = importlib.util.find_spec("ais_bench.infer")
+        interface = importlib.util.find_spec("ais_bench.infer")
     except ModuleNotFoundError as error:
         raise UserError(f"ais_bench: installed, but {error.name} is missing; {INSTALL_AIS_BENCH}") from error
-    if found is None:
+    if interface is None:
         raise UserError(
             "ais_bench: the installed package of that name is another one (it evaluates language models); "
             f"remove it and {INSTALL_AIS_BENCH}"
         )
 
 
-class Pixels:
-    """Makes an engine a function from uint8 [N, H, W, 3] to float32 logits [N, K], for any N.
+class EngineClassifier:
+    """An Engine as a function from uint8 pixels [N, H, W, 3] to float32 logits [N, K], for any N.
 
     Args:
-      engine: OnnxEngine or OmEngine; one that takes uint8 normalizes by itself (AIPP).
-      spec: ModelSpec with the normalization of the others.
-      aipp: (table, swap) of aipp.lookup_table to compute AIPP's float16 arithmetic for an engine of floats.
+      spec: normalization for an engine of floats.
+      aipp: what to normalize with instead, where an OM file would use AIPP.
     """
 
-    def __init__(self, engine, spec, aipp=None):
-        self.engine, self.spec, self.aipp = engine, spec, aipp
-        self._buffer = np.empty(0)
+    def __init__(self, engine: Engine, spec: ModelSpec, aipp: AippEmulator | None = None) -> None:
+        self.engine = engine
+        self._normalize_into = (
+            aipp.normalize_into if aipp else functools.partial(normalize_into, mean=spec.mean, std=spec.std)
+        )
+        self._batch: np.ndarray = np.empty(0)  # reused: fresh pages cost as much as the arithmetic
 
-    def __call__(self, pixels_NHWC):
+    def __call__(self, pixels_NHWC: "torch.Tensor | np.ndarray") -> np.ndarray:
         pixels_NHWC = np.asarray(pixels_NHWC)
         step = self.engine.batch or len(pixels_NHWC)
         logits = [self._run(pixels_NHWC[i : i + step], step) for i in range(0, len(pixels_NHWC), step)]
         return np.concatenate(logits).astype(np.float32, copy=False)
 
-    def _run(self, pixels_NHWC, step):
-        if len(self._buffer) != step:
+    def _run(self, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
+        """Logits of at most `batch_size` images; the rest of the batch is filled with zeros."""
+        count, is_uint8 = len(pixels_NHWC), self.engine.dtype == np.uint8
+        if len(self._batch) != batch_size:
             shape = [side if isinstance(side, int) else pixels_NHWC.shape[1] for side in self.engine.sample_shape]
-            self._buffer = np.empty((step, *shape), np.uint8 if self.engine.dtype == np.uint8 else np.float32)
-        self._buffer[len(pixels_NHWC) :] = 0
-        if self.engine.dtype == np.uint8:
-            self._buffer[: len(pixels_NHWC)] = pixels_NHWC
+            self._batch = np.empty((batch_size, *shape), np.uint8 if is_uint8 else np.float32)
+        self._batch[count:] = 0
+        if is_uint8:
+            self._batch[:count] = pixels_NHWC
         else:
-            for planes, pixels in zip(self._buffer, pixels_NHWC, strict=False):
-                if self.aipp:
-                    apply_aipp(planes, pixels, *self.aipp)
-                else:
-                    normalize_into(planes, pixels, self.spec.mean, self.spec.std)
-        return self.engine.run(self._buffer)[: len(pixels_NHWC)]
-
-
-def apply_aipp(planes_CHW, pixels_HWC, table, swap):
-    """Fill float planes with what AIPP computes on the device from uint8 pixels (see aipp.lookup_table)."""
-    for channel in range(3):
-        planes_CHW[channel] = table[channel][pixels_HWC[:, :, 2 - channel if swap else channel]]
+            for planes, pixels in zip(self._batch, pixels_NHWC, strict=False):
+                self._normalize_into(planes, pixels)
+        return self.engine.run(self._batch)[:count]

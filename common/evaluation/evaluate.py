@@ -1,32 +1,44 @@
-"""One evaluator for training, eval.py and every deployment engine: each image is counted exactly once."""
+"""The evaluation loop of training, eval.py and every engine: each image is counted exactly once."""
 
 import sys
+from collections.abc import Callable, Iterable
 
 import numpy as np
+import torch
 
 from common.data.decode import BadImage
-from common.distributed import RUN, STOP
+from common.data.loader import Batch
+from common.distributed import RUN, STOP, Group
 from common.errors import RunError
 from common.evaluation.metrics import Counts
 
+Classifier = Callable[[torch.Tensor], np.ndarray]  # uint8 pixels [N, H, W, 3] -> logits [N, K], both on the host
 
-def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lambda: False):
+
+def evaluate(
+    classifier: Classifier,
+    batches: Iterable[Batch],
+    num_images: int,
+    group: Group,
+    smoothing: float = 0.0,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Counts | None:
     """Score a split.
 
     Args:
-      engine: function from uint8 [N, H, W, 3] to logits [N, K] on the host.
       batches: EvalLoader of this rank's share.
-      num_images: images in the whole split.
-      group: distributed.Group; counts are summed over its ranks once, at the end.
+      num_images: images of the whole split.
+      group: its ranks; counts are all-reduced once, at the end.
       smoothing: label smoothing of the reported loss.
-      interrupted: asked before every batch; True ends the evaluation on all ranks.
+      interrupted: called before every batch; True ends the evaluation on all ranks.
     Returns:
       Counts over all ranks, or None when a rank was interrupted.
     Raises:
       BadImage: a file does not decode (unless the loader skips those).
-      RunError: a score is NaN.
+      RunError: a logit is NaN.
     """
-    counts, error, stopped = Counts(), None, False
+    counts, stopped = Counts(), False
+    error: Exception | None = None
     try:
         for batch in batches:
             if stopped := interrupted():
@@ -36,15 +48,15 @@ def evaluate(engine, batches, num_images, group, smoothing=0.0, interrupted=lamb
             for path, reason in batch.bad:
                 print(f"skipped: {path} ({reason})", file=sys.stderr, flush=True)
             if len(batch.labels_N):
-                logits_NK = engine(batch.pixels_NHWC)
+                logits_NK = classifier(batch.pixels_NHWC)
                 if np.isnan(logits_NK).any():
                     raise RunError(
-                        "the network's scores of validation images are not numbers (NaN): the training "
-                        "diverged; lower --lr, or evaluate an earlier checkpoint"
+                        "the logits of validation images are NaN: the training diverged; lower --lr, or evaluate an "
+                        "earlier checkpoint"
                     )
                 counts.add(logits_NK, batch.labels_N.numpy(), smoothing)
-    except (BadImage, RunError) as found:
-        error = found
+    except (BadImage, RunError) as raised:
+        error = raised
     if group.sync_status(STOP if stopped else RUN, error):
         return None
     *correct, seen, skipped, loss_sum = group.all_reduce_sum(

@@ -1,4 +1,4 @@
-"""Exact accuracy: integer counts of hits, one definition for training, eval.py and every deployment engine.
+"""Top-k accuracy and loss as exact sums, for training, eval.py and postprocess.py.
 
 Needs numpy only. Legend: N batch, K class.
 """
@@ -12,16 +12,15 @@ TOP_K = 5
 _LOSS_STEPS = 2.0**30
 
 
-def label_ranks(logits_NK, labels_N):
-    """Position of each label when its row is sorted from high to low; equal scores go to the lower index.
+def label_ranks(logits_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """Position of each label in its row sorted from high to low; of equal logits the lower index comes first.
 
     Args:
-      logits_NK: scores, any float type.
       labels_N: class indices in [0, K).
     Returns:
       int64 [N], 0 for a hit at top-1.
     Raises:
-      ValueError: batch sizes differ, a label outside [0, K) or a score that is not a number.
+      ValueError: batch sizes differ, a label is outside [0, K), or a logit is NaN.
     """
     logits_NK, labels_N = np.asarray(logits_NK), np.asarray(labels_N)
     if logits_NK.ndim != 2 or len(logits_NK) != len(labels_N):
@@ -38,8 +37,8 @@ def label_ranks(logits_NK, labels_N):
     return ahead_NK.sum(axis=1)
 
 
-def smoothed_losses(logits_NK, labels_N, smoothing=0.0):
-    """Label-smoothed cross entropy of each row, target probability 1 - s + s/K, in float64 -> float64 [N]."""
+def smoothed_losses(logits_NK: np.ndarray, labels_N: np.ndarray, smoothing: float = 0.0) -> np.ndarray:
+    """Label-smoothed cross entropy of each row in float64, target probability 1 - s + s/K -> float64 [N]."""
     logits_NK = np.asarray(logits_NK, np.float64)
     shifted_NK = logits_NK - logits_NK.max(axis=1, keepdims=True)
     log_probs_NK = shifted_NK - np.log(np.exp(shifted_NK).sum(axis=1, keepdims=True))
@@ -49,7 +48,7 @@ def smoothed_losses(logits_NK, labels_N, smoothing=0.0):
 
 @dataclasses.dataclass
 class Counts:
-    """Hits at top-1..top-5, images seen, images left out and the summed loss; sums of Counts stay exact.
+    """Hits at top-1..top-5, images seen and skipped, and the summed loss; sums of Counts are exact.
 
     With fewer than five classes, top-k beyond the class count equals the count at K.
     """
@@ -59,29 +58,29 @@ class Counts:
     skipped: int = 0
     loss_sum: float = 0.0
 
-    def add(self, logits_NK, labels_N, smoothing=0.0):
-        """Count one batch of scores [N, K] against labels [N]."""
+    def add(self, logits_NK: np.ndarray, labels_N: np.ndarray, smoothing: float = 0.0) -> None:
+        """Count a batch."""
         ranks_N = label_ranks(logits_NK, labels_N)
         self.add_ranks(ranks_N)
         if len(ranks_N):
             losses_N = smoothed_losses(logits_NK, labels_N, smoothing)
             self.loss_sum += float((np.rint(losses_N * _LOSS_STEPS) / _LOSS_STEPS).sum())
 
-    def add_ranks(self, ranks_N):
-        """Count one batch of label ranks, as from label_ranks, without a loss."""
+    def add_ranks(self, ranks_N: np.ndarray) -> None:
+        """Count a batch by its label_ranks, without a loss."""
         self.correct += (ranks_N[:, None] < np.arange(1, TOP_K + 1)).sum(axis=0)
         self.seen += len(ranks_N)
 
-    def percent(self, k):
-        """Top-k accuracy in percent, 0..100, over the images seen."""
+    def percent(self, k: int) -> float:
+        """Top-k accuracy in percent, 0..100, of the images seen."""
         return 100.0 * int(self.correct[k - 1]) / self.seen if self.seen else 0.0
 
     @property
-    def loss(self):
-        """Mean loss over the images seen."""
+    def loss(self) -> float:
+        """Mean loss of the images seen."""
         return self.loss_sum / self.seen if self.seen else 0.0
 
-    def __str__(self):
+    def __str__(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         return (
             f"* Acc@1 {self.percent(1):.3f} Acc@5 {self.percent(5):.3f} loss {self.loss:.4f} "

@@ -1,17 +1,16 @@
-"""Accuracies as the published metrics.json, and as lines for people."""
+"""Accuracies as metrics.json, in the structure that the published postprocessing writes, and as a printed table."""
 
 import json
 
 from common.errors import UserError
-from common.evaluation.metrics import TOP_K
+from common.evaluation.metrics import TOP_K, Counts
 from common.files import write_atomic
 
 
-def write_metrics(path, counts, columns):
-    """Write the accuracies in the structure of the published metrics.json, whole or not at all."""
-    pairs = {"Number of images": str(counts.seen), "Number of classes": str(columns)}
-    for k in range(1, TOP_K + 1):
-        pairs[f"Top{k} accuracy"] = f"{counts.percent(k):.2f}%"
+def write_metrics(path: str, counts: Counts, num_outputs: int) -> None:
+    """Write metrics.json; `num_outputs` counts a background class too."""
+    pairs = {"Number of images": str(counts.seen), "Number of classes": str(num_outputs)}
+    pairs |= {f"Top{k} accuracy": f"{counts.percent(k):.2f}%" for k in range(1, TOP_K + 1)}
     content = {
         "title": "Overall statistical evaluation",
         "value": [{"key": key, "value": value} for key, value in pairs.items()],
@@ -22,8 +21,8 @@ def write_metrics(path, counts, columns):
         raise UserError(f"--metrics-json: {path} cannot be written ({error.strerror})") from error
 
 
-def table(counts):
-    """The accuracies as lines for people: hits, images and percent for top-1..top-5."""
+def format_table(counts: Counts) -> str:
+    """Percent and hits for top-1..top-5, one line each."""
     lines = [
         f"top{k}  {counts.percent(k):6.2f} %  ({int(counts.correct[k - 1])} of {counts.seen} images)"
         for k in range(1, TOP_K + 1)

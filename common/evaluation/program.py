@@ -1,22 +1,39 @@
-"""Images -> accuracy without files between: decode, transform, any engine, score; decoding overlaps with inference."""
+"""eval.py of every model: accuracy straight from the images, with a checkpoint, an .onnx or an .om file."""
 
 import dataclasses
 import pathlib
 import time
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from common import cli
 from common.errors import UserError
-from common.evaluation import engines, metrics_json
+from common.evaluation import aipp, engines, metrics_json
+from common.spec import ModelSpec
 from common.weights.load import load_model
+
+if typing.TYPE_CHECKING:
+    from common.data.index import FolderIndex
+    from common.device.device import Device
+    from common.distributed import World
+    from common.evaluation.evaluate import Classifier
+    from common.evaluation.metrics import Counts
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamConfig:
+class EvalConfig:
     """Options of eval.py."""
 
-    data: str = cli.option("", "folder with val/: class folders, or images beside val_label.txt")
+    data: str = cli.option(
+        "", "folder with val/: class folders, or images beside val_label.txt", required="the folder that holds val/"
+    )
     resume: str = cli.option(
-        "", "what to evaluate: a checkpoint (torch), .onnx (ONNX Runtime) or .om (NPU)", "--ckpt", "--model"
+        "",
+        "what to evaluate: a checkpoint (torch), .onnx (ONNX Runtime) or .om (NPU)",
+        "--ckpt",
+        "--model",
+        required="a checkpoint, .onnx or .om file",
     )
     exclude: str = cli.option("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
     device: str = cli.option("auto", "device of a checkpoint", choices=("auto", "npu", "cuda", "cpu"))
@@ -32,42 +49,51 @@ class StreamConfig:
     aipp_config: str = cli.option("", "AIPP file: normalize as the device would, in float16")
     metrics_json: str = cli.option("", "file to write the accuracies to, as postprocess.py does")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cli.check_ranges(self)
 
 
-def main(spec, description, recipe=None, argv=None):
-    """Body of an eval script that takes every engine."""
+class EvalModel(typing.NamedTuple):
+    """A loaded model; `classes` are its class names, where the file has them."""
+
+    classifier: "Classifier"
+    num_outputs: int
+    image_size: int
+    classes: Sequence[str] | None
+
+
+def main(spec: ModelSpec, description: str) -> None:
+    """Body of a model's eval script."""
     with cli.exit_on_error():
-        config, _ = cli.parse(recipe or StreamConfig(), description, argv)
-        for flag, value in (("--data", config.data), ("--resume", config.resume)):
-            if not value:
-                raise UserError(f"{flag}: missing")
-        counts, num_outputs = evaluate_stream(spec, config)
+        config, _ = cli.parse(EvalConfig(), description)
+        counts, num_outputs = evaluate_folder(spec, config)
         print(counts)
-        print(metrics_json.table(counts))
+        print(metrics_json.format_table(counts))
         if config.metrics_json:
             metrics_json.write_metrics(config.metrics_json, counts, num_outputs)
 
 
-def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None):
+def evaluate_folder(
+    spec: ModelSpec,
+    config: EvalConfig,
+    smoothing: Callable[[int], float] = lambda num_outputs: 0.0,
+    world: "World | None" = None,
+) -> "tuple[Counts, int]":
     """Score the validation images of a folder.
 
     Args:
-      spec: ModelSpec.
-      config: StreamConfig.
-      smoothing: number of columns -> label smoothing of the loss.
-      world: distributed.World of this process; every rank scores its share and rank 0 prints.
+      smoothing: number of columns -> label smoothing of the reported loss.
+      world: of this process; every rank scores its share and rank 0 prints.
     Returns:
-      (Counts over all ranks, number of columns of the model).
+      (Counts over all ranks, number of columns).
     Raises:
-      UserError: model, data and options that do not fit together, or a broken image (with its path).
+      UserError: model, data and options that do not fit together, or an image that does not decode.
     """
     from common import distributed
     from common.data.loader import EvalLoader, workers_per_process
     from common.data.transforms import eval_transform
     from common.device import device as devices
-    from common.evaluation import evaluate
+    from common.evaluation.evaluate import evaluate
 
     world = world or distributed.World()
     device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
@@ -75,11 +101,11 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
     if config.full_fp32:
         device.compute_float32_exactly()
     group = distributed.Group(world, device)
-    engine, index, num_outputs, size = group.local_rank0_first(lambda: prepare(spec, config, device, world))
+    model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
     group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
     loader = EvalLoader(
         index,
-        eval_transform(spec, size),
+        eval_transform(spec, model.image_size),
         config.batch_size,
         "fail",
         world.rank,
@@ -89,88 +115,85 @@ def evaluate_stream(spec, config, smoothing=lambda num_outputs: 0.0, world=None)
     )
     start = time.perf_counter()
     try:
-        counts = evaluate.evaluate(engine, loader, len(index), group, smoothing(num_outputs))
+        counts = evaluate(model.classifier, loader, len(index), group, smoothing(model.num_outputs))
     finally:
         loader.close()
+    assert counts is not None  # never interrupted
     group.close()
     seconds = time.perf_counter() - start
     if world.is_main:
         left_out = f" ({index.excluded} left out by --exclude)" if config.exclude else ""
         print(
             f"{config.resume}: {counts.seen} images of {config.data}{left_out} in {seconds:.1f} s "
-            f"({counts.seen / seconds:.1f} images/s), {num_outputs} columns, {size} pixels",
+            f"({counts.seen / seconds:.1f} images/s), {model.num_outputs} columns, {model.image_size} pixels",
             flush=True,
         )
-    return counts, num_outputs
+    return counts, model.num_outputs
 
 
-def prepare(spec, config, device, world):
-    """(engine, index of the images, columns, image size): everything that can be wrong is found here."""
-    engine, num_outputs, size, classes = _engine(spec, config, device, world)
-    return engine, _index(config, classes, num_outputs, spec.background_columns(num_outputs)), num_outputs, size
+def prepare(spec: ModelSpec, config: EvalConfig, device: "Device", world: "World") -> "tuple[EvalModel, FolderIndex]":
+    """Load the model and index the images; labels of the index are columns of the logits.
 
-
-def _engine(spec, config, device, world):
-    """(function from uint8 batch to logits, columns, image size, class names or None) for the file to evaluate."""
-    from common.device import device as devices
-    from common.evaluation import aipp, torch_engine
-
+    Raises:
+      UserError: the first mistake.
+    """
     if pathlib.Path(config.resume).suffix in (".onnx", ".om"):
-        engine = engines.open_engine(config.resume, config.provider, config.device_id, config.threads)
-        size = config.image_size or engine.facts.get("image_size") or _side(engine, spec)
-        table = aipp.lookup_table(aipp.read(config.aipp_config)) if config.aipp_config else None
-        return engines.Pixels(engine, spec, table), engine.num_outputs, size, engine.facts.get("classes")
+        model = _load_engine(spec, config)
+    else:
+        model = _load_checkpoint(spec, config, device, world.local_size)
+    return model, _load_index(config, model, spec.background_columns(model.num_outputs))
+
+
+def _load_engine(spec: ModelSpec, config: EvalConfig) -> EvalModel:
+    engine = engines.open_engine(config.resume, config.provider, config.device_id, config.threads)
+    sides = [side for side in engine.sample_shape if isinstance(side, int) and side != 3]  # CHW or HWC
+    size = config.image_size or engine.metadata.get("image_size") or max(sides, default=spec.input_size)
+    emulator = aipp.AippEmulator(config.aipp_config) if config.aipp_config else None
+    classifier = engines.EngineClassifier(engine, spec, emulator)
+    return EvalModel(classifier, engine.num_outputs, size, engine.metadata.get("classes"))
+
+
+def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", local_size: int) -> EvalModel:
+    from common.device import device as devices
+    from common.evaluation.torch_classifier import Normalizer, TorchClassifier
+
     if config.aipp_config:
         raise UserError(f"--aipp-config: {config.resume} is a checkpoint; AIPP belongs to .onnx models")
-    devices.set_threads(config.threads, world.local_size)
-    model, meta = load_model(config.resume, spec, num_classes=config.num_classes, **_input_option(spec, config))
+    options: dict[str, Any] = {"num_classes": config.num_classes}
+    if config.transform_input is not None:
+        if "transform_input" not in spec.build_options:
+            raise UserError(f"--transform-input: {spec.name} has no such option")
+        options["transform_input"] = config.transform_input
+    devices.set_threads(config.threads, local_size)
+    model, meta = load_model(config.resume, spec, **options)
     size = config.image_size or meta["image_size"]
     spec.check_image_size(size)
-    # Layout and precision of the training's own evaluation, where the device has them: the accuracy is then the same.
-    layout = device.memory_format("auto" if device.kind == "npu" else meta.get("memory_format") or "auto")
-    amp_type = device.stored_amp_type(meta.get("amp_type"))
-    model = model.to(device.torch, memory_format=devices.torch_memory_format(layout))
-    engine = torch_engine.TorchEngine(model, torch_engine.Normalizer(spec, device, layout), device, amp_type)
-    return engine, meta["num_classes"], size, meta["classes"]
+    # Memory format and precision of the training's own evaluation, where this device has them: equal accuracy.
+    memory_format = device.memory_format("auto" if device.kind == "npu" else meta.get("memory_format") or "auto")
+    model = model.to(device.torch, memory_format=devices.torch_memory_format(memory_format))
+    normalizer = Normalizer(spec, device, memory_format)
+    classifier = TorchClassifier(model, normalizer, device, device.stored_amp_type(meta.get("amp_type")))
+    return EvalModel(classifier, meta["num_classes"], size, meta["classes"])
 
 
-def _input_option(spec, config):
-    """--transform-input as an argument of weights.load."""
-    if config.transform_input is None:
-        return {}
-    if "transform_input" not in spec.build_options:
-        raise UserError(f"--transform-input: {spec.name} has no such option")
-    return {"transform_input": config.transform_input}
-
-
-def _side(engine, spec):
-    """Side of the square input that a model fixes, wherever its channels are; the published one where it is open."""
-    return max((side for side in engine.sample_shape if isinstance(side, int) and side != 3), default=spec.input_size)
-
-
-def _index(config, classes, num_outputs, offset):
-    """Index of ROOT/val, or of ROOT itself, whose labels are columns of the model."""
+def _load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "FolderIndex":
+    """Index of DATA/val, or of DATA itself."""
     from common.data import exclude, index
 
-    root = pathlib.Path(config.data)
+    root, num_classes = pathlib.Path(config.data), model.num_outputs - label_offset
     folder = root / "val" if (root / "val").is_dir() else root
     label_file = folder.parent / "val_label.txt"
     if label_file.is_file():
         found = index.load_flat(folder, label_file)
     else:
         found = index.load_folder(folder)
-        if classes:
-            unknown = sorted(set(found.classes) - set(classes))
-            if unknown:
-                raise UserError(f"--data: {folder} has classes that the model lacks: {', '.join(unknown[:5])}")
-            found = found.relabelled(classes)
-        elif len(found.classes) != num_outputs - offset:
+        if model.classes:
+            found = index.in_classes(found, model.classes, where=str(folder), of="the model")
+        elif len(found.classes) != num_classes:
             raise UserError(
-                f"--data: {folder} has {len(found.classes)} class folders, the model has {num_outputs - offset} classes"
+                f"--data: {folder} has {len(found.classes)} class folders, the model has {num_classes} classes"
             )
-    if found.labels.max() + offset >= num_outputs:
-        raise UserError(
-            f"--data: label {found.labels.max()} in {label_file}, the model has {num_outputs - offset} classes"
-        )
+    if found.labels.max() >= num_classes:
+        raise UserError(f"--data: label {found.labels.max()} in {label_file}, the model has {num_classes} classes")
     found = index.leave_out(found, exclude.read(config.exclude), bare=folder == root)
-    return dataclasses.replace(found, labels=found.labels + offset)
+    return dataclasses.replace(found, labels=found.labels + label_offset)

@@ -122,15 +122,15 @@ class TrainProgram:
     def _evaluate(self, config, explicit, world):
         from common.evaluation import program
 
-        counts, _ = program.evaluate_stream(self.spec, self.evaluation(config, explicit), world=world)
+        counts, _ = program.evaluate_folder(self.spec, self.evaluation(config, explicit), world=world)
         if world.is_main:
             print(counts)
 
     def evaluation(self, config, explicit):
         """--evaluate as a configuration of the evaluation that eval.py does."""
-        from common.evaluation.program import StreamConfig
+        from common.evaluation.program import EvalConfig
 
-        return StreamConfig(
+        return EvalConfig(
             data=config.data,
             resume=config.resume or config.pretrained,
             device=config.device_kind,

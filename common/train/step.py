@@ -10,7 +10,7 @@ import torch
 from common.data import sampling
 from common.device import amp
 from common.device import device as devices
-from common.evaluation import torch_engine
+from common.evaluation.torch_classifier import Normalizer, TorchClassifier
 from common.train import checkpoint, losses, meters, optim, reduction, schedules
 
 
@@ -52,7 +52,7 @@ class TrainStep:
         self.mix = losses.mixer(config, job.build_options["num_classes"])
         self.reduction = reduction.REDUCTIONS[config.reduce](self.model, group, self.plan.num_micro_batches)
         self.my_micro_batches = self.plan.micro_batches_of(world.rank, world.size)
-        self.normalize = torch_engine.Normalizer(job.spec, device, self.memory_format)
+        self.normalize = Normalizer(job.spec, device, self.memory_format)
         self.window = meters.LossMeter()
         if job.state is not None:
             self._load_state(job.state)
@@ -71,9 +71,9 @@ class TrainStep:
         )
 
     def engine(self):
-        """evaluate.TorchEngine of the weights that validation scores: the averages where there are some."""
+        """TorchClassifier of the weights that validation scores: the averages where there are some."""
         model = self.ema.module if self.ema else self.model
-        return torch_engine.TorchEngine(model, self.normalize, self.device, self.precision.evaluation_type)
+        return TorchClassifier(model, self.normalize, self.device, self.precision.evaluation_type)
 
     def train_step(self, epoch, step, batches):
         """One optimizer step over this rank's micro-batches."""

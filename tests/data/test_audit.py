@@ -345,10 +345,10 @@ def test_evaluation_leaves_out_the_list_and_says_how_many(data, bad_list, capsys
         ),
         "w.pth.tar",
     )
-    config = program.StreamConfig(
+    config = program.EvalConfig(
         data=str(data / folder), resume="w.pth.tar", device="cpu", workers=0, exclude=str(bad_list)
     )
-    counts, _ = program.evaluate_stream(SPEC, config)
+    counts, _ = program.evaluate_folder(SPEC, config)
     assert counts.seen == 20 and "(1 left out by --exclude)" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from common.config import TrainConfig
 from common.data import transforms
 from common.device.device import Device
-from common.evaluation.torch_engine import Normalizer
+from common.evaluation.torch_classifier import Normalizer
 from inception_v3.spec import SPEC
 
 

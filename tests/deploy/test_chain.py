@@ -234,7 +234,7 @@ RUN_ERRORS = {
 @pytest.mark.parametrize("name", RUN_ERRORS)
 def test_run_onnx_bad_input(name, chain, prepared, tmp_path):
     arguments, words = RUN_ERRORS[name]
-    (tmp_path / "aipp").write_text(aipp.text((0.5,) * 3, (0.5,) * 3, SIZE))
+    (tmp_path / "aipp").write_text(aipp.config_text((0.5,) * 3, (0.5,) * 3, SIZE))
     (tmp_path / "broken.onnx").write_text("<html>")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "x_0.txt").write_text("1")

@@ -14,7 +14,7 @@ from common.data import transforms
 from common.deploy import export
 from common.device.device import Device
 from common.errors import UserError
-from common.evaluation.torch_engine import Normalizer
+from common.evaluation.torch_classifier import Normalizer
 from common.weights.load import load_model
 from inception_v3.spec import SPEC
 

@@ -157,7 +157,7 @@ def test_batch_norm_statistics_are_the_mean_over_micro_batches(images, train):
 
     from common.data import index, loader, sampling, transforms
     from common.device.device import Device
-    from common.evaluation.torch_engine import Normalizer
+    from common.evaluation.torch_classifier import Normalizer
 
     splits = index.load_splits(str(images))
     plan = sampling.StepPlan(len(splits.train), 3, 4)

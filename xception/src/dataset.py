@@ -33,7 +33,7 @@ def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, 
       workers: processes that decode.
     Returns:
       For training a loader whose `epoch(n)` iterates over epoch n, else an iterable; both of common.data.loader.Batch,
-      uint8 [N, 299, 299, 3]. common.evaluate.Normalizer makes (x - 127.5) / 127.5 of them on the device.
+      uint8 [N, 299, 299, 3]. common/evaluation/torch_classifier.py makes (x - 127.5) / 127.5 of them on the device.
     """
     from common.data import loader, sampling, transforms
 

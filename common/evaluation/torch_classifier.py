@@ -1,33 +1,37 @@
-"""Logits of an nn.Module: uint8 batches normalized on its device."""
+"""An nn.Module as a function from uint8 pixels to logits; normalization runs on the device."""
 
+import numpy as np
 import torch
 
 from common.device import amp
 from common.device import device as devices
+from common.spec import ModelSpec
 
 
 class Normalizer:
     """uint8 batches -> normalized float32 images on the device, in the network's memory layout."""
 
-    def __init__(self, spec, device, memory_format):
+    def __init__(self, spec: ModelSpec, device: devices.Device, memory_format: str) -> None:
         self._device = device.torch
         self._memory_format = devices.torch_memory_format(memory_format)
         self._mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
 
-    def __call__(self, pixels_NHWC):
-        """uint8 [N, H, W, 3] on the host -> float32 [N, 3, H, W], with the arithmetic of ToTensor and Normalize."""
+    def __call__(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        """[N, H, W, 3] on the host -> [N, 3, H, W], with the arithmetic of torchvision's ToTensor and Normalize."""
         pixels = pixels_NHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         return pixels.to(torch.float32, memory_format=self._memory_format).div_(255).sub_(self._mean).div_(self._std)
 
 
-class TorchEngine:
-    """Logits of an nn.Module: uint8 batch -> float array [N, K] on the host."""
+class TorchClassifier:
+    """uint8 pixels [N, H, W, 3] -> float32 logits [N, K] on the host; puts the network in evaluation mode."""
 
-    def __init__(self, model, normalize, device, amp_type=None):
+    def __init__(
+        self, model: torch.nn.Module, normalize: Normalizer, device: devices.Device, amp_type: str | None = None
+    ) -> None:
         self.model, self._normalize, self._device, self._amp_type = model, normalize, device, amp_type
 
-    def __call__(self, pixels_NHWC):
+    def __call__(self, pixels_NHWC: torch.Tensor) -> np.ndarray:
         self.model.eval()
         with torch.inference_mode(), amp.autocast(self._device, self._amp_type):
             return self.model(self._normalize(pixels_NHWC)).float().cpu().numpy()
