@@ -1,45 +1,61 @@
-"""Independent tasks on all cores."""
+"""Cores of this process, and independent tasks on all of them."""
 
 import concurrent.futures
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
 from common.errors import UserError
 
-
-def num_workers(wanted, num_tasks):
-    """Processes to start: `wanted`, or one per core this process may use where that is 0; never more than tasks."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(wanted or cores, num_tasks)
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
-def unordered(function, tasks, workers, setup=None, setup_args=()):
-    """Yield function(task) for every task, as they finish; with one worker in this very process.
+def usable_cores() -> int:
+    """CPU cores that this process may run on: its affinity mask, which taskset, cpusets and launchers narrow."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def dataloader_workers(workers: int, processes: int) -> int:
+    """Dataloader workers of each of `processes` ranks: `workers` of the node, at most its cores, shared, rounded up."""
+    return -(-min(workers, usable_cores()) // processes)
+
+
+def unordered(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    workers: int,
+    setup: Callable[..., object] | None = None,
+    setup_args: tuple[Any, ...] = (),
+) -> Iterator[Result]:
+    """Yield function(task) for every task, in the order in which they finish.
 
     Args:
       function: a module-level function.
-      tasks: list; make each one worth a few milliseconds.
-      workers: --workers of the program, 0 is one per core.
+      tasks: worth a few milliseconds each.
+      workers: processes; 0: one per core. With one worker or one task, everything runs in this process.
       setup, setup_args: called once in every process before its first task.
     Raises:
-      UserError: a process was killed. What a task raises is raised here, after the rest was cancelled.
+      UserError: a process was killed. An exception of a task is raised here, after the other tasks were cancelled.
     """
-    workers = num_workers(workers, len(tasks))
+    workers = min(workers or usable_cores(), len(tasks))
     if workers <= 1:
         if setup:
             setup(*setup_args)
         yield from map(function, tasks)
         return
-    # fork starts in milliseconds; these programs have no threads when they come here
+    # fork starts in milliseconds; the callers have no threads at this point
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
     with concurrent.futures.ProcessPoolExecutor(workers, context, setup, setup_args) as pool:
         try:
             for future in concurrent.futures.as_completed([pool.submit(function, task) for task in tasks]):
                 yield future.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
+        except BrokenProcessPool as error:
             raise UserError(
-                f"--workers: one of {workers} processes was killed, perhaps for want of memory; what is "
-                "written so far is whole, start again with fewer"
+                f"--workers: one of {workers} processes was killed, perhaps for lack of memory; the files written so "
+                "far are complete, start again with fewer"
             ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -4,7 +4,6 @@ Legend: N batch, H W pixel, C channel.
 """
 
 import contextlib
-import os
 import signal
 import sys
 import typing
@@ -87,11 +86,6 @@ class _TrainImages(_Images):
             if pixels is not None or not self.skip:
                 break
         return pixels, label, i, bad
-
-
-def workers_per_process(workers, processes):
-    """Loader processes of each training process: `workers` of the machine, at most its cores, shared and rounded up."""
-    return -(-min(workers, len(os.sched_getaffinity(0))) // processes)
 
 
 def _collate(items):

@@ -13,6 +13,7 @@ import torch
 
 from common.device import amp, diagnosis
 from common.errors import UserError
+from common.parallel import usable_cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +180,6 @@ def set_threads(threads, processes):
       the number.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = threads or (int(asked) if asked.isdigit() else 0) or max(1, len(os.sched_getaffinity(0)) // processes)
+    threads = threads or (int(asked) if asked.isdigit() else 0) or max(1, usable_cores() // processes)
     torch.set_num_threads(threads)
     return threads

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common import cli
+from common import cli, parallel
 from common.errors import UserError
 from common.evaluation import aipp, engines, metrics_json
 from common.spec import ModelSpec
@@ -90,7 +90,7 @@ def evaluate_folder(
       UserError: model, data and options that do not fit together, or an image that does not decode.
     """
     from common import distributed
-    from common.data.loader import EvalLoader, workers_per_process
+    from common.data.loader import EvalLoader
     from common.data.transforms import eval_transform
     from common.device import device as devices
     from common.evaluation.evaluate import evaluate
@@ -110,7 +110,7 @@ def evaluate_folder(
         "fail",
         world.rank,
         world.size,
-        workers_per_process(config.workers, world.local_size),
+        parallel.dataloader_workers(config.workers, world.local_size),
         device.pins_memory,
     )
     start = time.perf_counter()

@@ -9,7 +9,7 @@ import resource
 import shutil
 import sys
 
-from common import cli
+from common import cli, parallel
 from common.device.finding import Finding, ports
 from common.errors import UserError
 
@@ -130,7 +130,7 @@ def _loading(config):
     from common.data import sampling
 
     processes = config.devices
-    workers = -(-min(config.workers, len(os.sched_getaffinity(0))) // processes)
+    workers = parallel.dataloader_workers(config.workers, processes)
     in_flight = workers * sampling.PREFETCH
     need = processes * in_flight * -(-config.batch_size // processes) * 3 * config.image_size**2
     if os.path.isdir(SHARED_MEMORY):

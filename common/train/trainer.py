@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from common import distributed, errors, run_folder
+from common import distributed, errors, parallel, run_folder
 from common.data import loader, sampling, transforms
 from common.data.decode import BadImage
 from common.device import device as devices
@@ -56,7 +56,7 @@ class Trainer:
         self.saved_place = self.epoch, self.step  # nothing is new there
 
         # Loaders.
-        workers = loader.workers_per_process(config.workers, world.local_size)
+        workers = parallel.dataloader_workers(config.workers, world.local_size)
         self.train_loader = loader.TrainLoader(
             job.splits.train,
             transforms.train_transform(config),
