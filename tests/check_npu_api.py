@@ -79,8 +79,6 @@ def used_names(path):
             found.update({f"{node.module}.{alias.name}": set() for alias in node.names})
         if isinstance(node, ast.Call) and (name := real_name(dotted(node.func))):
             keywords = {keyword.arg for keyword in node.keywords if keyword.arg}
-            if any(keyword.arg is None for keyword in node.keywords):
-                keywords |= {"lr", "momentum"}  # **options of Device.make_sgd
             found.setdefault(name, set()).update(keywords)
         if isinstance(node, ast.Attribute) and (name := real_name(dotted(node))):
             found.setdefault(name, set())

@@ -1,1 +1,1 @@
-"""Devices: the only room that knows npu, cuda and apex."""
+"""Devices: the only package that names npu, cuda and apex."""

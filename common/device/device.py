@@ -1,4 +1,4 @@
-"""Devices: with its parts device_missing.py and device_amp.py the only file that knows npu, cuda and their packages.
+"""Selection and properties of the device: npu, cuda or cpu.
 
 `auto` is npu, then cuda, then cpu. A device that was asked for and is missing is an error with its reason, never a
 silent fallback.
@@ -8,6 +8,8 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 
@@ -16,123 +18,137 @@ from common.errors import UserError
 from common.parallel import usable_cores
 
 
+@dataclasses.dataclass(frozen=True, match_args=False)  # read-only members, as those of TrainConfig
+class DeviceOptions(amp.PrecisionOptions, Protocol):
+    """Fields of TrainConfig that depend on the device."""
+
+    amp: bool
+    amp_dtype: str
+    memory_format: str
+    compile: bool
+    reduce: str
+    lr: float
+    momentum: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
     """One device of one process.
 
     Attributes:
       kind: "npu", "cuda" or "cpu".
-      index: its number on this machine; 0 on cpu.
+      index: number of the device on this machine; 0 on cpu.
     """
 
     kind: str
     index: int = 0
 
     @property
-    def torch(self):
-        """The torch.device."""
+    def torch_device(self) -> torch.device:
         return torch.device(self.kind) if self.kind == "cpu" else torch.device(self.kind, self.index)
 
     @property
-    def backend(self):
-        """Name of the process-group backend that moves gradients."""
+    def backend(self) -> str:
+        """Backend of the process group that reduces gradients."""
         return {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[self.kind]
 
     @property
-    def has_fused_optimizers(self):
+    def has_fused_optimizers(self) -> bool:
         """Whether the optimizers of torch.optim take fused=True here."""
         return self.kind in ("cpu", "cuda")
 
     @property
-    def pins_memory(self):
-        """Whether batches should be placed in page-locked memory first; untried on npu, so not there."""
+    def pin_memory(self) -> bool:
+        """Whether dataloaders pin their batches; untested on npu, so off there."""
         return self.kind == "cuda"
 
-    def describe(self):
+    def describe(self) -> str:
         """Name of the hardware for logs and result rows."""
         if self.kind == "cpu":
             return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"
         return f"{self.kind}:{self.index} ({torch.get_device_module(self.kind).get_device_name(self.index)})"
 
-    def activate(self):
-        """Make this the current device of the process; before any tensor or process group is created."""
+    def activate(self) -> None:
+        """Make this the current device of the process; call before creating tensors or process groups."""
         if self.kind == "cpu":
             _keep_freed_memory()
         else:
             torch.get_device_module(self.kind).set_device(self.index)
 
-    def synchronize(self):
-        """Wait for the device, so that a host clock measures finished work."""
+    def synchronize(self) -> None:
+        """Wait until the device has finished its work, for measuring time on the host."""
         if self.kind != "cpu":
             torch.get_device_module(self.kind).synchronize()
 
-    def check(self, config):
-        """Raise UserError for options of a training that this device does not take."""
-        self.memory_format(config.memory_format)
-        if config.compile and self.kind == "npu":
+    def check(self, options: DeviceOptions) -> None:
+        """Raise UserError for training options that this device does not support."""
+        self.memory_format(options.memory_format)
+        if options.compile and self.kind == "npu":
             raise UserError("--compile: torch.compile is not supported on npu; leave it out")
-        if config.amp_backend == "apex":
-            amp.check_apex(self, config)
+        if options.amp_backend == "apex":
+            amp.check_apex(self.kind, options)
+        # The launcher does not initialize a device, so there this check is left to the ranks.
         if self.kind == "cpu" or torch.get_device_module(self.kind).is_initialized():
-            self.amp_type(config.amp, config.amp_dtype)  # a launcher does not start the device to ask it
+            self.amp_type(options.amp, options.amp_dtype)
 
-    def compute_float32_exactly(self):
-        """Switch off the shortcuts of float32: HF32 on npu (its convolutions use it by default), TF32 on cuda."""
+    def use_full_fp32(self) -> None:
+        """Compute float32 in full precision: no HF32 on npu (default for its convolutions), no TF32 on cuda."""
         if self.kind == "npu":
-            torch.npu.conv.allow_hf32 = False
-            torch.npu.matmul.allow_hf32 = False
+            torch.get_device_module("npu").conv.allow_hf32 = False
+            torch.get_device_module("npu").matmul.allow_hf32 = False
         if self.kind == "cuda":
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
 
-    def make_sgd(self, groups, config):
-        """SGD over parameter groups, in one fused kernel where there is one for what the run does.
+    def make_sgd(self, groups: Iterable[dict[str, Any]], options: DeviceOptions) -> torch.optim.Optimizer:
+        """SGD over parameter groups, fused where possible.
 
-        torch_npu's holds on to the gradient tensors of the first step; the exact reduction and apex replace them.
+        torch_npu's fused SGD keeps the gradient tensors of the first step, so it cannot be used with --reduce exact or
+        apex, which replace them.
         """
-        options = dict(lr=config.lr, momentum=config.momentum)
-        native = config.amp_backend == "native"
-        if self.kind == "npu" and native and config.reduce == "fast":
+        native = options.amp_backend == "native"
+        if self.kind == "npu" and native and options.reduce == "fast":
             import torch_npu
 
             if hasattr(torch_npu.optim, "NpuFusedSGD"):
-                return torch_npu.optim.NpuFusedSGD(groups, **options)
-        return torch.optim.SGD(groups, **options, fused=(native and self.has_fused_optimizers) or None)
+                return torch_npu.optim.NpuFusedSGD(groups, lr=options.lr, momentum=options.momentum)
+        fused = (native and self.has_fused_optimizers) or None
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=fused)
 
-    def memory_format(self, wanted):
-        """Resolve --memory-format: channels_last is faster on cpu and cuda; npu keeps layouts of its own."""
+    def memory_format(self, wanted: str) -> str:
+        """Resolve --memory-format: channels_last is faster on cpu and cuda; npu has formats of its own."""
         if wanted == "channels_last" and self.kind == "npu":
             raise UserError("--memory-format: channels_last is not supported on npu; use nchw")
         if wanted == "auto":
             wanted = "nchw" if self.kind == "npu" else "channels_last"
         return wanted
 
-    def amp_type(self, amp, amp_dtype):
+    def amp_type(self, amp: bool, amp_dtype: str) -> str | None:
         """Resolve --amp and --amp-dtype to "fp16", "bf16" or None (full precision)."""
         if not amp:
             return None
         if amp_dtype == "fp16" and self.kind == "cpu":
             raise UserError("--amp-dtype: fp16 is for npu and cuda; use bf16 on cpu")
         if amp_dtype == "bf16" and not self._has_bf16():
-            raise UserError(f"--amp-dtype: bf16 is not in this chip ({self.describe()}); use fp16")
+            raise UserError(f"--amp-dtype: bf16 is not supported by this chip ({self.describe()}); use fp16")
         if amp_dtype == "auto":
             return None if self.kind == "cpu" else "fp16"
         return amp_dtype
 
-    def stored_amp_type(self, stored):
-        """The precision that a checkpoint was trained with, where this device has it, else None (full precision)."""
+    def stored_amp_type(self, stored: str | None) -> str | None:
+        """The amp_type in a checkpoint if this device supports it, else None (full precision)."""
         lacks = self.kind == "cpu" if stored == "fp16" else stored == "bf16" and not self._has_bf16()
         return None if lacks else stored
 
-    def _has_bf16(self):
-        return self.kind != "npu" or torch.npu.is_bf16_supported()
+    def _has_bf16(self) -> bool:
+        return self.kind != "npu" or torch.get_device_module("npu").is_bf16_supported()
 
 
-def _keep_freed_memory():
-    """Ask glibc to reuse large blocks instead of giving them back to the system.
+def _keep_freed_memory() -> None:
+    """Make glibc keep large freed blocks for reuse instead of returning them to the system.
 
-    A training step frees and allocates the same gigabytes of activations as the one before; from the system they come
-    as new pages, which the kernel must clear one by one. Where the C library is another one, nothing changes.
+    Every training step frees and allocates gigabytes of activations; the kernel zeroes each new page. No effect with
+    another C library.
     """
     trim_threshold, mmap_max = -1, -4  # <malloc.h>
     with contextlib.suppress(OSError, AttributeError):
@@ -141,20 +157,20 @@ def _keep_freed_memory():
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def torch_memory_format(name):
+def torch_memory_format(name: str) -> torch.memory_format:
     """torch's constant for "nchw" or "channels_last"."""
     return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
 
-def choose(kind, index=0):
-    """The Device for a --device word.
+def choose(kind: str, index: int = 0) -> Device:
+    """The Device for --device.
 
     Args:
-      kind: "auto", "npu", "cuda" or "cpu". "auto" does not pass over a device whose package is installed but broken:
-        hours on the CPU would be a bad surprise.
+      kind: "auto", "npu", "cuda" or "cpu". "auto" does not skip an npu whose package is installed but broken: training
+        on the CPU instead would waste hours.
       index: number of the device on this machine; ignored on cpu.
     Raises:
-      UserError: the device is missing (with the reason), or has fewer units than `index` needs.
+      UserError: the device is missing (with the reason), or there is no device `index`.
     """
     wanted = kind
     if kind == "auto":
@@ -173,11 +189,13 @@ def choose(kind, index=0):
     return Device(kind, index)
 
 
-def set_threads(threads, processes):
+def set_threads(threads: int | None, processes: int) -> int:
     """Set the CPU threads of this process: `threads`, else OMP_NUM_THREADS, else its share of the cores.
 
+    Args:
+      processes: number of processes on this machine that share the cores.
     Returns:
-      the number.
+      the number of threads.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = threads or (int(asked) if asked.isdigit() else 0) or max(1, usable_cores() // processes)

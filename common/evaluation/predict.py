@@ -60,7 +60,7 @@ class Predictor:
 
         device = devices.choose(device_kind)
         model, meta = load_model(checkpoint, spec)
-        model.to(device.torch)
+        model.to(device.torch_device)
         self._transform = eval_transform(spec, meta["image_size"])
         self._classifier = TorchClassifier(model, Normalizer(spec, device, "nchw"), device)
         self._background = spec.background_columns(meta["num_classes"])

@@ -99,7 +99,7 @@ def evaluate_folder(
     device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
     device.activate()
     if config.full_fp32:
-        device.compute_float32_exactly()
+        device.use_full_fp32()
     group = distributed.Group(world, device)
     model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
     group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
@@ -111,7 +111,7 @@ def evaluate_folder(
         world.rank,
         world.size,
         parallel.dataloader_workers(config.workers, world.local_size),
-        device.pins_memory,
+        device.pin_memory,
     )
     start = time.perf_counter()
     try:
@@ -170,7 +170,7 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
     spec.check_image_size(size)
     # Memory format and precision of the training's own evaluation, where this device has them: equal accuracy.
     memory_format = device.memory_format("auto" if device.kind == "npu" else meta.get("memory_format") or "auto")
-    model = model.to(device.torch, memory_format=devices.torch_memory_format(memory_format))
+    model = model.to(device.torch_device, memory_format=devices.torch_memory_format(memory_format))
     normalizer = Normalizer(spec, device, memory_format)
     classifier = TorchClassifier(model, normalizer, device, device.stored_amp_type(meta.get("amp_type")))
     return EvalModel(classifier, meta["num_classes"], size, meta["classes"])

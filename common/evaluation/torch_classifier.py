@@ -12,7 +12,7 @@ class Normalizer:
     """uint8 batches -> normalized float32 images on the device, in the network's memory layout."""
 
     def __init__(self, spec: ModelSpec, device: devices.Device, memory_format: str) -> None:
-        self._device = device.torch
+        self._device = device.torch_device
         self._memory_format = devices.torch_memory_format(memory_format)
         self._mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
@@ -33,5 +33,5 @@ class TorchClassifier:
 
     def __call__(self, pixels_NHWC: torch.Tensor) -> np.ndarray:
         self.model.eval()
-        with torch.inference_mode(), amp.autocast(self._device, self._amp_type):
+        with torch.inference_mode(), amp.autocast(self._device.kind, self._amp_type):
             return self.model(self._normalize(pixels_NHWC)).float().cpu().numpy()

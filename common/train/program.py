@@ -84,7 +84,7 @@ class TrainProgram:
             device.activate()
             device.check(config)
             if config.full_fp32:
-                device.compute_float32_exactly()
+                device.use_full_fp32()
             group = distributed.Group(world, device, config.rendezvous_timeout)
             job = job or group.local_rank0_first(lambda: self._prepare(config, explicit, world.size, world.num_nodes))
             group.check_same(job.splits.summary, "--data")

@@ -43,10 +43,10 @@ class TrainStep:
         self.model = job.spec.build(**job.build_options)
         if job.weights is not None:
             self.model.load_state_dict(job.weights)
-        self.model.to(device.torch, memory_format=devices.torch_memory_format(self.memory_format))
+        self.model.to(device.torch_device, memory_format=devices.torch_memory_format(self.memory_format))
         self.ema = optim.make_ema(self.model, config.ema)
         self.model, self.optimizer, self.precision = amp.prepare(
-            self.model, optim.make_optimizer(self.model, config, device), device, self.amp_type, config
+            self.model, optim.make_optimizer(self.model, config, device), device.kind, self.amp_type, config
         )
         self.lr_at = schedules.make(config, self.plan.steps_per_epoch, job.schedules)
         self.mix = losses.mixer(config, job.build_options["num_classes"])
@@ -107,7 +107,7 @@ class TrainStep:
 
     def _micro_batch_loss(self, epoch, step, batch):
         images = self.normalize(batch.pixels_NHWC)
-        targets = labels = batch.labels_N.to(self.device.torch, non_blocking=True)
+        targets = labels = batch.labels_N.to(self.device.torch_device, non_blocking=True)
         if self.mix:
             images, targets = self.mix(images, labels)
         outputs = self.network(images)

@@ -65,7 +65,7 @@ class Trainer:
             world.rank,
             world.size,
             workers,
-            device.pins_memory,
+            device.pin_memory,
         )
         self.val_loader = None
         if job.splits.val is not None:
@@ -77,7 +77,7 @@ class Trainer:
                 world.rank,
                 world.size,
                 workers,
-                device.pins_memory,
+                device.pin_memory,
             )
         self.engine = self.learner.engine()
         self.eval_smoothing = losses.effective_smoothing(config, job.build_options["num_classes"])

@@ -109,5 +109,5 @@ def test_fake_npu_options_that_it_lacks_are_refused(options, message):
 def test_fake_npu_a_chip_without_bf16_says_so_before_a_folder_exists(run_npu, images, tmp_path):
     words = [TINY, "--data", images, "--device=npu", "--amp", "--amp-dtype=bf16"]
     error = user_error(run_npu(*words, check=2, FAKE_NPU_CHIP="Ascend910A"))
-    assert error == "--amp-dtype: bf16 is not in this chip (npu:0 (Ascend910A)); use fp16"
+    assert error == "--amp-dtype: bf16 is not supported by this chip (npu:0 (Ascend910A)); use fp16"
     assert not (tmp_path / "output").exists()
