@@ -1,23 +1,32 @@
-"""Loaders: file -> uint8 batch, decoded in worker processes, in the order that common/data/order.py defines.
+"""Loaders: image file to uint8 batch, decoded in dataloader workers, in the order of common/data/sampling.py.
 
 Legend: N batch, H W pixel, C channel.
 """
 
 import contextlib
+import ctypes
 import signal
 import sys
+import types
 import typing
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import sharedctypes
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils import data
 
 from common.data import sampling
 from common.data.decode import BadImage, open_rgb
+from common.data.index import FolderIndex
 
 # A run of this many broken files in a row is a broken disk or dataset, not a broken file.
 _MAX_SUBSTITUTES = 16
+
+Transform = Callable[[Image.Image], np.ndarray]
+# Pixels (None: the file does not decode), label, index, and (path, reason) of every broken file.
+_Item = tuple[np.ndarray | None, int, int, list[tuple[str, str]]]
 
 
 class Batch(typing.NamedTuple):
@@ -27,161 +36,185 @@ class Batch(typing.NamedTuple):
       pixels_NHWC: uint8.
       labels_N: int64.
       indices_N: int64, positions in the FolderIndex.
-      bad: (path, reason) of every file that did not decode.
+      bad: (path, reason) of every file that does not decode.
       failed: whether a bad file must stop the run.
     """
 
     pixels_NHWC: torch.Tensor
     labels_N: torch.Tensor
     indices_N: torch.Tensor
-    bad: list
+    bad: list[tuple[str, str]]
     failed: bool
 
-    def raise_if_failed(self):
-        """Raise BadImage for the first broken file of a batch that must not have one."""
+    def raise_if_failed(self) -> None:
+        """Raise BadImage for the first bad file where `failed`."""
         if self.failed:
             raise BadImage(*self.bad[0])
 
 
-class _Images(data.Dataset):
-    """Decodes and transforms; an item is (pixels or None, label, index, [(path, reason) of broken files])."""
+class _EvalDataset(data.Dataset[_Item]):
+    """Decodes and transforms an image.
 
-    def __init__(self, index, transform, on_bad_image):
-        self.index, self.transform, self.skip = index, transform, on_bad_image == "skip"
-        self.reading = None  # shared memory: 1 + index of the image that each loader process decodes; 0: none
+    Attributes:
+      in_progress: shared memory, one number per worker: 1 + index of the image it is decoding, or 0.
+    """
 
-    def _decode(self, i):
+    in_progress: "ctypes.Array[ctypes.c_longlong]"
+
+    def __init__(self, index: FolderIndex, transform: Transform, on_bad_image: str) -> None:
+        self.index, self.transform, self.skips = index, transform, on_bad_image == "skip"
+
+    def _decode(self, i: int) -> np.ndarray:
         worker = data.get_worker_info()
         slot = worker.id if worker else 0
-        self.reading[slot] = i + 1
+        self.in_progress[slot] = i + 1
         pixels = self.transform(open_rgb(self.index.path(i)))
-        self.reading[slot] = 0
+        self.in_progress[slot] = 0
         return pixels
 
-    def __getitem__(self, i):
+    def _item(self, i: int) -> _Item:
         try:
             return self._decode(i), int(self.index.labels[i]), i, []
         except BadImage as error:
             return None, -1, i, [(error.path, error.reason)]
 
-    def __len__(self):
+    def __getitem__(self, key: typing.Any) -> _Item:
+        return self._item(key)
+
+    def __len__(self) -> int:
         return len(self.index)
 
 
-class _TrainImages(_Images):
-    """Items are asked for as (epoch, index); the random numbers of the transform depend on just that and the seed."""
+class _TrainDataset(_EvalDataset):
+    """Keys are (epoch, index); the random numbers of the transform depend on the key and the seed alone."""
 
-    def __init__(self, index, transform, on_bad_image, seed):
+    def __init__(self, index: FolderIndex, transform: Transform, on_bad_image: str, seed: int) -> None:
         super().__init__(index, transform, on_bad_image)
         self.seed = seed
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[int, int]) -> _Item:
         epoch, first = key
         bad = []
         for i in range(first, first + _MAX_SUBSTITUTES):
             i %= len(self.index)
             torch.manual_seed(sampling.image_seed(self.seed, epoch, i))
-            pixels, label, _, broken = super().__getitem__(i)
+            pixels, label, _, broken = self._item(i)
             bad += broken
-            if pixels is not None or not self.skip:
+            if pixels is not None or not self.skips:
                 break
         return pixels, label, i, bad
 
 
-def _collate(items):
+def _collate(items: list[_Item]) -> Batch:
     """Stack the items that decoded."""
-    good = [item for item in items if item[0] is not None]
-    bad = [broken for item in items for broken in item[3]]
-    pixels = np.stack([item[0] for item in good]) if good else np.zeros((0, 1, 1, 3), np.uint8)
+    good = [(pixels, label, i) for pixels, label, i, _ in items if pixels is not None]
     return Batch(
-        torch.from_numpy(pixels),
-        torch.tensor([item[1] for item in good], dtype=torch.int64),
-        torch.tensor([item[2] for item in good], dtype=torch.int64),
-        bad,
+        torch.from_numpy(np.stack([pixels for pixels, _, _ in good]) if good else np.zeros((0, 1, 1, 3), np.uint8)),
+        torch.tensor([label for _, label, _ in good], dtype=torch.int64),
+        torch.tensor([i for _, _, i in good], dtype=torch.int64),
+        [broken for item in items for broken in item[3]],
         len(good) < len(items),
     )
 
 
-# A terminal or a scheduler signals every process of a job. The trainer saves first and then ends its workers; one that
-# died before it would be an error in the middle of a step.
-_TO_THE_TRAINER = (signal.SIGINT, signal.SIGTERM)
+# A terminal or a scheduler signals every process of a job. Workers ignore these: the trainer saves, then ends them. A
+# worker that died first would be an error in the middle of a step.
+_TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def _signals_held_back():
-    """Workers that start in here get no signal before they ignore it; the trainer hears it in its listening thread."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_THE_TRAINER)
+def _signals_blocked() -> Iterator[None]:
+    """Block the signals in this thread; workers that start meanwhile inherit that until they ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _print_unless_trainer_left(kind, error, traceback):
-    """sys.excepthook of a worker, where multiprocessing's thread reports a batch that the trainer no longer fetches."""
+def _print_unless_trainer_ended(
+    kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None
+) -> None:
+    """sys.excepthook of a worker: multiprocessing's feeder thread fails when the trainer no longer takes batches."""
     if not isinstance(error, (OSError, EOFError)):
         sys.__excepthook__(kind, error, traceback)
 
 
-def _quiet_worker(_worker_id):
-    sys.excepthook = _print_unless_trainer_left
-    for number in _TO_THE_TRAINER:
+def _init_worker(_worker_id: int) -> None:
+    sys.excepthook = _print_unless_trainer_ended
+    for number in _TRAINER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_THE_TRAINER)
-    signal.set_wakeup_fd(-1)  # the trainer's
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TRAINER_SIGNALS)
+    signal.set_wakeup_fd(-1)  # inherited from the trainer
 
 
 class _Loader:
-    """What both loaders share: a DataLoader with workers that live as long as the loader, and their orderly end."""
+    """A DataLoader whose workers live as long as the loader."""
 
-    def __init__(self, dataset, batch_sampler, workers, pin_memory):
-        self._reading = dataset.reading = sharedctypes.RawArray("q", max(workers, 1))
-        self._loader = data.DataLoader(
+    def __init__(self, dataset: _EvalDataset, batch_sampler: Iterable, workers: int, pin_memory: bool) -> None:
+        self._in_progress = dataset.in_progress = sharedctypes.RawArray("q", max(workers, 1))
+        self._loader: data.DataLoader[_Item] = data.DataLoader(
             dataset,
             batch_sampler=batch_sampler,
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=pin_memory,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=_init_worker,
             persistent_workers=workers > 0,
             prefetch_factor=sampling.PREFETCH if workers else None,
         )
 
-    def _batches(self):
+    def _batches(self) -> Iterator[Batch]:
         """An iterator; the first one starts the workers."""
-        with _signals_held_back():
+        with _signals_blocked():
             return iter(self._loader)
 
-    def reading(self):
-        """Indices of the images that are being decoded at this moment."""
-        return [i - 1 for i in self._reading if i]
+    def reading(self) -> list[int]:
+        """Indices of the images that are being decoded now."""
+        return [i - 1 for i in self._in_progress if i]
 
-    def close(self):
-        """End the workers now: they ignore the SIGTERM with which multiprocessing would end them at exit."""
+    def close(self) -> None:
+        """Kill the workers: they ignore the SIGTERM that multiprocessing sends at exit."""
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
             with contextlib.suppress(RuntimeError):  # torch's, about a worker that died
                 iterator._shutdown_workers()
             for worker in iterator._workers:
-                worker.kill()  # one that hangs in a read would keep the process for ever
+                worker.kill()  # a worker that hangs in a read would keep the process alive
                 worker.join()
 
 
 class TrainLoader(_Loader):
-    """Micro-batches of one rank, from any step of any epoch at once."""
+    """Micro-batches of one rank, from any step of any epoch without reading the steps before.
 
-    def __init__(self, index, transform, plan, config, rank, world_size, workers, pin_memory):
-        self.plan, self.seed, self.rank, self.world_size = plan, config.seed, rank, world_size
+    Args:
+      on_bad_image: "fail", or "skip" to take the next image instead.
+      workers: dataloader workers of this rank.
+    """
+
+    def __init__(
+        self,
+        index: FolderIndex,
+        transform: Transform,
+        plan: sampling.StepPlan,
+        seed: int,
+        on_bad_image: str,
+        rank: int,
+        world_size: int,
+        workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self.plan, self.seed, self.rank, self.world_size = plan, seed, rank, world_size
         self._start = (0, 0)
-        dataset = _TrainImages(index, transform, config.on_bad_image, config.seed)
-        super().__init__(dataset, self, workers, pin_memory)
+        super().__init__(_TrainDataset(index, transform, on_bad_image, seed), self, workers, pin_memory)
 
-    def __iter__(self):  # the batch sampler of the DataLoader
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Batch sampler of the DataLoader."""
         epoch, first_step = self._start
         return sampling.epoch_batches(self.plan, self.seed, epoch, first_step, self.rank, self.world_size)
 
-    def epoch(self, epoch, first_step=0):
-        """Iterate over the Batches of `epoch`, beginning with those of `first_step`."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Iterate over the batches of `epoch` from `first_step` on."""
         self._start = (epoch, first_step)
         return self._batches()
 
@@ -189,12 +222,22 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """A rank's share of a split, in order: rank r takes images r, r + world_size, ...; none is padded or dropped."""
 
-    def __init__(self, index, transform, batch_size, on_bad_image, rank, world_size, workers, pin_memory):
+    def __init__(
+        self,
+        index: FolderIndex,
+        transform: Transform,
+        batch_size: int,
+        on_bad_image: str,
+        rank: int,
+        world_size: int,
+        workers: int,
+        pin_memory: bool,
+    ) -> None:
         share = range(rank, len(index), world_size)
         batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
-        super().__init__(_Images(index, transform, on_bad_image), batches, workers, pin_memory)
-        self.skip = on_bad_image == "skip"
+        super().__init__(_EvalDataset(index, transform, on_bad_image), batches, workers, pin_memory)
+        self.skips = on_bad_image == "skip"
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         for batch in self._batches():
-            yield batch._replace(failed=batch.failed and not self.skip)
+            yield batch._replace(failed=batch.failed and not self.skips)

@@ -85,10 +85,10 @@ def test_a_restart_at_step_4000_of_5000_costs_no_more_than_a_fresh_start(monkeyp
     read = []
     monkeypatch.setattr(loader, "open_rgb", lambda i: read.append(i) or np.zeros((4, 4, 3), np.uint8))
     plan = sampling.StepPlan(num_images=5000 * 256, num_micro_batches=1, micro_batch_size=256)
-    config = dataclasses.replace(RECIPE, batch_size=256)
 
     def first_batch(step):
-        images = loader.TrainLoader(_Dry(plan.num_images), lambda pixels: pixels, plan, config, 0, 1, 0, False)
+        keep, dry = (lambda pixels: pixels), _Dry(plan.num_images)
+        images = loader.TrainLoader(dry, keep, plan, 0, "fail", 0, 1, 0, False)
         started = time.perf_counter()
         batch = next(iter(images.epoch(0, step)))
         return time.perf_counter() - started, batch.indices_N.tolist()
@@ -105,7 +105,7 @@ def _ids_read(train, plan, config, world_size, workers, first_step):
     found = {}
     for rank in range(world_size):
         batches = loader.TrainLoader(
-            train, transforms.train_transform(config), plan, config, rank, world_size, workers, False
+            train, transforms.train_transform(config), plan, config.seed, "fail", rank, world_size, workers, False
         )
         read = batches.epoch(1, first_step)
         for step in range(first_step, plan.steps_per_epoch):

@@ -162,9 +162,8 @@ def test_batch_norm_statistics_are_the_mean_over_micro_batches(images, train):
     splits = index.load_splits(str(images))
     plan = sampling.StepPlan(len(splits.train), 3, 4)
     config = dataclasses.replace(RECIPE, data=str(images))
-    batches = loader.TrainLoader(splits.train, transforms.train_transform(config), plan, config, 0, 1, 0, False).epoch(
-        0
-    )
+    augment = transforms.train_transform(config)
+    batches = loader.TrainLoader(splits.train, augment, plan, config.seed, "fail", 0, 1, 0, False).epoch(0)
     torch.manual_seed(0)
     model = SPEC.build(num_classes=3)
     normalize = Normalizer(SPEC, Device("cpu"), "channels_last")

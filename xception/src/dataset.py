@@ -1,7 +1,5 @@
 """Xception's data: random crop to 299, flip and color jitter 0.4 for training; 320 -> 299 for evaluation."""
 
-import dataclasses
-
 from common.data import exclude, index
 from common.errors import UserError
 from xception.src.config import GPU, SPEC
@@ -42,6 +40,5 @@ def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, 
         return loader.EvalLoader(
             images, transforms.eval_transform(SPEC), batch_size, "fail", rank, device_num, workers, False
         )
-    config = dataclasses.replace(GPU, data=dataset_path, seed=seed)
-    plan, augment = sampling.StepPlan(len(images), device_num, batch_size), transforms.train_transform(config)
-    return loader.TrainLoader(images, augment, plan, config, rank, device_num, workers, False)
+    plan, augment = sampling.StepPlan(len(images), device_num, batch_size), transforms.train_transform(GPU)
+    return loader.TrainLoader(images, augment, plan, seed, "fail", rank, device_num, workers, False)
