@@ -44,4 +44,4 @@ check-npu-api: venv
 
 chaos: venv
 	$(BIN)/python tests/chaos/chaos.py --faults 200
-	for model in inception_v3 inception_v4 xception; do $(BIN)/python tests/chaos/chaos.py --model $$model --faults 20 || exit 1; done
+	for model in $$($(BIN)/python tools/models.py); do $(BIN)/python tests/chaos/chaos.py --model $$model --faults 20 || exit 1; done

@@ -18,17 +18,15 @@ import record
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-SCRIPTS = {
-    "inception_v3": "inception_v3/train.py",
-    "inception_v4": "inception_v4/train.py",
-    "xception": "xception/train.py",
-}
+
+from tools import models
+
 STEPS_BETWEEN = 4
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="xception", choices=sorted(SCRIPTS))
+    parser.add_argument("--model", default="xception", choices=models.names())
     parser.add_argument("--image-size", type=int, default=75)
     parser.add_argument("-b", "--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
@@ -81,12 +79,10 @@ class Training:
     def __init__(self, args, folder):
         from stepping import Stepping
 
-        from common.launch import launch
-
         data = f"{folder}/data/train" if args.model == "xception" else f"{folder}/data"
         pathlib.Path(folder, "run").mkdir()
         self._training = Stepping(
-            launch._program(ROOT / SCRIPTS[args.model]),
+            models.program(args.model),
             [
                 "--data",
                 data,

@@ -28,9 +28,9 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from tools import models
+
 SAVE_EVERY, DISK_MIB = 3, 8
-# Of a step; the real models train on one rank, so they need no number that 1, 2 and 3 divide.
-MICRO_BATCHES = {"tiny": 6, "inception_v3": 2, "inception_v4": 2, "xception": 2}
 KINDS = (
     "killed rank",
     "terminated rank",
@@ -60,11 +60,6 @@ EVERYTHING = [
     "--dropout=0.3",
     "--ema=0.9",
 ]
-MODELS = {
-    "inception_v3": ("inception_v3/train.py", 75),
-    "inception_v4": ("inception_v4/train.py", 75),
-    "xception": ("xception/train.py", 71),
-}
 
 
 class Life:
@@ -408,12 +403,9 @@ def prepare(model, faults, home):
         # The limit of a hang is above the five seconds after which torch asks after its loader processes.
         options = ["--batch-size=12", f"--epochs={faults + 4}", "--hang-timeout=8"]
     else:
-        from common.launch import launch
-
-        script, size = MODELS[model]
-        program, per_class, per_val = launch._program(ROOT / script), 4, 1
+        program, per_class, per_val = models.program(model), 4, 1
         options = [
-            f"--image-size={size}",
+            f"--image-size={program.spec.min_size}",
             "--batch-size=4",
             f"--epochs={faults + 1}",
             "--num-classes=3",
@@ -431,7 +423,7 @@ def prepare(model, faults, home):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", choices=["tiny", *MODELS])
+    parser.add_argument("--model", default="tiny", choices=["tiny", *models.names()])
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slim", type=int, default=1, help="divide the channels of a real model by this")
@@ -460,7 +452,8 @@ def run(args, home):
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", home / "disk"], check=True)
     kinds = [KINDS[n % len(KINDS)] if args.model == "tiny" else KINDS[0] for n in range(args.faults)]
     draw.shuffle(kinds)
-    worlds, micro_batches = (1, 2, 3) if args.model == "tiny" else (1,), MICRO_BATCHES[args.model]
+    # Micro-batches of a step: a number that every number of ranks divides.
+    worlds, micro_batches = ((1, 2, 3), 6) if args.model == "tiny" else ((1,), 2)
     chaos = Chaos(program, options, home / "disk" / "run", data, draw, micro_batches, worlds)
     undisturbed = [*options, f"--output-dir={home / 'whole'}", f"--accumulate={micro_batches}"]
     whole = Life(program, undisturbed, 1, home / "whole.log")

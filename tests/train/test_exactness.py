@@ -14,9 +14,10 @@ from tiny import RECIPE, SPEC
 
 from common.data import index, loader, sampling, transforms
 from common.evaluation import evaluate, metrics
+from tools import models
 
 
-@pytest.mark.parametrize("model", ["inception_v3", "inception_v4", "xception"])
+@pytest.mark.parametrize("model", models.names())
 def test_a_network_that_was_killed_twice_ends_with_the_same_bits(model):
     """Its loader processes mixed from 0 to 3, with augmentation, mixup, dropout, averages and accumulation on.
 
