@@ -1,22 +1,46 @@
 """From a PIL image to the uint8 pixels the network sees; normalization happens later, on the device.
 
-The evaluation part needs only PIL, and numpy where arrays are asked for: preprocessing starts without torch, and its
-uint8 files without numpy, as imports take longer than many images. Legend: H W pixel, C channel.
+Module and evaluation transform need only PIL: preprocessing starts without torch, and without numpy for uint8 files,
+because these imports take longer than many images. Legend: H W pixel, C channel.
 """
 
 import functools
+import typing
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
+from common.spec import ModelSpec
 
-def center_crop_offset(size, crop, rounding):
-    """First pixel of a center crop: "round" is half to even as in torchvision (342, 299 -> 22), "floor" cuts (21)."""
+if typing.TYPE_CHECKING:
+    import numpy as np
+
+Output = typing.TypeVar("Output")
+
+
+class AugmentationOptions(typing.Protocol):
+    """The options that train_transform reads; documented in TrainConfig."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def min_crop(self) -> float: ...
+    @property
+    def color_jitter(self) -> float: ...
+    @property
+    def auto_augment(self) -> str: ...
+    @property
+    def random_erasing(self) -> float: ...
+
+
+def center_crop_offset(size: int, crop: int, rounding: str) -> int:
+    """First pixel of a center crop. (342 - 299) / 2 is 22 with "round" (half to even, torchvision), 21 with "floor"."""
     border = (size - crop) / 2
     return round(border) if rounding == "round" else int(border)
 
 
-def resize_short_side(image, short):
-    """Resize a PIL image bilinearly: the short side to `short` pixels, the long one in proportion, rounded down."""
+def resize_short_side(image: Image.Image, short: int) -> Image.Image:
+    """Resize bilinearly: the short side to `short` pixels, the long side in proportion, rounded down."""
     width, height = image.size
     if min(width, height) == short:
         return image
@@ -27,16 +51,14 @@ def resize_short_side(image, short):
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def eval_crop(image, resize, crop, rounding):
-    """The published evaluation transform up to the pixels: resize the short side, cut the center.
+def eval_crop(image: Image.Image, resize: int, crop: int, rounding: str) -> Image.Image:
+    """The published evaluation transform up to the pixels.
 
     Args:
-      image: PIL RGB image.
+      image: RGB.
       resize: short side after the resize, pixels, at least `crop`.
-      crop: side of the square that is cut out, pixels.
+      crop: side of the square that is cut out of the center, pixels.
       rounding: see center_crop_offset.
-    Returns:
-      PIL RGB image of crop x crop pixels.
     """
     image = resize_short_side(image, resize)
     left = center_crop_offset(image.width, crop, rounding)
@@ -44,19 +66,21 @@ def eval_crop(image, resize, crop, rounding):
     return image.crop((left, top, left + crop, top + crop))
 
 
-def eval_pixels(image, **transform):
-    """`eval_crop` as a uint8 array [crop, crop, 3], C-contiguous."""
+def eval_pixels(image: Image.Image, **transform: typing.Any) -> "np.ndarray":
+    """`eval_crop` as a C-contiguous uint8 array [crop, crop, 3]."""
     import numpy as np
 
     return np.asarray(eval_crop(image, **transform))
 
 
-def normalize_into(planes_CHW, pixels_HWC, mean, std):
-    """(x / 255 - mean) / std in float32, operation by operation as ToTensor and Normalize do it.
+def normalize_into(
+    planes_CHW: "np.ndarray", pixels_HWC: "np.ndarray", mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """(x / 255 - mean) / std in float32, operation by operation as torchvision's ToTensor and Normalize.
 
     Args:
-      planes_CHW: float32 array to fill; reuse it, fresh pages cost as much as the arithmetic.
-      pixels_HWC: uint8 array.
+      planes_CHW: float32, overwritten; reuse it, because page faults of a new array cost as much as the arithmetic.
+      pixels_HWC: uint8.
       mean, std: per channel, of values in [0, 1].
     """
     import numpy as np
@@ -69,39 +93,50 @@ def normalize_into(planes_CHW, pixels_HWC, mean, std):
         plane /= np.float32(scale)
 
 
-def eval_transform(spec, image_size=None, to=eval_pixels):
-    """The evaluation transform of a ModelSpec: a function from PIL RGB image to uint8 [image_size, image_size, 3].
+@typing.overload
+def eval_transform(spec: ModelSpec, image_size: int | None = None) -> "Callable[[Image.Image], np.ndarray]": ...
+@typing.overload
+def eval_transform(
+    spec: ModelSpec, image_size: int | None, to: Callable[..., Output]
+) -> Callable[[Image.Image], Output]: ...
+def eval_transform(
+    spec: ModelSpec, image_size: int | None = None, to: Callable[..., typing.Any] = eval_pixels
+) -> Callable[[Image.Image], typing.Any]:
+    """The evaluation transform of a network: RGB image to uint8 [image_size, image_size, 3].
 
-    At an `image_size` other than the published one, the resize scales with it. `to=eval_crop` leaves it a PIL image.
+    Args:
+      spec: the network.
+      image_size: pixels; default the published one. The resize scales with it.
+      to: eval_pixels, or eval_crop for a PIL image.
     """
     size = image_size or spec.input_size
     return functools.partial(to, resize=spec.resize_for(size), crop=size, rounding=spec.crop_rounding)
 
 
-def train_transform(config):
-    """The training augmentation of a TrainConfig: a function from PIL RGB image to uint8 [image_size, image_size, 3].
+def train_transform(options: AugmentationOptions) -> "Callable[[Image.Image], np.ndarray]":
+    """The training augmentation: RGB image to uint8 [image_size, image_size, 3].
 
-    Random resized crop (scale min_crop-1, ratio 3/4-4/3), horizontal flip, then the optional color jitter, policy and
-    erasing, all torchvision's. They draw from torch's global generator, which the loader seeds for every image.
+    Random resized crop (scale min_crop to 1, ratio 3/4 to 4/3), horizontal flip, then the optional color jitter, policy
+    and erasing, all torchvision's. They draw from torch's global generator, which the loader seeds for every image.
     """
     import numpy as np
     import torch
     from torchvision.transforms import v2
 
-    size = config.image_size
+    size, jitter = options.image_size, options.color_jitter
     steps = [
-        v2.RandomResizedCrop(size, scale=(config.min_crop, 1.0), antialias=True),
+        v2.RandomResizedCrop(size, scale=(options.min_crop, 1.0), antialias=True),
         v2.RandomHorizontalFlip(),
     ]
-    if config.color_jitter:
-        steps.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
-    if config.auto_augment != "none":
-        steps.append({"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}[config.auto_augment]())
+    if jitter:
+        steps.append(v2.ColorJitter(jitter, jitter, jitter))
+    if options.auto_augment != "none":
+        steps.append({"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}[options.auto_augment]())
     on_image = v2.Compose(steps)
-    # Mid-grey, the pixel that normalization maps to about zero.
-    erase = v2.RandomErasing(config.random_erasing, value=128) if config.random_erasing else None
+    # 128 is mid-gray, which normalization maps to about zero.
+    erase = v2.RandomErasing(options.random_erasing, value=128) if options.random_erasing else None
 
-    def transform(image):
+    def transform(image: Image.Image) -> np.ndarray:
         pixels = np.asarray(on_image(image))
         if erase is None:
             return pixels

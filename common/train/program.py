@@ -221,6 +221,6 @@ def _headline(job, trainer, device, world):
     return (
         f"{job.spec.name}: {len(job.splits.train)} images{ignored} in {len(job.splits.classes)} classes{val}; "
         f"{world.size} rank(s) on {device.describe()}, {learner.memory_format}, amp {learner.amp_type or 'off'}; "
-        f"{plan.steps_per_epoch} steps of {plan.global_batch} images "
+        f"{plan.steps_per_epoch} steps of {plan.global_batch_size} images "
         f"in {plan.num_micro_batches} micro-batch(es){start}; {job.folder}"
     )

@@ -144,10 +144,10 @@ def step_plan(config, num_images, world_size, machines, state, global_batch):
     """How a step is cut into micro-batches; a resumed run keeps its micro-batches for any number of ranks."""
     if state is not None:
         plan = sampling.StepPlan(num_images, state["num_micro_batches"], state["micro_batch_size"])
-        if plan.global_batch != global_batch:
+        if plan.global_batch_size != global_batch:
             raise UserError(
                 f"--batch-size: {config.batch_size} on {machines} machine(s) is {global_batch} images per step, "
-                f"but the checkpoint (--resume {config.resume}) has {plan.global_batch}"
+                f"but the checkpoint (--resume {config.resume}) has {plan.global_batch_size}"
             )
     else:
         num_micro_batches = world_size * config.accumulate
@@ -159,7 +159,7 @@ def step_plan(config, num_images, world_size, machines, state, global_batch):
         plan = sampling.StepPlan(num_images, num_micro_batches, global_batch // num_micro_batches)
     if plan.steps_per_epoch < 1:
         raise UserError(
-            f"--batch-size: a step takes {plan.global_batch} images, but train/ holds {num_images}; use a smaller one"
+            f"--batch-size: a step takes {plan.global_batch_size} images, but train/ holds {num_images}; use fewer"
         )
     if plan.micro_batch_size < 2:
         raise UserError(

@@ -82,7 +82,7 @@ class Trainer:
             )
         self.engine = self.learner.engine()
         self.eval_smoothing = losses.effective_smoothing(config, job.build_options["num_classes"])
-        self.throughput = meters.Throughput(device, config.throughput_skip_steps, self.plan.global_batch)
+        self.throughput = meters.Throughput(device, config.throughput_skip_steps, self.plan.global_batch_size)
 
         # What goes on beside the training, last: until here nothing needs to be closed.
         self.writer = checkpoint.Writer(
@@ -212,7 +212,7 @@ class Trainer:
     def _print_progress(self):
         self.group.sync_status(error=self._non_finite())
         loss, acc1, last_loss = self.window.means(self.group)
-        lr, fps = self.learner.optimizer.param_groups[0]["lr"], self.window.images_per_s(self.plan.global_batch)
+        lr, fps = self.learner.optimizer.param_groups[0]["lr"], self.window.images_per_s(self.plan.global_batch_size)
         steps = self.plan.steps_per_epoch
         self.say.progress(self.epoch, self.config.epochs, self.step, steps, loss, acc1, lr, fps, last_loss)
         self.say.numbers(kind="train", epoch=self.epoch + 1, step=self.step, loss=loss, acc1=acc1, lr=lr, fps=fps)
