@@ -1,9 +1,9 @@
-"""Check what a training needs of this machine: Python, torch, CANN, driver, cards, ports, memory, data, disk.
+"""Preflight checks of this machine: Python, torch, CANN, driver, cards, ports, memory, data, disk.
 
     python tools/check_npu.py --device npu --devices 8 --data /data/imagenet
 
-One line for each need, with a remedy where it FAILs. Exit status 0 when all is well, else 1. Works for NVIDIA GPUs and
-CPUs too: `--device cuda`, `--device cpu`.
+One line per check, with a remedy if it FAILs. Exit status 0 if all pass, else 1. Also for NVIDIA GPUs and CPUs:
+`--device cuda`, `--device cpu`.
 """
 
 import pathlib

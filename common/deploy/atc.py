@@ -120,7 +120,7 @@ def convert(config):
             raise UserError(f"{flag}: {path} has characters other than letters, digits and _ - . which atc refuses")
     if not base.parent.is_dir():
         raise UserError(f"--output: {base.parent} is not a folder")
-    chip = npu_smi.checked(config.soc_version) if config.soc_version else npu_smi.find()
+    chip = npu_smi.check_chip_name(config.soc_version) if config.soc_version else npu_smi.detect_chip_name()
     aipp_file = _write_aipp(config, model, base) if config.aipp else None
     if not config.dry_run and shutil.which("atc") is None:
         raise UserError(f"atc: not on the PATH; {HOW_TO_GET}")

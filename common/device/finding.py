@@ -1,27 +1,29 @@
-"""One line of the table that a preflight check prints."""
+"""Result of one preflight check."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from common.ports import why_taken
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the table.
+    """A line of the preflight table.
 
     Attributes:
-      what: the need.
+      check: what was checked.
       found: what this machine has.
-      remedy: what to do; empty where all is well.
+      remedy: what to do about a failed check; empty if it passed.
     """
 
-    what: str
+    check: str
     found: str
     remedy: str = ""
 
 
-def ports(what, numbers, remedy):
-    """Whether TCP ports are free on this machine."""
-    taken = [f"{number} ({reason})" for number in numbers if (reason := why_taken(number))]
-    listed = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-    return Finding(what, f"not free: {', '.join(taken)}", remedy) if taken else Finding(what, f"{listed} free")
+def check_ports(check: str, ports: Sequence[int], remedy: str) -> Finding:
+    """Check that TCP ports of this machine are free."""
+    taken = [f"{port} ({reason})" for port in ports if (reason := why_taken(port))]
+    if taken:
+        return Finding(check, f"not free: {', '.join(taken)}", remedy)
+    return Finding(check, f"{ports[0]} free" if len(ports) == 1 else f"{ports[0]} to {ports[-1]} free")

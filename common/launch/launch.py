@@ -214,7 +214,7 @@ def _preflight(config, program, arguments):
         workers=train.workers,
         master_port=config.master_port if several else None,
     )
-    return preflight.show(preflight.findings(checked, lambda: program.load_data(train)))
+    return preflight.print_table(preflight.run_checks(checked, lambda: program.load_data(train)))
 
 
 def meet_machines(config, script, facts):

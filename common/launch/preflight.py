@@ -1,4 +1,4 @@
-"""What a training needs of a machine, checked before it starts: a line for each need, each failure with its remedy."""
+"""Preflight checks of a machine before training: one line per check, and a remedy for each that fails."""
 
 import dataclasses
 import importlib.metadata
@@ -8,14 +8,19 @@ import re
 import resource
 import shutil
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO
 
 from common import cli, parallel
-from common.device.finding import Finding, ports
+from common.device.finding import Finding, check_ports
 from common.errors import UserError
+
+if TYPE_CHECKING:
+    from common.data.index import Splits
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PYTHONS = ((3, 10), (3, 12))
-# Newest, previous and best checkpoint and a temporary, each of a few hundred megabytes.
+# Newest, previous and best checkpoint and a temporary one, several hundred megabytes each.
 DISK_BYTES = 2 * 2**30
 SHARED_MEMORY = "/dev/shm"
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"
@@ -36,42 +41,39 @@ class PreflightConfig:
     output_dir: str = cli.option("output", "folder that runs are written to")
     batch_size: int = cli.option(256, "images per step of this machine", "-b", low=1)
     image_size: int = cli.option(299, "side of the square input, pixels", low=32)
-    workers: int = cli.option(8, "loader processes of this machine, at most its cores", "-j", low=0)
+    workers: int = cli.option(8, "dataloader workers of this machine, at most its cores", "-j", low=0)
     master_port: int | None = cli.option(None, "TCP port that machine 0 of several will open", low=1, high=65535)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cli.check_ranges(self)
 
     @property
-    def last(self):
+    def last_index(self) -> int:
         """Highest index of a device that is used."""
         return self.devices - 1 if self.devices > 1 else self.device_id
 
 
-def findings(config, load_data=None):
+def run_checks(config: PreflightConfig, load_data: "Callable[[], Splits] | None" = None) -> list[Finding]:
     """Check the machine.
 
     Args:
-      config: PreflightConfig.
-      load_data: called without arguments, returns the index.Splits; default: those of config.data, if given.
-    Returns:
-      list of Finding.
+      load_data: returns the dataset to check; default: that of config.data, if given.
     """
-    found = [_python(), *_packages()]
-    complete = not any(each.remedy for each in found)
-    if complete:  # these import the packages
-        found += [*_device(config), *_loading(config)]
+    found = [_check_python(), *_check_packages()]
+    has_packages = not any(each.remedy for each in found)
+    if has_packages:  # these checks import the packages
+        found += [*_check_device(config), *_check_loading(config)]
     else:
-        found.append(Finding("device, memory, data", "not looked for", "install the packages above first"))
+        found.append(Finding("device, memory, data", "not checked", "install the packages above first"))
     if config.master_port:
-        found.append(ports("master port", [config.master_port], "give another --master_port on every machine"))
-    found.append(_disk(config.output_dir))
-    if complete and (load_data or config.data):
-        found.append(_data(load_data, config.data))
+        found.append(check_ports("master port", [config.master_port], "give another --master_port on every machine"))
+    found.append(_check_disk(config.output_dir))
+    if has_packages and (load_data or config.data):
+        found.append(_check_data(load_data, config.data))
     return found
 
 
-def _python():
+def _check_python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         return Finding("Python", f"{version} ({sys.executable})")
@@ -79,42 +81,39 @@ def _python():
     return Finding("Python", version, f"use Python {low} to {high}: `make venv PYTHON=python{high}`, or set PYTHON")
 
 
-def _packages():
-    """torch, and the other packages of requirements.txt in one line."""
-    missing, present = [], []
+def _check_packages() -> Iterator[Finding]:
+    """torch, and all other packages of requirements.txt in one line."""
+    versions, unfit = dict[str, str](), dict[str, str]()
     for line in (ROOT / "requirements.txt").read_text().splitlines():
-        name, low, high = re.match(r"([\w-]*)(?:>=([\d.]+))?(?:,<([\d.]+))?", line).groups()
-        if not name:
+        match = re.match(r"([\w-]+)(?:>=([\d.]+))?(?:,<([\d.]+))?", line)
+        if not match:
             continue
+        name, low, high = match.groups()
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             version = "not installed"
+        versions[name] = version
         fits = version[0].isdigit() and (not low or _numbers(low) <= _numbers(version))
-        fits = fits and (not high or _numbers(version) < _numbers(high))
-        (present if fits else missing).append((name, version, line))
+        if not fits or (high and _numbers(version) >= _numbers(high)):
+            unfit[name] = f"{name} {version} ({line})"
     remedy = "`make venv`, or `pip install -r requirements.txt`"
-    torch = [each for each in present if each[0] == "torch"]
-    yield Finding("torch", torch[0][1]) if torch else Finding("torch", _words(missing, "torch"), remedy)
-    others = [each for each in missing if each[0] != "torch"]
-    yield Finding("packages", _words(others), remedy) if others else Finding("packages", f"{len(present)} installed")
+    num_fit, torch = len(versions) - len(unfit), unfit.pop("torch", "")
+    yield Finding("torch", torch or versions["torch"], remedy if torch else "")
+    yield Finding("packages", ", ".join(unfit.values()) or f"{num_fit} installed", remedy if unfit else "")
 
 
-def _words(packages, only=""):
-    return ", ".join(f"{name} {version} ({line})" for name, version, line in packages if only in ("", name))
-
-
-def _numbers(version):
+def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
-def _device(config):
-    """The device itself, and what its kind needs besides."""
+def _check_device(config: PreflightConfig) -> Iterator[Finding]:
+    """The device, and what its kind needs besides torch."""
     from common.device import device as devices
     from common.device import npu_preflight
 
     try:
-        device = devices.choose(config.device, config.last)
+        device = devices.choose(config.device, config.last_index)
     except UserError as error:
         found, _, remedy = str(error).removeprefix("--device: ").partition("; ")
         yield Finding("device", found, remedy or "give a smaller --devices, or another --device")
@@ -122,41 +121,42 @@ def _device(config):
     else:
         yield Finding("device", device.describe())
         kind = device.kind
-    yield from npu_preflight.findings(kind, config.last + 1, config.devices > 1 or config.master_port is not None)
+    several = config.devices > 1 or config.master_port is not None
+    yield from npu_preflight.run_checks(kind, config.last_index + 1, several)
 
 
-def _loading(config):
-    """Shared memory and open files of the loader processes, which hand their batches over in both."""
+def _check_loading(config: PreflightConfig) -> Iterator[Finding]:
+    """Shared memory and open files, which dataloader workers need to pass on their batches."""
     from common.data import sampling
 
-    processes = config.devices
-    workers = parallel.dataloader_workers(config.workers, processes)
+    workers = parallel.dataloader_workers(config.workers, config.devices)
     in_flight = workers * sampling.PREFETCH
-    need = processes * in_flight * -(-config.batch_size // processes) * 3 * config.image_size**2
+    device_batch_size = -(-config.batch_size // config.devices)
+    need = config.devices * in_flight * device_batch_size * 3 * config.image_size**2
     if os.path.isdir(SHARED_MEMORY):
         free = shutil.disk_usage(SHARED_MEMORY).free
-        text = f"{_size(free)} free, the loaders take up to {_size(need)}"
+        found = f"{_size(free)} free, the dataloaders use up to {_size(need)}"
         remedy = "fewer -j, a smaller --batch_size, or a larger /dev/shm (docker run --shm-size=64g, or --ipc=host)"
-        yield Finding("shared memory", text, remedy if free < need else "")
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        yield Finding("shared memory", found, remedy if free < need else "")
+    limit, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = 256 + 4 * workers + 3 * in_flight  # this process, pipes, and three tensors of each batch
-    text = f"{limit}, each process takes up to {files}"
-    higher = f"`ulimit -n {min(most, 65536)}`" if most >= files else "ask the administrator for more (limits.conf)"
-    yield Finding("open files", text, f"{higher}, or fewer -j" if limit < files else "")
+    found = f"{limit}, each process opens up to {files}"
+    higher = f"`ulimit -n {min(maximum, 65536)}`" if maximum >= files else "ask the administrator (limits.conf)"
+    yield Finding("open files", found, f"{higher}, or fewer -j" if limit < files else "")
 
 
-def _disk(folder):
-    where = pathlib.Path(folder).absolute()
-    while not where.exists():
-        where = where.parent
-    if not where.is_dir() or not os.access(where, os.W_OK):
-        return Finding("disk", f"{where} cannot be written to", "give another --output_dir")
-    free = shutil.disk_usage(where).free
+def _check_disk(folder: str) -> Finding:
+    path = pathlib.Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir() or not os.access(path, os.W_OK):
+        return Finding("disk", f"{path} cannot be written to", "give another --output_dir")
+    free = shutil.disk_usage(path).free
     remedy = f"free {_size(DISK_BYTES)} for the checkpoints, or give another --output_dir"
-    return Finding("disk", f"{_size(free)} free in {where}", remedy if free < DISK_BYTES else "")
+    return Finding("disk", f"{_size(free)} free in {path}", remedy if free < DISK_BYTES else "")
 
 
-def _data(load_data, folder):
+def _check_data(load_data: "Callable[[], Splits] | None", folder: str) -> Finding:
     from common.data import index
 
     try:
@@ -164,37 +164,37 @@ def _data(load_data, folder):
     except UserError as error:
         found, _, remedy = str(error).partition("; ")
         return Finding("data", found, remedy or "see the section on data of the model's README")
-    val = f"{len(splits.val)} for validation" if splits.val is not None else "no validation set"
+    val = "no validation set" if splits.val is None else f"{len(splits.val)} for validation"
     return Finding("data", f"{len(splits.train)} images in {len(splits.classes)} classes, {val}")
 
 
-def _size(count):
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
-def show(found, file=None):
-    """Print the table; colors only on a terminal.
+def print_table(found: Sequence[Finding], file: TextIO | None = None) -> int:
+    """Print the results, in color on a terminal.
 
     Returns:
-      0, or 1 where something is amiss.
+      exit status: 0, or 1 if a check failed.
     """
     file = file or sys.stdout
     colors = file.isatty() and "NO_COLOR" not in os.environ
-    width = max(len(each.what) for each in found)
+    width = max(len(each.check) for each in found)
     for each in found:
-        word = f"{'FAIL' if each.remedy else 'ok':4}"
+        status = f"{'FAIL' if each.remedy else 'ok':4}"
         if colors:
-            word = f"{RED if each.remedy else GREEN}{word}{PLAIN}"
-        print(f"{each.what:{width}}  {word}  {each.found}", file=file)
+            status = f"{RED if each.remedy else GREEN}{status}{PLAIN}"
+        print(f"{each.check:{width}}  {status}  {each.found}", file=file)
         if each.remedy:
             print(f"{'':{width}}        -> {each.remedy}", file=file)
     failed = sum(bool(each.remedy) for each in found)
-    verdict = f"{failed} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed"
-    print(verdict, file=file, flush=True)
+    total = f"{failed} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed"
+    print(total, file=file, flush=True)
     return 1 if failed else 0
 
 
-def main(description):
+def main(description: str) -> None:
     with cli.exit_on_error():
         config, _ = cli.parse(PreflightConfig(), description)
-        sys.exit(show(findings(config)))
+        sys.exit(print_table(run_checks(config)))

@@ -61,7 +61,7 @@ def test_fake_npu_of_another_torch_release_is_refused_with_the_pairs_that_fit(ru
     site = site_folder(tmp_path / "site", version="2.9.0.post2")
     done = run(TINY, "--data", images, "--device=npu", check=2, env=environment(site))
     error = user_error(done)
-    assert "torch_npu 2.9.0.post2 is made for torch 2.9.0, but this is torch" in error
+    assert "torch_npu 2.9.0.post2 needs torch 2.9.0, but this is torch" in error
     assert "torch 2.12.0 with torch_npu 2.12.0 and CANN 9.1.0" in error
 
 
@@ -74,8 +74,8 @@ def test_fake_npu_a_number_beyond_the_cards_is_named(run_npu, images):
     ("files", "visible", "reason"),
     [
         ((), None, "no Ascend driver is loaded"),
-        (("davinci_manager",), None, "the Ascend driver is loaded but found no card"),
-        (("davinci_manager", "davinci0", "davinci1"), None, "sees none of the cards davinci0, davinci1"),
+        (("davinci_manager",), None, "the Ascend driver is loaded but finds no card"),
+        (("davinci_manager", "davinci0", "davinci1"), None, "finds none of the cards davinci0, davinci1"),
         (("davinci_manager", "davinci0"), "0, 1", "ASCEND_RT_VISIBLE_DEVICES is '0, 1'"),
         ((".dockerenv",), None, "this container has no "),
     ],

@@ -40,8 +40,8 @@ def test_a_sound_cpu_passes(run, images):
 def test_an_empty_validation_set_is_not_taken_for_none(images):
     splits = index.load_splits(str(images))
     empty = index.Splits(splits.train, splits.val.without(set(splits.val.names())))
-    assert preflight._data(lambda: empty, "").found == "60 images in 3 classes, 0 for validation"
-    assert preflight._data(lambda: index.Splits(splits.train, None), "").found.endswith("no validation set")
+    assert preflight._check_data(lambda: empty, "").found == "60 images in 3 classes, 0 for validation"
+    assert preflight._check_data(lambda: index.Splits(splits.train, None), "").found.endswith("no validation set")
 
 
 def test_what_is_wrong_comes_with_a_remedy_and_status_1(run, tmp_path):
@@ -91,7 +91,7 @@ def test_what_is_wrong_comes_with_a_remedy_and_status_1(run, tmp_path):
     }
     assert all(remedy for _, _, remedy in wrong.values())
     assert rows["Python"][0] == rows["torch"][0] == rows["packages"][0] == rows["HCCL ports"][0] == "ok"
-    assert wrong["CANN"][1] == f"{tmp_path} (ASCEND_HOME_PATH) is no installation of CANN"
+    assert wrong["CANN"][1] == f"{tmp_path} (ASCEND_HOME_PATH) does not hold CANN"
     assert wrong["master port"][1] == f"not free: {port} (Address already in use)"
     assert wrong["data"][1:] == (f"--data: {tmp_path}/data has no val/ folder", "expected train/ and val/")
     assert wrong["disk"][1] == f"{tmp_path}/file cannot be written to"
@@ -127,7 +127,7 @@ def ascend(tmp_path, monkeypatch):
 
 
 def rows(devices, several=False):
-    return {each.what: each for each in npu_preflight.findings("npu", devices, several)}
+    return {each.check: each for each in npu_preflight.run_checks("npu", devices, several)}
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ def test_versions_of_every_layout_are_read(ascend, tmp_path, version_file):
 @pytest.mark.parametrize(
     ("cards", "devices", "text"),
     [
-        ([("910B3", "OK"), ("910B3", "Alarm")], 2, "2 (910B3), not well: 1 (Alarm)"),
+        ([("910B3", "OK"), ("910B3", "Alarm")], 2, "2 (910B3), unhealthy: 1 (Alarm)"),
         ([("310P3", "OK")], 2, "1 (310P3), 2 wanted"),
         ([], 1, "0 (none), 1 wanted"),
     ],
 )
-def test_cards_that_are_ill_or_missing(ascend, cards, devices, text):
+def test_cards_that_are_unhealthy_or_missing(ascend, cards, devices, text):
     ascend(cards)
     found = rows(devices)["chips"]
     assert found.found == text and found.remedy
@@ -193,11 +193,11 @@ def test_green_and_red_on_a_terminal_only(monkeypatch):
     found = [finding.Finding("this", "here"), finding.Finding("that", "gone", "bring it")]
     for file, codes in ((Terminal(), 2), (io.StringIO(), 0)):
         monkeypatch.delenv("NO_COLOR", raising=False)
-        assert preflight.show(found, file) == 1
+        assert preflight.print_table(found, file) == 1
         text = file.getvalue()
         assert text.count(preflight.PLAIN) == codes and (preflight.RED in text) == bool(codes)
         assert "-> bring it" in text and text.endswith("1 of 2 checks failed\n")
-    assert preflight.show(found[:1], io.StringIO()) == 0
+    assert preflight.print_table(found[:1], io.StringIO()) == 0
 
 
 def test_packages_that_are_missing_or_too_old(monkeypatch):
@@ -216,7 +216,7 @@ def test_packages_that_are_missing_or_too_old(monkeypatch):
         return versions[name]
 
     monkeypatch.setattr(preflight.importlib.metadata, "version", version)
-    found = {each.what: each for each in preflight.findings(preflight.PreflightConfig())}
+    found = {each.check: each for each in preflight.run_checks(preflight.PreflightConfig())}
     assert found["torch"].found.startswith("torch 2.9.1 (torch>=2.11") and "requirements.txt" in found["torch"].remedy
     assert "tqdm not installed" in found["packages"].found and "torchvision 0.28.0" in found["packages"].found
     assert found["device, memory, data"].remedy == "install the packages above first"

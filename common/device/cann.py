@@ -1,0 +1,42 @@
+"""CANN, the software that torch_npu needs: where it is installed, and the environment variables of its HCCL."""
+
+import os
+import pathlib
+import subprocess
+
+_FIND_CANN = pathlib.Path(__file__).with_name("find_cann.sh")
+_CONNECT_TIMEOUT_S = (120, 7200)  # what HCCL_CONNECT_TIMEOUT accepts; HCCL's default is 120
+
+
+def home() -> str | None:
+    """Folder of the CANN whose set_env.sh was sourced, or None."""
+    return os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+
+
+def how_to_source() -> str:
+    """The command that sets CANN's environment variables, for a message."""
+    found = subprocess.run(["bash", _FIND_CANN], capture_output=True, text=True).stdout.strip()
+    if found:
+        return f"run `source {found}` first"
+    return (
+        "source CANN's set_env.sh first (usually /usr/local/Ascend/cann/set_env.sh, before CANN 8.5 "
+        "/usr/local/Ascend/ascend-toolkit/set_env.sh)"
+    )
+
+
+def set_hccl_environment(local_addr: str, rendezvous_timeout_s: int) -> None:
+    """Set HCCL's address and timeout for the ranks that this process starts. A variable that is set keeps its value.
+
+    Does nothing without CANN.
+
+    Args:
+      local_addr: address of this machine; empty: HCCL chooses a network interface by its name.
+      rendezvous_timeout_s: how long ranks wait for each other. HCCL needs it too: in the first step some machines
+        compile operators for minutes longer than others.
+    """
+    if home() is None:
+        return
+    if local_addr and "HCCL_SOCKET_IFNAME" not in os.environ:  # HCCL takes one of the two
+        os.environ.setdefault("HCCL_IF_IP", local_addr)
+    low, high = _CONNECT_TIMEOUT_S
+    os.environ.setdefault("HCCL_CONNECT_TIMEOUT", str(min(max(rendezvous_timeout_s, low), high)))
