@@ -34,8 +34,11 @@ def test_every_bash_block_runs(readme, tmp_path):
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("readme", READMES, ids=str)
-def test_links_to_files_lead_somewhere(readme):
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / readme).read_text()):
+DOCUMENTS = [*READMES, *(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS}), ids=str)
+def test_links_to_files_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / document).read_text()):
         if "://" not in target:
-            assert (ROOT / readme).parent.joinpath(target).exists(), target
+            assert (ROOT / document).parent.joinpath(target).exists(), target
