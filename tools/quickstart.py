@@ -1,8 +1,8 @@
-"""The whole house in a few minutes: draw data, train Inception v3, evaluate, export, run the ONNX file, compare.
+"""All stages in a few minutes: draw data, train Inception v3, evaluate, export, run the ONNX file, compare.
 
     python tools/quickstart.py
 
-Needs no download, no GPU and no NPU. Everything it makes stays below ./demo_output for a look around.
+Needs no download, no GPU and no NPU. All files stay below ./demo_output.
 """
 
 import dataclasses
@@ -22,25 +22,25 @@ from common import cli, run_folder
 class DemoConfig:
     """Options of this program."""
 
-    folder: str = cli.option("demo_output", "where to put everything; a new numbered folder below it")
+    folder: str = cli.option("demo_output", "folder for all output; each run makes a new numbered one in it")
     train_per_class: int = cli.option(100, "training images of each of the ten classes", low=2)
-    epochs: int = cli.option(8, "passes over them", low=1)
+    epochs: int = cli.option(8, "passes over the training images", low=1)
     image_size: int = cli.option(107, "side of the input, pixels", low=75)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cli.check_ranges(self)
 
 
-def run(*words):
-    """Run one of the zoo's programs; its output is shown, its failure is ours."""
-    words = [str(word) for word in words]
-    print("\n$ python " + " ".join(words), flush=True)
-    done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]])
+def run(script: str, *options: str | pathlib.Path) -> None:
+    """Run a program of this repository and show its output; exit with its status if it fails."""
+    words = [str(option) for option in options]
+    print(f"\n$ python {script} {' '.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / script), *words])
     if done.returncode:
         sys.exit(done.returncode)
 
 
-def main():
+def main() -> None:
     config, _ = cli.parse(DemoConfig(), __doc__)
     started = time.perf_counter()
     folder = run_folder.new_run(config.folder)
@@ -72,8 +72,10 @@ def main():
     print_table(folder, trained, onnx_file, data, time.perf_counter() - started)
 
 
-def print_table(folder, trained, onnx_file, data, seconds):
-    """What came out, in one table."""
+def print_table(
+    folder: pathlib.Path, trained: pathlib.Path, onnx_file: pathlib.Path, data: pathlib.Path, seconds: float
+) -> None:
+    """Print accuracies, difference of the engines, throughput and the places of the files."""
     summary = json.loads((trained / "summary.json").read_text())
     rows = [
         ("top-1 on the validation set, torch", top1(folder / "torch.json")),
@@ -91,14 +93,14 @@ def print_table(folder, trained, onnx_file, data, seconds):
     print("\n" + "\n".join(f"{name:50} {value}" for name, value in rows))
 
 
-def top1(path):
+def top1(path: pathlib.Path) -> str:
     """Top-1 accuracy of a metrics file."""
     values = {entry["key"]: entry["value"] for entry in json.loads(path.read_text())["value"]}
     return values["Top1 accuracy"]
 
 
-def largest_difference(checkpoint, onnx_file, data):
-    """Largest absolute difference between the two engines' logits over real validation images."""
+def largest_difference(checkpoint: pathlib.Path, onnx_file: pathlib.Path, data: pathlib.Path) -> float:
+    """Largest absolute difference between the two engines' logits over every tenth validation image."""
     import numpy as np
     import torch
 
@@ -115,12 +117,12 @@ def largest_difference(checkpoint, onnx_file, data):
     pixels = np.stack([transform(decode.open_rgb(images.path(i))) for i in range(0, len(images), 10)])
     by_torch = TorchClassifier(model, Normalizer(SPEC, Device("cpu"), "nchw"), Device("cpu"))(torch.from_numpy(pixels))
     by_onnx = engines.EngineClassifier(engines.open_engine(onnx_file), SPEC)(pixels)
-    return np.abs(by_torch - by_onnx).max()
+    return float(np.abs(by_torch - by_onnx).max())
 
 
-# 500 steps instead of ImageNet's hundreds of thousands want an update rule that finds each layer's rate by itself,
-# crops that leave most of an image in view, and no dropout. 107 pixels are the least that leave the last blocks a map
-# of 2x2: batch norm over 16 images of a single pixel is too noisy to learn from.
+# For 500 steps instead of ImageNet's hundreds of thousands: an adaptive optimizer, crops that keep most of the image,
+# no dropout. 107 pixels is the smallest input whose last feature map is 2x2: batch norm over 16 single pixels is too
+# noisy to learn from.
 RECIPE = (
     "--device=cpu",
     "--batch-size=16",
