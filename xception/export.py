@@ -25,7 +25,7 @@ NEEDS_MINDSPORE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Xception(export.ExportConfig):
+class XceptionExportConfig(export.ExportConfig):
     """The shared export's options under the seed's names."""
 
     ckpt: str = cli.renamed(export.ExportConfig, "ckpt", "--ckpt-file")
@@ -36,8 +36,8 @@ class Xception(export.ExportConfig):
     device_target: str = cli.option("CPU", "accepted; the file is the same", choices=("Ascend", "GPU", "CPU"))
 
 
-def main():
-    config, _ = cli.parse(Xception(), __doc__)
+def main() -> None:
+    config, _ = cli.parse(XceptionExportConfig(), __doc__)
     if config.file_format != "ONNX":
         raise UserError(f"--file-format: {config.file_format} {NEEDS_MINDSPORE}")
     size = config.width or config.height or config.image_size
@@ -47,7 +47,7 @@ def main():
         recipes.SPEC.check_image_size(size, "--width" if config.width else "--height")
     name = config.onnx if config.onnx.endswith(".onnx") else config.onnx + ".onnx"
     config = dataclasses.replace(config, onnx=name, image_size=size)
-    export.export(recipes.SPEC, config, default_ckpt=newest_checkpoint)
+    export.export(recipes.SPEC, config, default_checkpoint=newest_checkpoint)
 
 
 if __name__ == "__main__":

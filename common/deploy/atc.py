@@ -1,4 +1,4 @@
-"""ONNX -> OM with atc: what atc would refuse is refused here first, and what it says on failure is passed on."""
+"""run_atc.py: ONNX -> OM with atc. Checks beforehand what atc refuses, and reports its error code and message."""
 
 import dataclasses
 import importlib
@@ -10,11 +10,14 @@ import shutil
 import subprocess
 import tempfile
 import time
+import typing
+from collections.abc import Sequence
 
 from common import cli
+from common.deploy import file_names
 from common.device import npu_smi
 from common.errors import RunError, UserError
-from common.evaluation import aipp
+from common.evaluation import aipp, onnx_metadata
 from common.files import write_atomic
 
 PRECISION_MODES = (
@@ -38,19 +41,22 @@ PRECISION_MODES_V2 = (
     "mixed_hif8",
 )
 OUTPUT_TYPES = ("FP32", "FP16", "UINT8", "INT8")
-OPSETS = (9, 18)
-GEARS = (2, 100)
-SAFE_PATH = re.compile(r"[\w./-]+")  # atc takes letters, digits, Chinese, _ - . only
-CODE = re.compile(r"\b(E[A-Z]?\d{4,5})\b\s*[:\]]?\s*(.*)")
-HINTS = {
-    "E16002": "an operator set this CANN has no tables for; export with --opset 11",
-    "E19010": "an operator set this CANN has no tables for; export with --opset 11",
+OPSETS = (9, 18)  # first and last that atc parses, over all versions of CANN
+NUM_DYNAMIC_BATCHES = (2, 100)  # fewest and most batch sizes of one --dynamic_batch_size
+ERROR_CODE = re.compile(r"\b(E[A-Z]?\d{4,5})\b\s*[:\]]?\s*(.*)")
+_UNKNOWN_OPSET = "an operator set this CANN has no tables for; export with --opset 11"
+_MISSING_PACKAGES = (
+    "atc's Python packages are missing; pip install decorator sympy cffi protobuf attrs pyyaml scipy psutil"
+)
+REMEDIES = {
+    "E16002": _UNKNOWN_OPSET,
+    "E19010": _UNKNOWN_OPSET,
     "EZ3003": "no kernel for this chip; since CANN 8.5 the chip's ops package must be installed too",
     "E10501": "an operator this CANN does not know; export with --opset 11",
-    "E40000": "atc's Python packages are missing; pip install decorator sympy cffi protobuf attrs pyyaml scipy psutil",
-    "E40020": "atc's Python packages are missing; pip install decorator sympy cffi protobuf attrs pyyaml scipy psutil",
+    "E40000": _MISSING_PACKAGES,
+    "E40020": _MISSING_PACKAGES,
 }
-HOW_TO_GET = (
+INSTALL_CANN = (
     "install the CANN toolkit and source its environment, /usr/local/Ascend/ascend-toolkit/set_env.sh or "
     "from CANN 8.5 on /usr/local/Ascend/cann/set_env.sh; --dry-run prints the command without it"
 )
@@ -60,7 +66,7 @@ HOW_TO_GET = (
 class AtcConfig:
     """Options of tools/run_atc.py."""
 
-    model: str = cli.option("", ".onnx file")
+    model: str = cli.option("", ".onnx file", required="an .onnx file")
     output: str = cli.option("", "OM file without its suffix and batch size (default: as the model, in this folder)")
     batch: str = cli.option("", "images per run, one OM for each number: 1,4,8,16,32,64 [default 1]")
     dynamic_batch: str = cli.option("", "one OM that takes any of these numbers of images: 1,4,8")
@@ -74,7 +80,7 @@ class AtcConfig:
     log: str = cli.option("error", "what atc logs", choices=("debug", "info", "warning", "error", "null"))
     dry_run: bool = cli.option(False, "check everything, write the AIPP file, print the commands, start nothing")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cli.check_ranges(self)
         if self.batch and self.dynamic_batch:
             raise UserError("--dynamic-batch: not together with --batch; one is several OM files, the other is one")
@@ -82,76 +88,120 @@ class AtcConfig:
             raise UserError("--precision-mode-v2: not together with --precision-mode; atc takes one of them")
 
 
-def main(description, argv=None):
+class OmMetadata(typing.TypedDict, total=False):
+    """Content of NAME.om.json: an OM file does not tell its input type, and ais_bench checks only that sizes divide.
+
+    Attributes:
+      input: name of the input.
+      batch: batch size, or "1,4,8" for dynamic batch sizes.
+      shape, dtype: of one image; uint8 [H, W, 3] with AIPP, float32 [3, H, W] otherwise.
+    """
+
+    input: str
+    batch: int | str
+    shape: list[int]
+    dtype: str
+    soc_version: str
+
+
+def metadata_path(om: pathlib.Path) -> pathlib.Path:
+    """NAME.om -> NAME.om.json."""
+    return pathlib.Path(f"{om}.json")
+
+
+def read_metadata(om: pathlib.Path) -> OmMetadata:
+    """What run_atc.py recorded about an OM file; empty for files of other origin."""
+    path = metadata_path(om)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; remove it") from error
+
+
+def main(description: str) -> None:
     """Body of tools/run_atc.py."""
     with cli.exit_on_error():
-        config, _ = cli.parse(AtcConfig(), description, argv)
+        config, _ = cli.parse(AtcConfig(), description)
         convert(config)
 
 
-def numbers(flag, words):
-    """A list of different positive numbers from "1,4,8"."""
-    parts = words.split(",")
+def parse_batch_sizes(flag: str, text: str) -> list[int]:
+    """Different positive numbers from "1,4,8"."""
+    parts = text.split(",")
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"{flag}: {words}, must be numbers of at least 1, separated by commas")
-    values = [int(part) for part in parts]
-    if len(set(values)) < len(values):
-        raise UserError(f"{flag}: {words} names a number twice")
-    return values
+        raise UserError(f"{flag}: {text}, must be numbers of at least 1, separated by commas")
+    sizes = [int(part) for part in parts]
+    if len(set(sizes)) < len(sizes):
+        raise UserError(f"{flag}: {text} names a number twice")
+    return sizes
 
 
-def convert(config):
+def convert(config: AtcConfig) -> dict[int | str, pathlib.Path]:
     """Build the OM files that the options ask for.
 
     Returns:
-      dict: batch size, or "1,4,8" for gears -> pathlib.Path of the OM file (its future name on a dry run).
+      batch size, or "1,4,8" for dynamic batch sizes -> OM file (on a dry run, the name that it would get).
     Raises:
-      UserError: what atc would refuse. RunError: what it did refuse.
+      UserError: an input that atc would refuse. RunError: atc failed.
     """
-    model = OnnxFacts(config.model, config.image_size)
-    gears = numbers("--dynamic-batch", config.dynamic_batch) if config.dynamic_batch else None
-    batches = None if gears else numbers("--batch", config.batch or "1")
-    model.check_batches(gears or batches)
-    if gears and not GEARS[0] <= len(gears) <= GEARS[1]:
-        raise UserError(f"--dynamic-batch: {len(gears)} numbers, atc takes {GEARS[0]} to {GEARS[1]}")
+    model = OnnxModel(config.model, config.image_size)
+    flag = "--dynamic-batch" if config.dynamic_batch else "--batch"
+    sizes = parse_batch_sizes(flag, config.dynamic_batch or config.batch or "1")
+    model.check_batches(sizes)
+    fewest, most = NUM_DYNAMIC_BATCHES
+    if config.dynamic_batch and not fewest <= len(sizes) <= most:
+        raise UserError(f"--dynamic-batch: {len(sizes)} numbers, atc takes {fewest} to {most}")
+    batches: Sequence[int | str] = [",".join(map(str, sizes))] if config.dynamic_batch else sizes
     base = pathlib.Path(config.output or pathlib.Path(config.model).stem).absolute()
-    for flag, path in (("--model", model.path), ("--output", base)):
-        if not SAFE_PATH.fullmatch(str(path)):
-            raise UserError(f"{flag}: {path} has characters other than letters, digits and _ - . which atc refuses")
+    file_names.check_characters("--model", model.path, "atc")
+    file_names.check_characters("--output", base, "atc")
     if not base.parent.is_dir():
         raise UserError(f"--output: {base.parent} is not a folder")
-    chip = npu_smi.check_chip_name(config.soc_version) if config.soc_version else npu_smi.detect_chip_name()
-    aipp_file = _write_aipp(config, model, base) if config.aipp else None
+    soc_version = npu_smi.check_chip_name(config.soc_version) if config.soc_version else npu_smi.detect_chip_name()
+    aipp_file = _write_aipp_config(config, model, base) if config.aipp else None
     if not config.dry_run and shutil.which("atc") is None:
-        raise UserError(f"atc: not on the PATH; {HOW_TO_GET}")
+        raise UserError(f"atc: not on the PATH; {INSTALL_CANN}")
     built = {}
-    for batch in [",".join(map(str, gears))] if gears else batches:
+    for batch in batches:
         target = base.with_name(f"{base.name}_bs{str(batch).replace(',', '-')}")
-        command = atc_command(config, model, target, batch, chip, aipp_file, bool(gears))
+        command = atc_command(config, model, target, batch, soc_version, aipp_file)
         print(shlex.join(command), flush=True)
         built[batch] = pathlib.Path(f"{target}.om")
         if not config.dry_run:
-            built[batch] = _run(command, target)
-            _write_facts(built[batch], model, batch, chip, bool(aipp_file))
+            built[batch] = _run_atc(command, target)
+            metadata = OmMetadata(
+                input=model.input_name,
+                batch=batch,
+                shape=[*model.image_shape[1:], 3] if aipp_file else model.image_shape,
+                dtype="uint8" if aipp_file else "float32",
+                soc_version=soc_version,
+            )
+            write_atomic(metadata_path(built[batch]), json.dumps(metadata) + "\n")
     return built
 
 
-class OnnxFacts:
-    """What atc needs to know of an ONNX file.
+class OnnxModel:
+    """The properties of an ONNX file that atc depends on.
 
     Attributes:
-      path, name, shape: absolute path; the input's name and [N or None, 3, H, W].
+      path: absolute.
+      input_name: of the only input.
+      batch: fixed batch size, or None.
+      image_shape: [3, H, W].
+      metadata: what export.py stored.
     Raises:
-      UserError: unreadable, an operator set atc has no tables for, or other inputs than one batch of images.
+      UserError: unreadable, an opset that atc does not parse, or an input that is no batch of images.
     """
 
-    def __init__(self, path, image_size=None):
+    def __init__(self, path: str, image_size: int | None = None) -> None:
         import onnx
         from google.protobuf.message import DecodeError
 
         self.path = pathlib.Path(path).absolute()
-        if not path or not self.path.is_file():
-            raise UserError(f"--model: {path or 'missing'} {'does not exist' if path else '; it needs an .onnx file'}")
+        if not self.path.is_file():
+            raise UserError(f"--model: {path} does not exist")
         try:
             proto = onnx.load(str(self.path), load_external_data=False)
         except (DecodeError, OSError) as error:
@@ -163,7 +213,7 @@ class OnnxFacts:
             )
         if opset == OPSETS[1] and any(node.op_type == "ReduceMean" for node in proto.graph.node):
             raise UserError(
-                f"--model: {path} has a ReduceMean of opset 18, which atc reads wrongly; export it with --opset 11"
+                f"--model: {path} has a ReduceMean of opset 18, which atc misreads; export it with --opset 11"
             )
         weights = {tensor.name for tensor in proto.graph.initializer}
         inputs = [value for value in proto.graph.input if value.name not in weights]
@@ -172,34 +222,37 @@ class OnnxFacts:
                 f"--model: {path} has {len(inputs)} inputs ({', '.join(value.name for value in inputs)}), "
                 "expected one batch of images"
             )
-        self.name = inputs[0].name
-        if not self.name or re.search(r"[:;,\s]", self.name):
+        self.input_name = inputs[0].name
+        if not self.input_name or re.search(r"[:;,\s]", self.input_name):
             raise UserError(
-                f"--model: the input of {path} is called {self.name!r}, which --input_shape cannot express; rename it"
+                f"--model: the input of {path} is called {self.input_name!r}, which --input_shape cannot express; "
+                "rename it"
             )
         dims = [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]
         if len(dims) != 4 or dims[1] not in (3, None):
             raise UserError(f"--model: the input of {path} has shape {dims}, expected N x 3 x H x W")
-        self.facts = {entry.key: entry.value for entry in proto.metadata_props}
-        size = image_size or (int(self.facts["image_size"]) if "image_size" in self.facts else None)
-        self.shape = [dims[0], 3, dims[2] or size, dims[3] or size]
-        if None in self.shape[1:]:
+        self.metadata = onnx_metadata.decode({entry.key: entry.value for entry in proto.metadata_props})
+        size = image_size or self.metadata.get("image_size")
+        self.batch: int | None = dims[0]
+        height, width = dims[2] or size, dims[3] or size
+        if height is None or width is None:
             raise UserError(f"--image-size: {path} leaves it open; give it in pixels")
+        self.image_shape = [3, height, width]
 
-    def check_batches(self, batches):
-        """A file of fixed batch size converts to that size only."""
-        if self.shape[0] is not None and list(batches) != [self.shape[0]]:
+    def check_batches(self, sizes: list[int]) -> None:
+        """Raise UserError for batch sizes that a model of fixed batch size does not take."""
+        if self.batch is not None and sizes != [self.batch]:
             raise UserError(
-                f"--batch: {','.join(map(str, batches))}, but {self.path.name} is fixed to {self.shape[0]} "
+                f"--batch: {','.join(map(str, sizes))}, but {self.path.name} is fixed to {self.batch} "
                 "images; export it with a dynamic batch"
             )
 
 
-def normalization(facts, arch):
-    """(mean, std) of a model: those of the named folder's ModelSpec, else those stored in the ONNX file."""
+def normalization(metadata: onnx_metadata.OnnxMetadata, arch: str) -> tuple[Sequence[float], Sequence[float]]:
+    """(mean, std) of the model folder `arch`, else those stored in the ONNX file."""
     if not arch:
-        if "mean" in facts and "std" in facts:
-            return json.loads(facts["mean"]), json.loads(facts["std"])
+        if "mean" in metadata and "std" in metadata:
+            return metadata["mean"], metadata["std"]
         raise UserError("--arch: missing; the .onnx file does not say which model it is, name its folder")
     for module in (f"{arch}.spec", f"{arch}.src.config"):
         try:
@@ -210,31 +263,39 @@ def normalization(facts, arch):
     raise UserError(f"--arch: {arch} is no model folder of this repository")
 
 
-def _write_aipp(config, model, base):
-    height, width = model.shape[2:]
+def _write_aipp_config(config: AtcConfig, model: OnnxModel, base: pathlib.Path) -> pathlib.Path:
+    _, height, width = model.image_shape
     if height != width:
         raise UserError(f"--aipp: {config.model} takes {height} x {width} pixels, the AIPP file is for squares")
     path = base.with_name(f"{base.name}_aipp.cfg")
-    write_atomic(path, aipp.config_text(*normalization(model.facts, config.arch), width))
+    write_atomic(path, aipp.config_text(*normalization(model.metadata, config.arch), width))
     print(f"AIPP file: {path}", flush=True)
     return path
 
 
-def atc_command(config, model, target, batch, chip, aipp_file, gears):
-    """The argument list for one OM file."""
-    shape = ",".join(map(str, [-1 if gears else batch, *model.shape[1:]]))
+def atc_command(
+    config: AtcConfig,
+    model: OnnxModel,
+    target: pathlib.Path,
+    batch: int | str,
+    soc_version: str,
+    aipp_file: pathlib.Path | None,
+) -> list[str]:
+    """The arguments for one OM file; a `batch` like "1,4,8" makes its batch size dynamic."""
+    is_dynamic = isinstance(batch, str)
+    shape = ",".join(map(str, [-1 if is_dynamic else batch, *model.image_shape]))
     command = [
         "atc",
         "--framework=5",
         f"--model={model.path}",
         f"--output={target}",
         "--input_format=NCHW",
-        f"--input_shape={model.name}:{shape}",
+        f"--input_shape={model.input_name}:{shape}",
         f"--log={config.log}",
-        f"--soc_version={chip}",
+        f"--soc_version={soc_version}",
     ]
     optional = {
-        "dynamic_batch_size": batch if gears else "",
+        "dynamic_batch_size": batch if is_dynamic else "",
         "insert_op_conf": aipp_file or "",
         "precision_mode": config.precision_mode,
         "precision_mode_v2": config.precision_mode_v2,
@@ -243,63 +304,43 @@ def atc_command(config, model, target, batch, chip, aipp_file, gears):
     return command + [f"--{name}={value}" for name, value in optional.items() if value]
 
 
-def _run(command, target):
-    """Run atc in a scratch folder, where it drops its by-products, and find the file it wrote."""
+def _run_atc(command: list[str], target: pathlib.Path) -> pathlib.Path:
+    """Run atc in a temporary folder, where it leaves its by-products, and return the OM file that it wrote."""
     started_ns = time.time_ns()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             command,
-            cwd=scratch,
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             check=False,
         )
-    # A model with host code gets the platform behind its name.
+    # atc appends the platform to the name of a model with operators that run on the host.
     found = [
         path
         for path in (target.with_name(f"{target.name}.om"), *target.parent.glob(f"{target.name}_linux_*.om"))
         if path.exists() and path.stat().st_mtime_ns >= started_ns - 10**9
     ]
     if done.returncode != 0 or "ATC run success" not in done.stdout or not found:
-        raise RunError(failure(done.returncode, done.stdout))
+        raise RunError(_failure(done.returncode, done.stdout))
     print(f"{found[0]}: {found[0].stat().st_size} bytes", flush=True)
     return found[0]
 
 
-def failure(status, output):
-    """atc's exit status, its own code and sentence, what to do, and where its log is."""
-    codes = [match.groups() for line in output.splitlines() if (match := CODE.search(line))]
-    if codes:
-        code, sentence = codes[0]
-        said = f"{code}: {sentence.strip()}"
-        hint = f"; {HINTS[code]}" if code in HINTS else ""
+def _failure(status: int, output: str) -> str:
+    """One line with atc's exit status, its error code and message, a remedy, and the place of its log."""
+    found = next(filter(None, map(ERROR_CODE.search, output.splitlines())), None)
+    if found:
+        code, message = found.groups()
+        reason, remedy = f"{code}: {message.strip()}", REMEDIES.get(code, "")
     else:
-        said = (output.strip().splitlines() or ["nothing"])[-1]
-        hint = ""
+        reason, remedy = (output.strip().splitlines() or ["nothing"])[-1], ""
     if "libascend_hal.so" in output:
-        hint = (
-            "; this machine has no NPU driver, put CANN's devlib folder in LD_LIBRARY_PATH "
+        remedy = (
+            "this machine has no NPU driver, put CANN's devlib folder in LD_LIBRARY_PATH "
             "(/usr/local/Ascend/cann/<arch>-linux/devlib)"
         )
     log = pathlib.Path.home() / "ascend" / "log" / "debug" / "plog"
-    return f"atc: exit status {status}, {said}{hint}; its log is in {log}"
-
-
-def facts_file(om):
-    """Where run_atc notes what an OM file takes: beside it, INPUT.om.json."""
-    return pathlib.Path(f"{om}.json")
-
-
-def _write_facts(om, model, batch, chip, has_aipp):
-    """An OM file does not tell its input type to a plain program, and ais_bench checks no more than divisibility."""
-    _, channels, height, width = model.shape
-    facts = {
-        "input": model.name,
-        "batch": batch,
-        "shape": [height, width, channels] if has_aipp else model.shape[1:],
-        "dtype": "uint8" if has_aipp else "float32",
-        "soc_version": chip,
-    }
-    write_atomic(facts_file(om), json.dumps(facts) + "\n")
+    return f"atc: exit status {status}, {'; '.join(filter(None, (reason, remedy)))}; its log is in {log}"

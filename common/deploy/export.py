@@ -1,17 +1,24 @@
-"""Checkpoint -> ONNX file that onnx.checker, ONNX Runtime and atc accept, or no file at all."""
+"""Checkpoint -> ONNX file that onnx.checker accepts, atc can parse, and ONNX Runtime computes as torch does."""
 
 import dataclasses
-import json
 import pathlib
+import re
+import typing
 import warnings
+from collections.abc import Callable, Sequence
 
 from common import cli
+from common.deploy.atc import OPSETS
 from common.errors import UserError
+from common.evaluation import engines, onnx_metadata
 from common.files import atomic_path
+from common.spec import ModelSpec
 from common.weights.load import download, load_model
 
+if typing.TYPE_CHECKING:
+    import torch
+
 TOLERANCE = 1e-4  # of the largest logit, and at least 1: what a different order of float32 sums explains
-OPSETS = (9, 18)  # what atc's parser has tables for, over all CANN versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,44 +34,43 @@ class ExportConfig:
     )
     image_size: int | None = cli.option(None, "side of the input, pixels (default: as stored)", low=1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cli.check_ranges(self)
-        batch_size(self.batch)
+        if not re.fullmatch(r"dynamic|0*[1-9]\d*", self.batch):
+            raise UserError(f"--batch: {self.batch}, must be a number of at least 1 or the word dynamic")
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """Batch size of the file; None for a dynamic batch axis."""
+        return None if self.batch == "dynamic" else int(self.batch)
 
 
-def batch_size(word):
-    """Value of --batch: None for "dynamic", else a positive int."""
-    if word == "dynamic":
-        return None
-    if not word.isdecimal() or int(word) < 1:
-        raise UserError(f"--batch: {word}, must be a number of at least 1 or the word dynamic")
-    return int(word)
-
-
-def main(spec, description, recipe=None, default_ckpt=None, argv=None):
+def main(
+    spec: ModelSpec,
+    description: str,
+    defaults: ExportConfig | None = None,
+    default_checkpoint: Callable[[], pathlib.Path] | None = None,
+) -> None:
     """Body of a model's export script.
 
     Args:
-      spec: ModelSpec.
-      description: the script's docstring.
-      recipe: ExportConfig with the model's defaults.
-      default_ckpt: called without arguments for a path when --ckpt is not given; default: download the public file.
-      argv: command line for tests.
+      defaults: options of the model.
+      default_checkpoint: called where --ckpt is not given; default: download the public weights.
     """
     with cli.exit_on_error():
-        config, _ = cli.parse(recipe or ExportConfig(), description, argv)
-        export(spec, config, default_ckpt)
+        config, _ = cli.parse(defaults or ExportConfig(), description)
+        export(spec, config, default_checkpoint)
 
 
-def export(spec, config, default_ckpt=None):
-    """Write the ONNX file that an ExportConfig asks for and print what it is. Arguments and errors: see `main`."""
-    ckpt = config.ckpt or (default_ckpt or (lambda: download(spec)))()
+def export(spec: ModelSpec, config: ExportConfig, default_checkpoint: Callable[[], pathlib.Path] | None = None) -> None:
+    """Write the ONNX file and print one line about it."""
+    ckpt = config.ckpt or (default_checkpoint() if default_checkpoint else download(spec))
     model, meta = load_model(ckpt, spec, num_classes=config.num_classes)
     size = config.image_size or meta["image_size"]
     if config.image_size and meta["format"] == "zoo" and size != meta["image_size"]:
         raise UserError(f"--image-size: {size}, but {ckpt} was trained at {meta['image_size']}")
     spec.check_image_size(size)
-    difference = export_onnx(model, spec, config.onnx, size, batch_size(config.batch), config.opset, meta)
+    difference = export_onnx(model, spec, config.onnx, size, config.fixed_batch, config.opset, meta["classes"])
     print(
         f"{config.onnx}: {spec.name} from {ckpt} ({meta['format']}), {spec.onnx_input} "
         f"[{config.batch}, 3, {size}, {size}] -> {spec.onnx_output} [{config.batch}, {meta['num_classes']}], "
@@ -72,58 +78,68 @@ def export(spec, config, default_ckpt=None):
     )
 
 
-def export_onnx(model, spec, path, image_size, batch=None, opset=11, meta=None):
-    """Write a network as an ONNX file, and leave it there only if it computes what torch computes.
+def export_onnx(
+    model: "torch.nn.Module",
+    spec: ModelSpec,
+    path: str | pathlib.Path,
+    image_size: int,
+    batch: int | None = None,
+    opset: int = 11,
+    classes: Sequence[str] | None = None,
+) -> float:
+    """Write a network in evaluation mode as an ONNX file, and keep the file only if its logits are those of torch.
 
     Args:
-      model: nn.Module; exported in evaluation mode, its own mode is restored.
-      spec: ModelSpec, for names and normalization.
-      path: file to write, replaced whole.
+      path: file to write or replace.
       image_size: side of the input, pixels.
-      batch: images per run, or None for a dynamic batch axis.
-      opset: ONNX operator set.
-      meta: facts to store in the file, as from weights.load ("classes" is used).
+      batch: fixed batch size; None for a dynamic batch axis.
+      classes: class names to store.
     Returns:
       Largest absolute difference between the logits of torch and ONNX Runtime.
     Raises:
-      UserError: the exporter gave another opset, or the results differ by more than 1e-4 of the largest logit.
+      UserError: the exporter wrote another opset, or the logits differ by more than TOLERANCE.
     """
     import onnx
 
     path = pathlib.Path(path)
     if not path.parent.is_dir():
         raise UserError(f"--onnx: {path.parent} is not a folder; create it first")
-    mode = model.training
+    metadata = onnx_metadata.OnnxMetadata(arch=spec.name, image_size=image_size, mean=spec.mean, std=spec.std)
+    if classes:
+        metadata["classes"] = list(classes)
+    was_training = model.training
     model.eval()
     try:
         with atomic_path(path, ".tmp.onnx") as draft:
             _trace(model, spec, draft, image_size, batch, opset)
             proto = onnx.load(draft)
-            found = {entry.domain: entry.version for entry in proto.opset_import}
-            if found.get("") != opset:
-                raise UserError(f"--opset: {opset} was asked for, but the exporter wrote {found}; choose 11 or 13")
+            written = {entry.domain: entry.version for entry in proto.opset_import}
+            if written.get("") != opset:
+                raise UserError(f"--opset: {opset} was asked for, but the exporter wrote {written}; choose 11 or 13")
             onnx.checker.check_model(proto)
-            onnx.helper.set_model_props(proto, _facts(spec, image_size, meta or {}))
+            onnx.helper.set_model_props(proto, onnx_metadata.encode(metadata))
             onnx.save(proto, draft)
-            difference = max(_difference(model, draft, n, image_size) for n in ([batch] if batch else [1, 3]))
+            difference = max(_check_logits(model, draft, n, image_size) for n in ([batch] if batch else [1, 3]))
     finally:
-        model.train(mode)
+        model.train(was_training)
     return difference
 
 
-def _trace(model, spec, path, image_size, batch, opset):
+def _trace(
+    model: "torch.nn.Module", spec: ModelSpec, path: pathlib.Path, image_size: int, batch: int | None, opset: int
+) -> None:
     import torch
 
     device = next(model.parameters()).device
-    dummy = torch.zeros(batch or 1, 3, image_size, image_size, device=device)
+    images = torch.zeros(batch or 1, 3, image_size, image_size, device=device)
     axes = None if batch else {spec.onnx_input: {0: "batch"}, spec.onnx_output: {0: "batch"}}
     with warnings.catch_warnings():
-        # A side that a network reads becomes a constant of the graph, as it should: only the batch axis is dynamic.
+        # A shape that the network reads becomes a constant, as it should: only the batch axis is dynamic.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        # dynamo=True cannot write opset 11, and its ReduceMean is one that atc reads wrongly
+        # dynamo=True cannot write opset 11, and atc misreads its ReduceMean.
         torch.onnx.export(
             model,
-            (dummy,),
+            (images,),
             str(path),
             input_names=[spec.onnx_input],
             output_names=[spec.onnx_output],
@@ -133,32 +149,17 @@ def _trace(model, spec, path, image_size, batch, opset):
         )
 
 
-def _facts(spec, image_size, meta):
-    """What tools need to know about the file without the checkpoint: stored as metadata that atc ignores."""
-    facts = {
-        "arch": spec.name,
-        "image_size": str(image_size),
-        "mean": json.dumps(spec.mean),
-        "std": json.dumps(spec.std),
-    }
-    if meta.get("classes"):
-        facts["classes"] = json.dumps(list(meta["classes"]))
-    return facts
-
-
-def _difference(model, path, batch, image_size):
-    """Largest difference between torch and ONNX Runtime on one random batch; UserError when it is too large."""
+def _check_logits(model: "torch.nn.Module", path: pathlib.Path, batch: int, image_size: int) -> float:
+    """Largest difference between torch and ONNX Runtime on one random batch; UserError above TOLERANCE."""
     import numpy as np
-    import onnxruntime
     import torch
 
-    # Soft blobs, as photographs have them: white noise drives a trained network far outside its range.
-    blobs = torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
-    images = torch.nn.functional.interpolate(blobs, size=(image_size, image_size), mode="bilinear")
+    # Upsampled noise, smooth like photographs: white noise drives a trained network far outside its range.
+    noise = torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
+    images = torch.nn.functional.interpolate(noise, size=(image_size, image_size), mode="bilinear")
     with torch.inference_mode():
         expected = model(images.to(next(model.parameters()).device)).float().cpu().numpy()
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    actual = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    actual = engines.OnnxEngine(path).run(images.numpy())
     difference, largest = float(np.abs(actual - expected).max()), float(np.abs(expected).max())
     if not difference <= TOLERANCE * max(1.0, largest):  # also true for NaN
         raise UserError(

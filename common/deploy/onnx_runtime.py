@@ -1,24 +1,27 @@
-"""ais_bench's job on ONNX Runtime: the same options, result files, summary and throughput line."""
+"""run_onnx.py: ais_bench's options, result files, summary and throughput line, on ONNX Runtime."""
 
 import concurrent.futures
 import dataclasses
+import pathlib
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from common import cli
-from common.deploy import result_files
+from common.deploy import file_names, result_files
 from common.errors import UserError
 from common.evaluation import aipp, engines
 from common.progress import Progress
 
-BATCHES_AHEAD = 2
+PREFETCH_BATCHES = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(result_files.RunOptions):
+class RunOnnxConfig(result_files.InferenceConfig):
     """Options of tools/run_onnx.py."""
 
     device: int = cli.option(0, "index of the provider's device", low=0, high=255)
@@ -30,95 +33,84 @@ class RunConfig(result_files.RunOptions):
     image_size: int | None = cli.option(None, "side of the input of a model that leaves it open, pixels", low=1)
 
 
-def main(description, argv=None):
+def main(description: str) -> None:
     """Body of tools/run_onnx.py."""
     with cli.exit_on_error():
-        config, _ = cli.parse(RunConfig(), description, argv)
-        if not config.model:
-            raise UserError("--model: missing, it needs an .onnx file")
+        config, _ = cli.parse(RunOnnxConfig(), description)
         if not config.model.endswith(".onnx"):
             raise UserError(f"--model: {config.model} is no .onnx file")
         run(config)
 
 
-def run(config):
-    """Run a model over a data set, or over made-up data.
+def run(config: RunOnnxConfig) -> None:
+    """Run a model over input files, or over synthetic input.
 
-    Returns:
-      (folder or None, images per second of the network alone).
     Raises:
-      UserError: model, inputs and options that do not fit together; the folder of a failed run is removed again.
+      UserError: model, inputs and options that do not fit together; a run that fails removes its results.
     """
     engine = engines.open_engine(config.model, config.provider, config.device, config.threads)
-    batch = batch_size(engine, config)
-    source = Source(engine, config)
+    batch = config.resolve_batch(engine.batch) or 1
+    loader = InputLoader(engine, config)
     files = result_files.list_inputs(config.input) if config.input else []
-    if files:
-        result_files.check_sizes(files, source.sample_bytes, source.in_words())
+    result_files.check_sizes(files, loader.sample_bytes, loader.description)
     folder = summary = None
     if config.output:
-        folder, summary = result_files.claim_output(config.output, config.output_dirname)
+        folder, summary = result_files.create_output(config.output, config.output_dirname)
         print(f"[INFO] output path:{folder}")
     try:
-        compute_ms, filesinfo = (
-            _run_files(engine, source, files, batch, folder, config)
-            if files
-            else _run_pure(engine, source, batch, folder, config)
-        )
+        if files:
+            compute_ms, filesinfo = _run_files(engine, loader, files, batch, folder, config)
+        else:
+            compute_ms, filesinfo = _run_synthetic(engine, loader, batch, folder, config), {}
     except BaseException:
         if folder is not None:
-            shutil.rmtree(folder)  # it was empty, or not there, when this run began
+            shutil.rmtree(folder)  # create_output made it, or found it empty
         raise
-    mean = float(np.mean(compute_ms))
     if summary is not None:
         result_files.write_summary(summary, filesinfo, sys.argv, compute_ms, batch)
     _print_summary(compute_ms, batch)
-    return folder, 1000 * batch / mean
 
 
-def batch_size(engine, config):
-    """Images per run: a fixed model's own, which an explicit --batchsize must equal."""
-    if engine.batch and config.batchsize and engine.batch != config.batchsize:
-        raise UserError(f"--batchsize: {config.batchsize}, but {config.model} is fixed to {engine.batch}")
-    return engine.batch or config.batchsize or 1
-
-
-class Source:
-    """Shape, type and arithmetic of the input files of a run.
+class InputLoader:
+    """Reads input files into batches of the model's input.
 
     Attributes:
-      sample_bytes: what one file holds, without an .npy header.
+      model_shape: of one image in the model's input.
+      shape, dtype: of one input file; uint8 [H, W, 3] with --aipp-config, otherwise as the model's input.
+      sample_bytes: bytes of one input file, without an .npy header.
+      description: dtype and shape of an input file, for messages.
     """
 
-    def __init__(self, engine, config):
+    def __init__(self, engine: engines.Engine, config: RunOnnxConfig) -> None:
         size = config.image_size or engine.metadata.get("image_size")
-        self.model_shape = [side if isinstance(side, int) else size for side in engine.sample_shape]
-        if None in self.model_shape:
+        shape = [side if isinstance(side, int) else size for side in engine.sample_shape]
+        self.model_shape = [side for side in shape if side is not None]
+        if len(self.model_shape) < len(shape):
             raise UserError(f"--image-size: {config.model} leaves it open ({engine.sample_shape}); give it in pixels")
         self.model_dtype = engine.dtype
         self.aipp = aipp.AippEmulator(config.aipp_config) if config.aipp_config else None
         self.shape = [*self.model_shape[1:], 3] if self.aipp else self.model_shape
         self.dtype = np.dtype(np.uint8) if self.aipp else engine.dtype
         self.sample_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self.description = f"{self.dtype} {'x'.join(map(str, self.shape))}"
+        if not self.aipp:
+            self.description += "; uint8 files need --aipp-config"
 
-    def in_words(self):
-        hint = "" if self.aipp else "; uint8 files need --aipp-config"
-        return f"{self.dtype} {'x'.join(map(str, self.shape))}{hint}"
-
-    def load(self, files, batch):
-        """Read one batch; a short one is filled up with its own first file, as ais_bench does."""
-        pixels = np.empty((batch, *self.shape), self.dtype)
+    def load(self, files: Sequence[pathlib.Path], batch: int) -> np.ndarray:
+        """Read one batch; like ais_bench, fill up a short one with its first file."""
+        samples = np.empty((batch, *self.shape), self.dtype)
         for i in range(batch):
-            result_files.load_sample(files[i if i < len(files) else 0], pixels[i])
+            result_files.load_sample(files[i if i < len(files) else 0], samples[i])
         if self.aipp is None:
-            return pixels
+            return samples
         images = np.empty((batch, *self.model_shape), self.model_dtype)
-        for planes, sample in zip(images, pixels, strict=True):
-            self.aipp.normalize_into(planes, sample)
+        for planes, pixels in zip(images, samples, strict=True):
+            self.aipp.normalize_into(planes, pixels)
         return images
 
 
-def _timed(engine, images, loop, compute_ms):
+def _run_timed(engine: engines.Engine, images: np.ndarray, loop: int, compute_ms: list[float]) -> np.ndarray:
+    """Run a batch `loop` times and append the milliseconds of each run."""
     for _ in range(loop):
         start = time.perf_counter()
         logits = engine.run(images)
@@ -126,29 +118,42 @@ def _timed(engine, images, loop, compute_ms):
     return logits
 
 
-def _run_files(engine, source, files, batch, folder, config):
-    """Read ahead and write behind in threads, while the network runs; all three let go of the interpreter."""
+def _run_files(
+    engine: engines.Engine,
+    loader: InputLoader,
+    files: Sequence[pathlib.Path],
+    batch: int,
+    folder: pathlib.Path | None,
+    config: RunOnnxConfig,
+) -> tuple[list[float], dict[str, Any]]:
+    """Read and write files in threads while the network runs; all three release the GIL.
+
+    Returns:
+      (milliseconds of every run, "filesinfo" of the summary).
+    """
     batches = [files[i : i + batch] for i in range(0, len(files), batch)]
     print(f"[INFO] {len(files)} files, {batch} per run, {len(batches)} runs", flush=True)
-    compute_ms, filesinfo, writes = [], {}, []
+    compute_ms: list[float] = []
+    filesinfo: dict[str, Any] = {}
+    writes: list[concurrent.futures.Future[None]] = []
     with (
         concurrent.futures.ThreadPoolExecutor(1) as reader,
         concurrent.futures.ThreadPoolExecutor(1) as writer,
         Progress(len(files), "images") as advance,
     ):
-        ahead = [reader.submit(source.load, each, batch) for each in batches[:BATCHES_AHEAD]]
+        reads = [reader.submit(loader.load, each, batch) for each in batches[:PREFETCH_BATCHES]]
         for number, each in enumerate(batches):
-            images = ahead.pop(0).result()
-            if number + BATCHES_AHEAD < len(batches):
-                ahead.append(reader.submit(source.load, batches[number + BATCHES_AHEAD], batch))
+            images = reads.pop(0).result()
+            if number + PREFETCH_BATCHES < len(batches):
+                reads.append(reader.submit(loader.load, batches[number + PREFETCH_BATCHES], batch))
             if number == 0:
                 for _ in range(config.warmup_count):
                     engine.run(images)
-            logits = _timed(engine, images, config.loop, compute_ms)
+            logits = _run_timed(engine, images, config.loop, compute_ms)
             if folder is not None:
                 arguments = (folder, config.outfmt, each, logits, number * batch, filesinfo)
                 writes.append(writer.submit(_write_batch, *arguments))
-                while len(writes) > BATCHES_AHEAD:
+                while len(writes) > PREFETCH_BATCHES:
                     writes.pop(0).result()
             advance(len(each))
         for write in writes:
@@ -156,30 +161,44 @@ def _run_files(engine, source, files, batch, folder, config):
     return compute_ms, filesinfo
 
 
-def _write_batch(folder, outfmt, files, logits, first, filesinfo):
+def _write_batch(
+    folder: pathlib.Path,
+    outfmt: str,
+    files: Sequence[pathlib.Path],
+    logits: np.ndarray,
+    first: int,
+    filesinfo: dict[str, Any],
+) -> None:
     for i, path in enumerate(files):
-        out = result_files.write_result(folder, path.name.partition(".")[0], outfmt, logits[i])
+        out = result_files.write_result(folder, file_names.stem(path.name), outfmt, logits[i])
         filesinfo[str(first + i)] = {"infiles": [str(path)], "outfiles": [str(out)]}
 
 
-def _run_pure(engine, source, batch, folder, config):
-    images = np.zeros((batch, *source.model_shape), source.model_dtype)
+def _run_synthetic(
+    engine: engines.Engine, loader: InputLoader, batch: int, folder: pathlib.Path | None, config: RunOnnxConfig
+) -> list[float]:
+    """ais_bench's pure inference: one batch of --pure-data-type; returns the milliseconds of every run."""
+    images = np.zeros((batch, *loader.model_shape), loader.model_dtype)
     if config.pure_data_type == "random":
-        pixels = np.random.default_rng(0).integers(0, 256, images.shape)
+        pixels = np.asarray(np.random.default_rng(0).integers(0, 256, images.shape))
         images = (pixels / 127.5 - 1).astype(images.dtype) if images.dtype != np.uint8 else pixels.astype(np.uint8)
     for _ in range(config.warmup_count):
         engine.run(images)
-    compute_ms = []
-    logits = _timed(engine, images, config.loop, compute_ms)
+    compute_ms: list[float] = []
+    logits = _run_timed(engine, images, config.loop, compute_ms)
     if folder is not None:
         result_files.write_result(folder, "pure_infer_data", config.outfmt, logits[0])
-    return compute_ms, {}
+    return compute_ms
 
 
-def _print_summary(compute_ms, batch):
+def _print_summary(compute_ms: list[float], batch: int) -> None:
+    """Print the lines that scripts read from ais_bench; throughput is in images per second of the network alone."""
     stats = result_files.statistics(compute_ms)
-    words = ", ".join(f"{key} = {stats[key]}" for key in ("min", "max", "mean", "median", "percentile(99%)"))
+    values = ", ".join(f"{key} = {stats[key]}" for key in ("min", "max", "mean", "median", "percentile(99%)"))
     print("[INFO] -----------------Performance Summary------------------")
-    print(f"[INFO] NPU_compute_time (ms): {words}")
-    print(result_files.throughput_line(batch, stats["mean"]))
+    print(f"[INFO] NPU_compute_time (ms): {values}")
+    print(
+        f"[INFO] throughput 1000*batchsize.mean({batch})/NPU_compute_time.mean({stats['mean']}): "
+        f"{1000 * batch / stats['mean']}"
+    )
     print("[INFO] ------------------------------------------------------", flush=True)

@@ -1,6 +1,6 @@
-"""Result files of ais_bench or run_onnx, and a label file -> exact top-1..top-5 and metrics.json.
+"""postprocess.py of every model: result files and a label file -> exact top-1..top-5 accuracy and metrics.json.
 
-Results stream through: what is kept per image is its name. Needs no torch. Legend: N batch, K column.
+Results are read one task at a time; only the name of each image is kept. Imports no torch. Legend: N batch, K column.
 """
 
 import dataclasses
@@ -8,117 +8,122 @@ import json
 import os
 import pathlib
 import warnings
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from common import cli, parallel
 from common.data import labels
+from common.deploy import file_names
 from common.errors import UserError
 from common.evaluation import metrics_json
 from common.evaluation.metrics import Counts, label_ranks
 from common.progress import Progress
+from common.spec import ModelSpec
 
 FILES_PER_TASK = 64
 SUFFIXES = (".txt", ".npy", ".bin")
-LISTED = 5
+MAX_LISTED = 5
+
+Item = tuple[str, int]  # path of a result, label as a column of it
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoringConfig:
+class PostprocessConfig:
     """Options of the postprocess scripts."""
 
-    infer_results: str = cli.option("", "folder of result files, TXT, NPY or BIN")
-    anno_file: str = cli.option("", "label file, a line NAME INDEX per image, INDEX from 0")
+    infer_results: str = cli.option(
+        "", "folder of result files, TXT, NPY or BIN", required="the folder of result files"
+    )
+    anno_file: str = cli.option(
+        "", "label file, a line NAME INDEX per image, INDEX from 0", required="the label file, often val_label.txt"
+    )
     metrics_json: str = cli.option("metrics.json", "file to write the accuracies to")
     allow_missing: bool = cli.option(False, "score the images that have results, and count the others")
     num_classes: int | None = cli.option(None, "columns of the results (default: the public weights')", low=1)
     workers: int = cli.option(0, "processes; 0 is one per core", low=0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cli.check_ranges(self)
 
 
-def main(spec, description, argv=None):
+def main(spec: ModelSpec, description: str) -> None:
     """Body of a model's postprocess script."""
     with cli.exit_on_error():
-        config, _ = cli.parse(ScoringConfig(), description, argv)
-        for flag, value in (("--infer-results", config.infer_results), ("--anno-file", config.anno_file)):
-            if not value:
-                raise UserError(f"{flag}: missing")
-        counts, columns = score(spec, config)
-        metrics_json.write_metrics(config.metrics_json, counts, columns)
+        config, _ = cli.parse(PostprocessConfig(), description)
+        counts, num_outputs = score(spec, config)
+        metrics_json.write_metrics(config.metrics_json, counts, num_outputs)
         print(metrics_json.format_table(counts))
         print(f"written to {config.metrics_json}")
 
 
-def score(spec, config):
+def score(spec: ModelSpec, config: PostprocessConfig) -> tuple[Counts, int]:
     """Score a folder of results.
 
     Returns:
       (Counts, number of columns); Counts.skipped is the number of labelled images without a result.
     Raises:
-      UserError: labels and results that do not belong together, files that are no results of this network.
+      UserError: labels and results that do not fit together, or files that are no results of this network.
     """
-    # Results are named like their image up to its first dot.
-    label_of = labels.read(config.anno_file, "--anno-file", key=lambda name: name.partition(".")[0])
+    label_of = labels.read(config.anno_file, "--anno-file", key=file_names.stem)
     results = find_results(config.infer_results)
     unknown = sorted(results.keys() - label_of.keys())
     if unknown:
-        raise UserError(f"--anno-file: {config.anno_file} has no label for {_some(unknown)}")
+        raise UserError(f"--anno-file: {config.anno_file} has no label for {_abbreviate(unknown)}")
     missing = sorted(label_of.keys() - results.keys())
     if missing and not config.allow_missing:
         raise UserError(
-            f"--infer-results: {config.infer_results} has no result for {_some(missing)}; run the "
+            f"--infer-results: {config.infer_results} has no result for {_abbreviate(missing)}; run the "
             "inference again, or give --allow-missing to score the rest"
         )
     public = {spec.num_classes, spec.num_classes + spec.label_offset}
     allowed = {config.num_classes} if config.num_classes else public
-    _refuse_partial_parsing()
-    columns = len(read_row(next(iter(results.values())), allowed))
-    offset = spec.background_columns(columns)
+    _raise_on_partial_parse()
+    num_outputs = len(read_row(next(iter(results.values())), allowed))
+    offset = spec.background_columns(num_outputs)
     items = [(path, label_of[name] + offset) for name, path in results.items()]
     largest = max(label for _, label in items)
-    if largest >= columns:
+    if largest >= num_outputs:
         raise UserError(
-            f"--anno-file: label {largest - offset} for results of {columns - offset} classes; labels count from 0"
+            f"--anno-file: label {largest - offset} for results of {num_outputs - offset} classes; labels count from 0"
         )
     counts = Counts(skipped=len(missing))
-    tasks = [(items[i : i + FILES_PER_TASK], columns) for i in range(0, len(items), FILES_PER_TASK)]
+    tasks = [(items[i : i + FILES_PER_TASK], num_outputs) for i in range(0, len(items), FILES_PER_TASK)]
     with Progress(len(items), "results") as advance:
-        for ranks_N in parallel.unordered(_rank_some, tasks, config.workers):
+        for ranks_N in parallel.unordered(_rank_results, tasks, config.workers):
             counts.add_ranks(ranks_N)
             advance(len(ranks_N))
-    return counts, columns
+    return counts, num_outputs
 
 
-def _some(names):
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{len(names)} images: {', '.join(names[:LISTED])}{more}"
+def _abbreviate(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{len(names)} images: {', '.join(names[:MAX_LISTED])}{more}"
 
 
-def find_results(folder):
-    """The result file of every image: NAME_0.txt, .npy or .bin, in `folder` or, for several devices, in its device*/.
+def find_results(argument: str) -> dict[str, str]:
+    """Image name -> path of its result, NAME_0.txt, .npy or .bin.
 
-    Returns:
-      dict: image name -> path.
+    Args:
+      argument: value of --infer-results; its folders device* hold the results of a run on several devices.
     Raises:
-      UserError: no results, two kinds of files, two results for one image, or files the summary JSON does not list.
+      UserError: no results, two kinds of files, two results of one image, or files that the run's summary lacks.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(argument)
     if not folder.is_dir():
         raise UserError(f"--infer-results: {folder} is not a folder")
     folders = [folder, *sorted(path for path in folder.glob("device*") if path.is_dir())]
     paths = [path for each in folders for path in _result_files(each)]
-    kinds = {path[-4:].lower() for path in paths}
-    if not kinds:
+    suffixes = {path[-4:].lower() for path in paths}
+    if not suffixes:
         raise UserError(f"--infer-results: {folder} has no .txt, .npy or .bin results")
-    if len(kinds) > 1:
+    if len(suffixes) > 1:
         raise UserError(
-            f"--infer-results: {folder} holds {' and '.join(sorted(kinds))} files; keep the results of one run only"
+            f"--infer-results: {folder} holds {' and '.join(sorted(suffixes))} files; keep the results of one run only"
         )
-    results = {}
+    results: dict[str, str] = {}
     for path in paths:
-        name, _, index = os.path.basename(path).partition(".")[0].rpartition("_")  # noqa: PTH119
+        name, _, index = file_names.stem(os.path.basename(path)).rpartition("_")
         if index != "0" or not name:
             raise UserError(f"{path}: not named as a result; expected NAME_0{path[-4:]}, the first output of a network")
         if results.setdefault(name, path) != path:
@@ -130,24 +135,24 @@ def find_results(folder):
     return results
 
 
-def _result_files(folder):
-    # plain strings: pathlib would cost 50,000 objects and half a second
+def _result_files(folder: pathlib.Path) -> list[str]:
+    # Plain strings: pathlib would create 50,000 objects and take half a second.
     with os.scandir(folder) as entries:
         return sorted(entry.path for entry in entries if entry.name[-4:].lower() in SUFFIXES)
 
 
-def _check_not_stale(folders, paths):
-    """The summaries of the run, inside or beside the folder, must list every result; others are from an earlier run."""
+def _check_not_stale(folders: Sequence[pathlib.Path], paths: Sequence[str]) -> None:
+    """Raise UserError for results of an earlier run: those that the summaries in or beside the folder do not list."""
     listed = set()
-    beside = folders[0].resolve()
+    resolved = folders[0].resolve()
     summaries = [path for each in folders for path in each.glob("*sum*ary.json")]
-    for path in [*summaries, *beside.parent.glob(f"{beside.name}_sum*ary.json")]:
+    for path in [*summaries, *resolved.parent.glob(f"{resolved.name}_sum*ary.json")]:
         try:
-            files = json.loads(path.read_text()).get("filesinfo", {})
-            listed |= {os.path.basename(out) for info in files.values() for out in info["outfiles"]}  # noqa: PTH119
+            filesinfo = json.loads(path.read_text()).get("filesinfo", {})
+            listed |= {os.path.basename(out) for info in filesinfo.values() for out in info["outfiles"]}
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{path}: not a summary of ais_bench ({error}); the run may have been stopped") from error
-    stale = sorted(path for path in paths if os.path.basename(path) not in listed) if listed else []  # noqa: PTH119
+    stale = sorted(path for path in paths if os.path.basename(path) not in listed) if listed else []
     if stale:
         raise UserError(
             f"--infer-results: {len(stale)} files of {folders[0]} are not in the summary of the run, for "
@@ -155,33 +160,37 @@ def _check_not_stale(folders, paths):
         )
 
 
-def _refuse_partial_parsing():
+def _raise_on_partial_parse() -> None:
     """numpy only warns when it stops at a word that is no number."""
     warnings.filterwarnings("error", message="string or file could not be read", category=DeprecationWarning)
 
 
-def _rank_some(task):
-    items, columns = task
-    _refuse_partial_parsing()
-    rows_NK = [read_row(path, {columns}) for path, _ in items]
-    if len({row.dtype for row in rows_NK}) > 1:  # micro-units beside floats, when one file is not as the others
+def _rank_results(task: tuple[Sequence[Item], int]) -> np.ndarray:
+    """label_ranks of one task: items and their number of columns."""
+    items, num_outputs = task
+    _raise_on_partial_parse()
+    rows_NK = [read_row(path, {num_outputs}) for path, _ in items]
+    if len({row.dtype for row in rows_NK}) > 1:  # millionths beside floats, when not every file has six decimals
         rows_NK = [row / 1e6 if row.dtype == np.int64 else row for row in rows_NK]
     return label_ranks(np.stack(rows_NK), np.array([label for _, label in items]))
 
 
-def read_row(path, allowed):
-    """The scores of one image, in any unit: only their order counts.
+def read_row(path: str, allowed: Collection[int]) -> np.ndarray:
+    """The logits of one image, up to a factor: only their order counts.
 
     Args:
-      path: TXT, NPY or BIN file.
-      allowed: set of acceptable column counts.
+      allowed: acceptable numbers of columns.
     Returns:
       array [K]: floats, or int64 millionths where a TXT file has exactly six decimals.
     Raises:
-      UserError: unreadable, another number of columns or rows, a number that is not finite.
+      UserError: unreadable, another number of columns or rows, or a number that is not finite.
     """
+    suffix = path[-4:].lower()
     try:
-        row = {".txt": _parse_txt, ".npy": _parse_npy, ".bin": _parse_bin}[path[-4:].lower()](path, allowed)
+        if suffix == ".txt":
+            row = _parse_txt(path)
+        else:
+            row = _parse_npy(path) if suffix == ".npy" else _parse_bin(path, allowed)
     except (OSError, ValueError, DeprecationWarning) as error:
         if isinstance(error, UserError):
             raise
@@ -199,15 +208,15 @@ def read_row(path, allowed):
     return row
 
 
-def _read_bytes(path):
-    descriptor = os.open(path, os.O_RDONLY)  # a quarter of the time of a buffered file object
+def _read_bytes(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)  # takes a quarter of the time of a buffered file object
     try:
         return os.read(descriptor, os.fstat(descriptor).st_size)
     finally:
         os.close(descriptor)
 
 
-def _parse_txt(path, allowed):
+def _parse_txt(path: str) -> np.ndarray:
     text = _read_bytes(path)
     data = np.frombuffer(text, np.uint8)
     dots, blanks = np.flatnonzero(data == ord(".")), np.flatnonzero(data == ord(" "))
@@ -220,18 +229,19 @@ def _parse_txt(path, allowed):
     return np.fromstring(text, np.float64, sep=" ")
 
 
-def _parse_npy(path, allowed):
+def _parse_npy(path: str) -> np.ndarray:
     array = np.load(path, allow_pickle=False)
     if array.ndim == 0 or array.size != array.shape[-1]:
         raise UserError(f"{path}: shape {array.shape}, expected the scores of one image")
     return array.reshape(-1)
 
 
-def _parse_bin(path, allowed):
+def _parse_bin(path: str, allowed: Collection[int]) -> np.ndarray:
+    """The type is the one, float32 or float16, that gives an allowed number of columns."""
     data = _read_bytes(path)
     for dtype in (np.float32, np.float16):
         if len(data) // np.dtype(dtype).itemsize in allowed and len(data) % np.dtype(dtype).itemsize == 0:
             return np.frombuffer(data, dtype)
     if len(data) % 4 == 0:
-        return np.frombuffer(data, np.float32)  # the caller reports its number of columns
+        return np.frombuffer(data, np.float32)  # read_row reports the number of columns
     raise UserError(f"{path}: {len(data)} bytes are no float32 numbers")

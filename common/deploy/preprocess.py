@@ -1,8 +1,8 @@
-"""Images -> the raw input files that ais_bench, and run_onnx in its place, feed to a network.
+"""preprocess.py of every model: images -> raw input files for ais_bench and run_onnx.
 
-float32 files are normalized CHW, byte for byte what the published single-process programs write; uint8 files are HWC
-pixels whose normalization happens on the device (AIPP). Imports no torch, and numpy only where it computes: their
-imports take longer than many images.
+float32 files are normalized CHW, byte for byte those of the published single-process programs; uint8 files are HWC
+pixels for a model that normalizes on the device (AIPP). Imports no torch, and numpy only where it computes: importing
+them takes longer than converting many images.
 """
 
 import dataclasses
@@ -10,28 +10,37 @@ import io
 import json
 import os
 import pathlib
-import re
 import shutil
 import time
+import typing
+from collections.abc import Sequence
+from typing import Any
 
 from common import cli, parallel
 from common.data.decode import EXTENSIONS, open_rgb
 from common.data.transforms import eval_crop, eval_transform, normalize_into
+from common.deploy import file_names
 from common.errors import UserError
 from common.files import write_atomic
 from common.progress import Progress
+from common.spec import ModelSpec
 
-SETTINGS = "preprocess.json"  # in the output folder; ais_bench reads only .bin and .npy there
+if typing.TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+SETTINGS = "preprocess.json"  # in the output folder, of which ais_bench reads only .bin and .npy
 FILES_PER_TASK = 8
-ACCEPTED_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # what ais_bench takes since 2024
 
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessConfig:
     """Options of the preprocess scripts."""
 
-    src_path: str = cli.option("", "folder of images, not searched in depth")
-    save_path: str = cli.option("", "folder for the input files, one per image; created")
+    src_path: str = cli.option("", "folder of images, not searched in depth", required="the folder of images")
+    save_path: str = cli.option(
+        "", "folder for the input files, one per image; created", required="the folder for the input files"
+    )
     dtype: str = cli.option(
         "float32", "float32: normalized CHW; uint8: HWC pixels for a model with AIPP", choices=("float32", "uint8")
     )
@@ -42,37 +51,30 @@ class PreprocessConfig:
     resume: bool = cli.option(True, "keep the files of an earlier run whose image has not changed since")
     image_size: int | None = cli.option(None, "side of the input, pixels (default: the model's)", low=1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cli.check_ranges(self)
 
 
-def main(spec, description, recipe=None, argv=None):
-    """Body of a model's preprocess script; `recipe` holds the model's defaults."""
+def main(spec: ModelSpec, description: str) -> None:
+    """Body of a model's preprocess script."""
     with cli.exit_on_error():
-        config, _ = cli.parse(recipe or PreprocessConfig(), description, argv)
-        for flag, value in (("--src-path", config.src_path), ("--save-path", config.save_path)):
-            if not value:
-                raise UserError(f"{flag}: missing, it needs a folder")
+        config, _ = cli.parse(PreprocessConfig(), description)
         preprocess(spec, config)
 
 
-def preprocess(spec, config):
-    """Convert a folder of images.
+def preprocess(spec: ModelSpec, config: PreprocessConfig) -> None:
+    """Convert a folder of images, those that are missing or have changed since an earlier run.
 
-    Args:
-      spec: ModelSpec, for the transform and the normalization.
-      config: PreprocessConfig.
-    Returns:
-      (converted, kept): numbers of files written now and left from an earlier run.
     Raises:
-      UserError: no images, names that collide, a folder of another model's files, a full disk, a broken image.
+      UserError: no images, names that collide, files of another conversion, too little space, or an image that does
+        not decode.
     """
     start = time.perf_counter()
     size = config.image_size or spec.input_size
     spec.check_image_size(size)
     images = list_images(config.src_path)
-    target = pathlib.Path(config.save_path)
-    names = {path: f"{path.name.partition('.')[0]}.{config.format}" for path in images}
+    folder = pathlib.Path(config.save_path)
+    targets = {path: folder / f"{file_names.stem(path.name)}.{config.format}" for path in images}
     encoder = Encoder(spec, size, config.dtype, config.format)
     settings = {
         "model": spec.name,
@@ -83,100 +85,91 @@ def preprocess(spec, config):
         "mean": list(spec.mean),
         "std": list(spec.std),
     }
-    present = _claim_folder(target, settings, set(names.values()), config)
+    present = _prepare_folder(folder, settings, {path.name for path in targets.values()}, config.resume)
     todo = [
-        path
-        for path in images
-        if names[path] not in present or not is_current(path, target / names[path], encoder.file_size)
+        (path, target)
+        for path, target in targets.items()
+        if target.name not in present or not is_current(path, target, encoder.file_size)
     ]
-    _check_space(target, len(todo) * encoder.file_size)
-    _convert_all(todo, encoder, target, names, config.workers)
+    _check_space(folder, len(todo) * encoder.file_size)
+    _convert(todo, encoder, folder, config.workers)
     seconds = time.perf_counter() - start
     print(
-        f"{target}: {len(todo)} files of {encoder.file_size} bytes written in {seconds:.1f} s "
+        f"{folder}: {len(todo)} files of {encoder.file_size} bytes written in {seconds:.1f} s "
         f"({len(todo) / seconds:.1f} images/s), {len(images) - len(todo)} kept from an earlier run",
         flush=True,
     )
-    return len(todo), len(images) - len(todo)
 
 
-def list_images(folder):
-    """The image files of a flat folder, sorted by name.
+def list_images(argument: str) -> list[pathlib.Path]:
+    """The images in the folder of --src-path, sorted by name.
 
     Raises:
-      UserError: no such folder, no image in it, or two names that are equal up to their first dot, which is where
-        ais_bench cuts the names of its results.
+      UserError: no such folder, no image in it, or two images whose results would have the same name.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(argument)
     if not folder.is_dir():
         raise UserError(f"--src-path: {folder} is not a folder")
     with os.scandir(folder) as entries:
-        everything = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    names = [name for name in everything if name.lower().endswith(EXTENSIONS)]
-    if not names:
+        entry_names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    paths = [folder / name for name in entry_names if name.lower().endswith(EXTENSIONS)]
+    if not paths:
         raise UserError(
-            f"--src-path: {folder} has no images among its {len(everything)} entries; expected a flat "
+            f"--src-path: {folder} has no images among its {len(entry_names)} entries; expected a flat "
             f"folder of {', '.join(EXTENSIONS[:3])} and the like"
         )
-    if len(everything) > len(names):
-        print(f"{folder}: {len(everything) - len(names)} entries that are no images are left out", flush=True)
-    first_of = {}
-    for name in names:
-        stem = name.partition(".")[0]
-        other = first_of.setdefault(stem, name)
-        if other != name:
-            raise UserError(
-                f"--src-path: {other} and {name} in {folder} would both be called {stem}, names are cut at "
-                "the first dot; rename one"
-            )
-        if not ACCEPTED_NAME.fullmatch(stem):
+    if len(entry_names) > len(paths):
+        print(f"{folder}: {len(entry_names) - len(paths)} entries that are no images are left out", flush=True)
+    file_names.check_stems("--src-path", paths)
+    for path in paths:
+        if not file_names.is_accepted(file_names.stem(path.name), "ais_bench"):
             print(
-                f"note: {name}: ais_bench refuses names with other characters than A-Z a-z 0-9 _ -; rename it "
+                f"note: {path.name}: ais_bench refuses names with characters other than A-Z a-z 0-9 _ -; rename it "
                 "before running on an NPU",
                 flush=True,
             )
-    return [folder / name for name in names]
+    return paths
 
 
 class Encoder:
-    """Turns a PIL image into the bytes of one input file; the buffer of a float32 one is reused from image to image.
+    """Turns images into the bytes of input files, the float32 ones in one buffer: fresh pages cost as much as the math.
 
     Attributes:
       file_size: bytes of every file.
     """
 
-    def __init__(self, spec, size, dtype, format):
-        self.spec, self.header = spec, b""
-        self.crop = eval_transform(spec, size, to=eval_crop)
+    def __init__(self, spec: ModelSpec, size: int, dtype: str, format: str) -> None:
+        self._mean, self._std = spec.mean, spec.std
+        self._crop = eval_transform(spec, size, to=eval_crop)
         shape, item_size = ((3, size, size), 4) if dtype == "float32" else ((size, size, 3), 1)
-        if format == "npy":
-            self.header = _npy_header(dtype, (1, *shape))
-        self.buffer = None
-        if dtype == "float32":
-            import numpy as np
+        self._header = _npy_header(dtype, (1, *shape)) if format == "npy" else b""
+        self._planes_CHW = _float32_buffer(shape) if dtype == "float32" else None
+        self.file_size = len(self._header) + item_size * size * size * 3
 
-            # A fresh megabyte per image costs as much in page faults as the arithmetic itself.
-            self.buffer = np.empty(shape, dtype)
-        self.file_size = len(self.header) + item_size * size * size * 3
-
-    def encode(self, image):
-        """The numbers of a PIL RGB image as bytes or an array, in the very operations of the published programs."""
-        cropped = self.crop(image)
-        if self.buffer is None:
-            return cropped.tobytes()
+    def encode(self, image: "Image.Image") -> memoryview:
+        """The numbers of an RGB image, computed with the operations of the published programs."""
+        cropped = self._crop(image)
+        if self._planes_CHW is None:
+            return memoryview(cropped.tobytes())
         import numpy as np
 
-        normalize_into(self.buffer, np.asarray(cropped), self.spec.mean, self.spec.std)
-        return self.buffer
+        normalize_into(self._planes_CHW, np.asarray(cropped), self._mean, self._std)
+        return self._planes_CHW.data
 
-    def write(self, source, target):
-        """Convert one file; the target appears whole, and carries the time of its source as the mark of being done."""
-        stamp = os.stat(source).st_mtime_ns
+    def write(self, source: str, target: str) -> None:
+        """Convert one file; the target gets the modification time of its source, by which `is_current` knows it."""
+        mtime_ns = os.stat(source).st_mtime_ns
         numbers = self.encode(open_rgb(source))
-        write_atomic(target, self.header, memoryview(numbers), mode=0o640, mtime_ns=stamp, suffix=".part")
+        write_atomic(target, self._header, numbers, mode=0o640, mtime_ns=mtime_ns, suffix=".part")
 
 
-def _npy_header(dtype, shape):
+def _float32_buffer(shape: tuple[int, ...]) -> "np.ndarray":
+    import numpy as np
+
+    return np.empty(shape, np.float32)
+
+
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     import numpy as np
 
     header = io.BytesIO()
@@ -184,7 +177,7 @@ def _npy_header(dtype, shape):
     return header.getvalue()
 
 
-def is_current(source, target, file_size):
+def is_current(source: pathlib.Path, target: pathlib.Path, file_size: int) -> bool:
     """Whether `target` is the finished conversion of `source` as it is now."""
     try:
         done = target.stat()
@@ -194,74 +187,78 @@ def is_current(source, target, file_size):
     return done.st_size == file_size and done.st_mtime_ns // 1000 == source.stat().st_mtime_ns // 1000
 
 
-def _claim_folder(target, settings, expected, config):
-    """Create the output folder, or make sure that what it holds belongs to this very conversion.
+def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: set[str], resume: bool) -> set[str]:
+    """Create the output folder, or check that the input files in it come from the same images and settings.
 
     Returns:
-      set: names of the input files that an earlier run left there.
+      names of the input files that an earlier run left; none without `resume`, which removes them.
     """
-    record = target / SETTINGS
+    record = folder / SETTINGS
     try:
-        target.mkdir(parents=True, exist_ok=True, mode=0o750)
-        present = {path.name for path in target.iterdir() if path.suffix.lower() in (".bin", ".npy")}
-        strangers = sorted(present - expected)
-        if strangers:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        present = {path.name for path in folder.iterdir() if path.suffix.lower() in (".bin", ".npy")}
+        unexpected = sorted(present - expected)
+        if unexpected:
             raise UserError(
-                f"--save-path: {target} holds {len(strangers)} input files that belong to no image of "
-                f"--src-path, for example {strangers[0]}; remove them or choose another folder"
+                f"--save-path: {folder} holds {len(unexpected)} input files that belong to no image of "
+                f"--src-path, for example {unexpected[0]}; remove them or choose another folder"
             )
-        if present and not config.resume:
+        if not resume:
             for name in present:
-                (target / name).unlink()
+                (folder / name).unlink()
             present = set()
-        elif present:
+        if present:
             found = json.loads(record.read_text()) if record.exists() else {}
-            other = [
-                f"{key} {found.get(key)} instead of {settings[key]}"
-                for key in settings
-                if found.get(key) != settings[key]
+            different = [
+                f"{key} {found.get(key)} instead of {value}"
+                for key, value in settings.items()
+                if found.get(key) != value
             ]
-            if other:
+            if different:
                 raise UserError(
-                    f"--save-path: {target} holds files made with {', '.join(other)}; choose another "
+                    f"--save-path: {folder} holds files made with {', '.join(different)}; choose another "
                     "folder, or --no-resume to replace them"
                 )
         write_atomic(record, json.dumps(settings) + "\n")
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"--save-path: {target}: {error}") from error
+        raise UserError(f"--save-path: {folder}: {error}") from error
     return present
 
 
-def _check_space(target, needed):
-    free = shutil.disk_usage(target).free
+def _check_space(folder: pathlib.Path, needed: int) -> None:
+    """Raise UserError where fewer than `needed` bytes are free."""
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"--save-path: {target} needs {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB free; "
+            f"--save-path: {folder} needs {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB free; "
             "--dtype uint8 takes a quarter, eval.py needs no files at all"
         )
 
 
-_worker = {}
+_worker: dict[str, Any] = {}  # of a worker process: its encoder, and all pairs of source and target
 
 
-def _start_worker(encoder, pairs):
+def _init_worker(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> None:
     _worker.update(encoder=encoder, pairs=pairs)
 
 
-def _convert_some(first):
+def _convert_files(first: int) -> int:
+    """One task of a worker process; returns the number of its files."""
     pairs = _worker["pairs"][first : first + FILES_PER_TASK]
     for source, target in pairs:
         _worker["encoder"].write(source, target)
     return len(pairs)
 
 
-def _convert_all(todo, encoder, target, names, workers):
-    """Spread the files over processes; the first failure stops the rest and is raised here."""
-    pairs = [(str(path), str(target / names[path])) for path in todo]
+def _convert(
+    todo: Sequence[tuple[pathlib.Path, pathlib.Path]], encoder: Encoder, folder: pathlib.Path, workers: int
+) -> None:
+    """Convert the files in worker processes; the first failure stops the rest and is raised here."""
+    pairs = [(str(source), str(target)) for source, target in todo]
     tasks = range(0, len(pairs), FILES_PER_TASK)
     with Progress(len(todo), "images") as advance:
         try:
-            for count in parallel.unordered(_convert_some, tasks, workers, _start_worker, (encoder, pairs)):
+            for count in parallel.unordered(_convert_files, tasks, workers, _init_worker, (encoder, pairs)):
                 advance(count)
         except OSError as error:
-            raise UserError(f"--save-path: {target}: {error}") from error
+            raise UserError(f"--save-path: {folder}: {error}") from error

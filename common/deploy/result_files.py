@@ -1,4 +1,4 @@
-"""What every inference run has, in ais_bench's names and layouts: options, inputs, results, summary."""
+"""Options, input files, results and summary of an inference run, in ais_bench's names and layouts."""
 
 import dataclasses
 import json
@@ -6,21 +6,22 @@ import os
 import pathlib
 import re
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from common import cli
+from common.deploy import file_names
 from common.errors import UserError
 from common.files import write_atomic
 
-OUTFMTS = ("BIN", "NPY", "TXT")
-
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """The options of ais_bench that mean the same wherever a model runs."""
+class InferenceConfig:
+    """The options of ais_bench that run_onnx.py has too."""
 
-    model: str = cli.option("", "model file")
+    model: str = cli.option("", "model file", required="a model file")
     input: str = cli.option(
         "",
         "folder of .bin or .npy files, or files separated by commas; none: pure inference, which "
@@ -28,85 +29,87 @@ class RunOptions:
     )
     output: str = cli.option("", "parent folder of the results; none: nothing is saved")
     output_dirname: str = cli.option("", "name of the results' folder inside --output (default: the time)")
-    outfmt: str = cli.option("BIN", "format of the results", choices=OUTFMTS)
+    outfmt: str = cli.option("BIN", "format of the results", choices=("BIN", "NPY", "TXT"))
     batchsize: int | None = cli.option(None, "images per run; a model built for one number takes no other", low=1)
     loop: int = cli.option(1, "repetitions of every run", low=1)
     warmup_count: int = cli.option(1, "runs of the first batch that are not counted", low=0)
     pure_data_type: str = cli.option("zero", "input of pure inference", choices=("zero", "random"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cli.check_ranges(self)
         if self.output_dirname and not self.output:
             raise UserError("--output-dirname: needs --output")
 
+    def resolve_batch(self, fixed: int | None) -> int | None:
+        """Images per run: the fixed batch size of the model, else --batchsize.
 
-def natural_key(name):
+        Raises:
+          UserError: --batchsize differs from the fixed batch size.
+        """
+        if fixed and self.batchsize and self.batchsize != fixed:
+            raise UserError(f"--batchsize: {self.batchsize}, but {self.model} was built for {fixed}")
+        return fixed or self.batchsize
+
+
+def natural_key(name: str) -> list[int | str]:
     """Sort key that compares runs of digits as numbers and other text in lower case."""
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", name)]
 
 
-def list_inputs(argument):
-    """The input files of a run, in the order ais_bench takes them.
+def list_inputs(argument: str) -> list[pathlib.Path]:
+    """The input files of a run, in ais_bench's order; all .bin or all .npy.
 
     Args:
       argument: value of --input: one folder, or files separated by commas.
-    Returns:
-      list of pathlib.Path; all .bin or all .npy.
     Raises:
-      UserError: nothing there, or names that would give results of the same name.
+      UserError: no files, or files whose results would have the same name.
     """
-    parts = [pathlib.Path(part) for part in argument.split(",") if part]
-    if len(parts) == 1 and parts[0].is_dir():
-        names = sorted(entry.name for entry in os.scandir(parts[0]) if entry.name.lower().endswith((".bin", ".npy")))
-        files = [parts[0] / name for name in sorted(names, key=natural_key)]
+    files = [pathlib.Path(part) for part in argument.split(",") if part]
+    if len(files) == 1 and files[0].is_dir():
+        (folder,) = files
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith((".bin", ".npy")))
+        files = [folder / name for name in sorted(names, key=natural_key)]
         if not files:
-            raise UserError(f"--input: {parts[0]} has no .bin or .npy files; make them with preprocess.py")
-    else:
-        files = parts
-        missing = [path for path in files if not path.is_file()]
-        if missing or not files:
-            raise UserError(
-                f"--input: {', '.join(map(str, missing[:3])) or argument} does not exist; expected one "
-                "folder, or files separated by commas"
-            )
+            raise UserError(f"--input: {folder} has no .bin or .npy files; make them with preprocess.py")
+    elif not files or not all(path.is_file() for path in files):
+        missing = [str(path) for path in files if not path.is_file()]
+        raise UserError(
+            f"--input: {', '.join(missing[:3]) or argument} does not exist; expected one folder, or files separated by "
+            "commas"
+        )
     if len({path.suffix.lower() for path in files}) > 1:
         raise UserError(f"--input: {argument} mixes .bin and .npy files")
-    stems = {}
-    for path in files:
-        other = stems.setdefault(path.name.partition(".")[0], path)
-        if other is not path:
-            raise UserError(f"--input: {other.name} and {path.name} would both give {path.name.partition('.')[0]}_0")
+    file_names.check_stems("--input", files)
     return files
 
 
-def sample_bytes(path):
+def sample_bytes(path: pathlib.Path) -> int:
     """Bytes of the numbers in an input file, without the header of an .npy file."""
     if path.suffix.lower() == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False).nbytes
     return path.stat().st_size
 
 
-def check_sizes(files, expected, what):
-    """Every input file must hold exactly one sample; ais_bench itself only looks whether the sizes divide.
+def check_sizes(files: Sequence[pathlib.Path], expected: int, description: str) -> None:
+    """Check that every input file holds one sample; ais_bench only checks that the sizes divide.
 
     Args:
-      files: .bin or .npy paths.
-      expected: bytes of one sample.
-      what: the sample in words, for the message.
+      expected: bytes of a sample.
+      description: type and shape of a sample, for the message.
     Raises:
-      UserError: the first file that does not.
+      UserError: the first file of another size.
     """
     for path in files:
         size = sample_bytes(path)
         if size != expected:
-            raise UserError(f"--input: {path} holds {size} bytes, one image of the model is {expected} ({what})")
+            raise UserError(f"--input: {path} holds {size} bytes, one image of the model is {expected} ({description})")
 
 
-def load_sample(path, out):
-    """Read one input file into an array of the right shape and type.
+def load_sample(path: pathlib.Path, out: np.ndarray) -> None:
+    """Read an input file into an array of the right shape and type.
 
     Raises:
-      UserError: an .npy of another type.
+      UserError: an .npy file of another type.
     """
     if path.suffix.lower() == ".npy":
         array = np.load(path, allow_pickle=False)
@@ -115,7 +118,7 @@ def load_sample(path, out):
         out[...] = array.reshape(out.shape)
         return
     with path.open("rb", buffering=0) as file:
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = out.reshape(-1).view(np.uint8).data
         while view:
             count = file.readinto(view)
             if not count:
@@ -123,19 +126,19 @@ def load_sample(path, out):
             view = view[count:]
 
 
-def claim_output(output, dirname):
-    """Create the folder of a run's results.
+def create_output(output: str, dirname: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Create the results' folder of a run.
 
-    ais_bench overwrites equal names and leaves the rest, so a folder with files in it would mix two runs.
+    ais_bench overwrites equal names and keeps other files, so a folder that is not empty would mix two runs.
 
     Returns:
-      (folder, summary path): the summary lies beside the folder, or in it when `dirname` ends with a slash.
+      (folder, path of the summary): the summary lies beside the folder, or in it when `dirname` ends with a slash.
     Raises:
-      UserError: the folder holds files, or cannot be made.
+      UserError: the folder is not empty, or cannot be created.
     """
-    prefix = os.path.join(output, dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))  # noqa: PTH118
+    prefix = os.path.join(output, dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))  # keeps the slash at the end
     folder, summary = pathlib.Path(prefix), pathlib.Path(prefix + "_summary.json")
-    if os.path.isabs(dirname):  # noqa: PTH117
+    if os.path.isabs(dirname):
         raise UserError(f"--output-dirname: {dirname} is absolute; it is a name inside --output")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output-dirname: {folder} already holds files; choose another name or remove it")
@@ -148,11 +151,8 @@ def claim_output(output, dirname):
     return folder, summary
 
 
-def write_result(folder, stem, outfmt, row):
-    """Write the logits of one image as {stem}_0.{bin,npy,txt}.
-
-    TXT has six decimals and a blank after every number, one line per row.
-    """
+def write_result(folder: pathlib.Path, stem: str, outfmt: str, row: np.ndarray) -> pathlib.Path:
+    """Write the logits of an image as {stem}_0.{bin,npy,txt}; TXT is one line of numbers with six decimals."""
     path = folder / f"{stem}_0.{outfmt.lower()}"
     if outfmt == "NPY":
         np.save(path, row[None])
@@ -163,8 +163,8 @@ def write_result(folder, stem, outfmt, row):
     return path
 
 
-def statistics(milliseconds):
-    """min, max, mean, median, 99th percentile and count, under the names of ais_bench's summary."""
+def statistics(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Statistics under the names of ais_bench's summary."""
     values = np.asarray(milliseconds)
     return {
         "min": float(values.min()),
@@ -176,16 +176,10 @@ def statistics(milliseconds):
     }
 
 
-def throughput_line(batch_size, mean_ms):
-    """The line users look for; images per second of the network alone, without reading and writing files."""
-    return (
-        f"[INFO] throughput 1000*batchsize.mean({batch_size})/NPU_compute_time.mean({mean_ms}): "
-        f"{1000 * batch_size / mean_ms}"
-    )
-
-
-def write_summary(path, filesinfo, arguments, compute_ms, batch_size):
-    """Write the summary JSON of a run that has come to its end."""
+def write_summary(
+    path: pathlib.Path, filesinfo: dict[str, Any], arguments: list[str], compute_ms: list[float], batch_size: int
+) -> None:
+    """Write the summary of a finished run; its throughput is in images per second of the network alone."""
     compute = statistics(compute_ms)
     content = {
         "filesinfo": filesinfo,
@@ -194,8 +188,7 @@ def write_summary(path, filesinfo, arguments, compute_ms, batch_size):
         "H2D_latency": statistics([0.0]),
         "D2H_latency": statistics([0.0]),
         "throughput": 1000 * batch_size / compute["mean"],
-        "npu_compute_time_list": list(compute_ms),
+        "npu_compute_time_list": compute_ms,
         "pid": os.getpid(),
     }
     write_atomic(path, json.dumps(content))
-    return compute

@@ -157,7 +157,7 @@ def run_onnx(num_files, turns, folder, size, batch, record_to):
     def files():
         shutil.rmtree(folder / "res", ignore_errors=True)
         (folder / "res_summary.json").unlink(missing_ok=True)
-        config = onnx_runtime.RunConfig(
+        config = onnx_runtime.RunOnnxConfig(
             model=str(folder / "net.onnx"),
             input=str(folder / "prep"),
             output=str(folder),
