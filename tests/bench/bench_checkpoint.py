@@ -1,9 +1,9 @@
-"""What a checkpoint costs the training: a step that saves, written beside the training and written before it goes on.
+"""Time that a checkpoint adds to a training step: written in the background, and written before the next step.
 
     python tests/bench/bench_checkpoint.py --model xception --image-size 75 -b 8
 
-A step now and then saves, in turns with the writer's thread and waiting for it (A B A B); the numbers are the time that
-such a step, and those after it, take beyond the median of the steps before it.
+One step in a few saves, in turns with and without waiting for the writer thread (A B A B). The numbers are the time that
+this step, and the ones after it, take beyond the median of the steps before it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main():
     parser.add_argument("-b", "--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     record.add_option(parser)
-    parser.add_argument("--folder", default=None, help="where to write; default: the folder for temporary files")
+    parser.add_argument("--folder", default=None, help="folder to write to; default: a temporary one")
     args = parser.parse_args()
     from make_sample_data import SampleConfig, make
 
@@ -74,7 +74,7 @@ def main():
 
 
 class Training:
-    """The zoo's trainer, step by step."""
+    """The zoo's trainer, one step per call, with the time of each."""
 
     def __init__(self, args, folder):
         from stepping import Stepping
@@ -99,7 +99,7 @@ class Training:
         self.trainer, self.plain = self._training.trainer, []
 
     def step(self, save=False, wait=False):
-        """Seconds of one step, with what a save adds to it."""
+        """Seconds of one step, including a save."""
         started = time.perf_counter()
         self._training.step()
         if save:
@@ -109,7 +109,7 @@ class Training:
         return time.perf_counter() - started
 
     def added_by_a_save(self, wait):
-        """(seconds added to the step that saves, to it and those after it)."""
+        """(seconds added to the step that saves, seconds added to it and the following ones together)."""
         self.trainer.writer.wait()
         before = [self.step() for _ in range(STEPS_BETWEEN)]
         usual = statistics.median(before)

@@ -1,11 +1,11 @@
-"""The index of as many files as ImageNet's training set has, against torchvision's ImageFolder, in turns: A B A B.
+"""Start-up time and memory of the file index compared with torchvision's ImageFolder, in turns (A B A B).
 
     python tests/bench/bench_index.py --rounds 3
 
-Makes 1,281,167 empty files in 1,000 folders below --folder (or takes those that are there), and measures in a process
-of its own each: the first start, which lists all folders; a second start, which maps the cached index; ImageFolder,
-which has no cache. Memory is what the list of files adds to a process: pages of its own, pages mapped from the cache,
-which all processes of a machine share, and the peak on the way.
+Makes 1,281,167 empty files in 1,000 folders below --folder, as many as ImageNet's training set has, or takes the files
+that are there. Each measurement runs in a new process: ImageFolder, which has no cache; the first start, which lists
+all folders; a second start, which maps the cached index. Memory is what the list of files adds to a process: its own
+pages, pages mapped from the cache, which all processes of a machine share, and the peak.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def make(folder, num_files, num_folders):
         os.mkdir(f"{folder}/{name}")
         for k in range(num_files // num_folders + (i < num_files % num_folders)):
             os.close(os.open(f"{folder}/{name}/{name}_{17 * k}.JPEG", os.O_CREAT | os.O_WRONLY))
-        os.utime(f"{folder}/{name}", (1_600_000_000, 1_600_000_000))  # a stamp of just now would not be trusted
+        os.utime(f"{folder}/{name}", (1_600_000_000, 1_600_000_000))  # the cache does not trust a recent mtime
     os.utime(folder, (1_600_000_000, 1_600_000_000))
 
 
@@ -71,7 +71,7 @@ def start(what, folder, cache):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", help="where the files are or shall stay; default: a temporary folder")
+    parser.add_argument("--folder", help="folder of the files; default: a temporary one")
     parser.add_argument("--files", type=int, default=FILES)
     parser.add_argument("--classes", type=int, default=FOLDERS)
     parser.add_argument("--rounds", type=int, default=3)
@@ -87,7 +87,7 @@ def main():
             os.makedirs(folder)
             make(folder, args.files, args.classes)
         found = {"ImageFolder": [], "first start": [], "second start": []}
-        for round_ in range(args.rounds + 1):  # the first one warms the file system's caches and is left out
+        for round_ in range(args.rounds + 1):  # the first one fills the file system's caches and is not counted
             cache = f"{scratch}/cache{round_}"
             for what, results in found.items():
                 results.append(start(what, folder, cache))

@@ -1,11 +1,11 @@
-"""A training step of Inception v3, the zoo's against the plain way, in turns: A B A B.
+"""Time of a training step of Inception v3 compared with PyTorch's ImageNet example, in turns (A B A B).
 
     python tests/bench/bench_training.py --image-size 299 -b 16 --rounds 9
     python tests/bench/bench_training.py --compile
     python tests/bench/bench_training.py --amp --amp-dtype=bf16
 
-Both read the same JPEGs with the same number of loader processes on the same device. The first two rounds are left out.
-Options that are not the bench's own go to the zoo's training, like the last two.
+Both read the same JPEGs with the same number of dataloader workers on the CPU. The first two rounds are not counted.
+Options that this program does not know, as in the last two commands, are passed to the zoo's training.
 """
 
 import argparse
@@ -23,12 +23,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench"), str(ROOT / "tools")]
 
 WARM_UP_ROUNDS = 2
-# Taken before the zoo's own settings (OpenMP's) are in it: the plain program runs as its users run it.
+# The environment before the zoo sets OpenMP's variables: the baseline runs without them.
 ENVIRONMENT = dict(os.environ)
 
 
 class ZooTraining:
-    """The zoo's Inception v3, a step at a time."""
+    """The zoo's training of Inception v3, one step per call."""
 
     def __init__(self, root, batch_size, image_size, workers, *options):
         from stepping import Stepping
@@ -40,14 +40,14 @@ class ZooTraining:
 
     def step(self):
         self._training.step()
-        self._training.trainer._non_finite()  # as often as the plain program looks at its losses
+        self._training.trainer._non_finite()  # wait for the loss at every step, as the baseline does
 
     def close(self):
         self._training.close()
 
 
 class Process:
-    """A training in a process of its own, which does a step whenever it is told to."""
+    """A training run in its own process, which does one step per request."""
 
     def __init__(self, name, *arguments):
         command = [sys.executable, __file__, "--serve", name, *map(str, arguments)]
@@ -67,7 +67,7 @@ class Process:
 
 
 def serve(name, root, *arguments):
-    """The other end of a Process."""
+    """Body of a Process."""
     if name == "plain":
         from plain_training import PlainTraining as Training
     else:

@@ -1,4 +1,4 @@
-"""The yardstick for postprocess.py: one file after the other with split, float and a sort.
+"""Baseline of postprocess.py: one file after the other with split, float and a sort.
 
 python tests/bench/plain_postprocess.py RESULT_FOLDER LABEL_FILE
 """

@@ -1,4 +1,4 @@
-"""The yardstick for preprocess.py: one process, one image after the other, the arithmetic written down as published.
+"""Baseline of preprocess.py: one process, one image after the other, the published arithmetic in PIL and NumPy.
 
 python tests/bench/plain_preprocess.py SRC_FOLDER SAVE_FOLDER
 """

@@ -1,6 +1,6 @@
-"""The reference that the training step is measured against: the way of PyTorch's own ImageNet example.
+"""Baseline of the training step: PyTorch's ImageNet example.
 
-Float batches normalized in the loader's processes, NCHW, torchvision's network, one `.item()` per meter and step.
+Float batches normalized by the dataloader workers, NCHW, torchvision's network, one `.item()` per meter and step.
 """
 
 import torch
@@ -10,11 +10,13 @@ from torchvision import transforms
 
 
 class PlainTraining:
-    """Call step() to train on the next batch.
+    """A training run that does one step per call.
 
     Args:
       root: dataset root with train/.
-      batch_size, image_size, workers: as usual.
+      batch_size: images per step.
+      image_size: side of the input, pixels.
+      workers: dataloader workers.
     """
 
     def __init__(self, root, batch_size, image_size, workers):

@@ -1,16 +1,16 @@
-"""The real trainer, one step at a time."""
+"""The repository's trainer, one step per call."""
 
 import dataclasses
 import pathlib
 
 
 class Stepping:
-    """A training on the CPU that does a step whenever it is told to.
+    """A training run on the CPU that does one step per call.
 
     Args:
       program: TrainProgram.
       argv: its options.
-      folder: where its checkpoints go.
+      folder: its run folder.
     """
 
     def __init__(self, program, argv, folder):
