@@ -2,8 +2,8 @@
 
     python tests/bench/bench_checkpoint.py --model xception --image-size 75 -b 8
 
-One step in a few saves, in turns with and without waiting for the writer thread (A B A B). The numbers are the time that
-this step, and the ones after it, take beyond the median of the steps before it.
+One step in a few saves, in turns with and without waiting for the writer thread (A B A B). The numbers are the time
+that this step, and the ones after it, take beyond the median of the steps before it.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Speed of the deployment chain against plain programs, in turns (A B A B) on this machine.
+"""Time of the deployment programs compared with plain ones, in turns (A B A B).
 
     python tests/bench/bench_deploy.py
     python tests/bench/bench_deploy.py --what preprocess --photos FOLDER
 
-Prints the seconds of every turn and the median ratio; preprocess compares the bytes too. The images in FOLDER, or drawn
-ones of 500 x 375 pixels, are repeated until there are --files. Everything is written to a temporary folder, and
-start-up is part of every time.
+Prints the seconds of each turn and the median ratio; preprocess also compares the bytes. The images in FOLDER, or drawn
+ones of 500 x 375 pixels, are repeated until there are --files. All output goes to a temporary folder. Start-up is part
+of each time.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def in_turns(name, plain, ours, turns):
 
 
 def drawn_photos(folder):
-    """100 JPEG files of a photograph's usual size, with the grain that makes a photograph's file as large as it is."""
+    """100 JPEG files of 500 x 375 pixels, with noise that gives them the file size of photographs."""
     sys.path.insert(0, str(REPO / "tools"))
     from make_sample_data import SampleConfig, make
 
