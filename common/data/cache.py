@@ -1,7 +1,7 @@
-"""Arrays that are dear to compute, in one file that every process of a machine maps into its memory.
+"""Memory-mapped cache of arrays that are expensive to compute.
 
-The file is a line of JSON, padded to 64 bytes, and the arrays' bytes. Pages of a mapped file are shared, so eight ranks
-and their loader processes hold them once.
+A file is a line of JSON, padded to 64 bytes, then the bytes of the arrays. All ranks and dataloader workers of a node
+share the pages of the mapped file.
 """
 
 import hashlib
@@ -10,6 +10,8 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +20,11 @@ from common.files import write_atomic
 _ALIGNMENT = 64
 _VERSION = 2
 
+Arrays = dict[str, np.ndarray]
 
-def read(key):
-    """(header, {name: read-only array}) that were stored under a string, or None where there is none or it is torn."""
+
+def read(key: str) -> tuple[dict[str, Any], Arrays] | None:
+    """(header, read-only arrays) that were stored under a key; None where there are none or the file is torn."""
     for folder in _folders():
         try:
             return _map(os.path.join(folder, _file_name(key)))
@@ -29,24 +33,25 @@ def read(key):
     return None
 
 
-def write(key, header, arrays):
-    """Store a JSON-able dict and arrays; where no folder can be written, the next start has to compute them again."""
+def write(key: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Store a header that JSON can express, and arrays; does nothing where no folder can be written."""
     layout = [(name, array.dtype.str, len(array)) for name, array in arrays.items()]
     line = json.dumps(dict(version=_VERSION, header=header, arrays=layout)).encode()
     line += b" " * (-(len(line) + 1) % _ALIGNMENT) + b"\n"
+    content = [np.ascontiguousarray(array).data for array in arrays.values()]
     for folder in _folders():
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            target, content = os.path.join(folder, _file_name(key)), map(np.ascontiguousarray, arrays.values())
-            # Machines with a common home folder may write at the same time.
-            write_atomic(target, line, *map(memoryview, content), mode=0o600, suffix=f".{secrets.token_hex(8)}.tmp")
+            target = os.path.join(folder, _file_name(key))
+            # A unique suffix: nodes that share a home folder may write at the same time.
+            write_atomic(target, line, *content, mode=0o600, suffix=f".{secrets.token_hex(8)}.tmp")
             return
         except OSError:
             continue
 
 
-def path(key, suffix):
-    """A file for other data that belongs to a string, in a folder that exists and can be written.
+def path(key: str, suffix: str) -> str:
+    """Path for other data about a key, in a folder that exists and can be written.
 
     Raises:
       OSError: there is no such folder.
@@ -61,8 +66,8 @@ def path(key, suffix):
     raise OSError("neither the home folder's .cache nor the temporary folder can be written")
 
 
-def _folders():
-    """Where to look and store: the user's cache; where that is read-only, a folder of their own in /tmp."""
+def _folders() -> Iterator[str]:
+    """The user's cache folder, then, where that is read-only, one of the user's own among the temporary files."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     yield os.path.join(base, "image-zoo")
     if hasattr(os, "getuid"):
@@ -72,15 +77,15 @@ def _folders():
         except OSError:
             yield own
             return
-        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():  # not one that somebody else laid there
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():  # not one that another user made
             yield own
 
 
-def _file_name(key):
+def _file_name(key: str) -> str:
     return hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
 
 
-def _map(path):
+def _map(path: str) -> tuple[dict[str, Any], Arrays]:
     with open(path, "rb") as file:
         line = file.readline()
         stored = json.loads(line)

@@ -1,17 +1,18 @@
-"""Lists of images to leave out: what tools/check_data.py writes and --exclude reads.
+"""Lists of images to leave out, written by tools/check_data.py and read by --exclude.
 
 One path per line, relative to the dataset root (`train/n01440764/x.JPEG`), then optionally a tab and the reason. Empty
-lines and lines that begin with # mean nothing.
+lines and lines that begin with # are ignored.
 """
 
 import os
 import pathlib
+from collections.abc import Set
 
 from common.errors import UserError
 
 
-def read(path):
-    """frozenset of the paths that a list holds; an empty `path` is an empty list.
+def read(path: str) -> frozenset[str]:
+    """The paths in a list; none for an empty `path`.
 
     Raises:
       UserError: no such file, or a line that is no relative path.
@@ -33,14 +34,14 @@ def read(path):
     return frozenset(found)
 
 
-def within(paths, root, bare=False):
-    """The part of a list that means images of the folder `root`, relative to it.
+def within(paths: Set[str], root: str, is_dataset_root: bool = False) -> Set[str]:
+    """Paths relative to the folder `root` of the listed images below it.
 
     Args:
-      paths: from `read`.
-      root: the folder of a split; its name is the first part of the paths that mean it (`train/...`).
-      bare: whether paths may also be relative to `root` itself, because it is what the user named.
+      paths: from `read`, relative to the dataset root.
+      root: folder of a split; its name begins the paths of its images (`train/...`).
+      is_dataset_root: `root` is also what the user gave as dataset root, so paths may be relative to it.
     """
     prefix = os.path.basename(root) + "/"
     inside = {path[len(prefix) :] for path in paths if path.startswith(prefix)}
-    return inside | paths if bare else inside
+    return inside | paths if is_dataset_root else inside

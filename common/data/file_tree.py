@@ -1,21 +1,21 @@
-"""Listing the images below a folder of class folders, many folders at a time.
+"""List the images below a folder of class folders, many folders at a time.
 
-Threads, not processes: on a local disk one thread, many threads and processes take about equally long (the work is
-copying names), on a network file system threads wait for the server together, and a process that already holds a
-device must not fork.
+Threads, not processes: on a local disk one thread, many threads and processes take about equally long, on a network
+file system threads overlap the waits for the server, and a process that holds a device must not fork.
 """
 
 import concurrent.futures
 import os
 import time
 import typing
+from collections.abc import Iterator, Mapping, Sequence
 
 from common.data.decode import EXTENSIONS
 from common.errors import UserError
 
 _THREADS = 8
-# File systems stamp folders with a clock that ticks in milliseconds to seconds: a file that is added in the tick of the
-# listing changes nothing that could be seen later. So the stamp of a folder that changed this recently is not trusted.
+# File systems take modification times from a clock that ticks in milliseconds to seconds: a file added in the tick of
+# the listing leaves the time of its folder unchanged. A folder that changed this recently is listed again next time.
 _FRESH_NS = 2_000_000_000
 UNTRUSTED = -1
 
@@ -24,30 +24,28 @@ class ClassListing(typing.NamedTuple):
     """What is below one class folder.
 
     Attributes:
-      images: paths relative to the root, in torchvision's order: sorted by folder, then by name.
-      others: paths of the files whose extension is no image's.
+      images: paths relative to the root, in the order of torchvision's ImageFolder: by folder, then by name.
+      others: paths of the files without an extension of images.
       folders: {relative path: modification time in ns, or UNTRUSTED} of every folder that was listed.
     """
 
-    images: list
-    others: list
-    folders: dict
+    images: list[str]
+    others: list[str]
+    folders: dict[str, int]
 
 
-def class_names(root):
-    """(sorted names of the class folders of `root`, sorted names of its files, its own stamp).
+def class_names(root: str) -> tuple[list[str], list[str], int]:
+    """(sorted names of the class folders of `root`, sorted names of its files, its modification time).
 
     Raises:
       UserError: it cannot be listed.
     """
-    stamp, entries = _stamp(os.stat(root)), _entries(root)
-    folders, files = [], []
-    for entry in entries:
-        (folders if entry.is_dir() else files).append(entry.name)
-    return sorted(folders), sorted(files), stamp
+    modified, entries = _modified_ns(os.stat(root)), _entries(root)
+    folders = {entry.name for entry in entries if entry.is_dir()}
+    return sorted(folders), sorted({entry.name for entry in entries} - folders), modified
 
 
-def class_listings(root, names):
+def class_listings(root: str, names: Sequence[str]) -> Iterator[ClassListing]:
     """Yield the ClassListing of every class folder, in the order of `names`.
 
     Raises:
@@ -61,9 +59,10 @@ def class_listings(root, names):
             raise
 
 
-def _class_listing(root, name):
-    listing, by_folder = ClassListing([], [], {}), {}
-    pending = [(name, ())]
+def _class_listing(root: str, name: str) -> ClassListing:
+    listing = ClassListing([], [], {})
+    by_folder: dict[str, list[str]] = {}
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [(name, ())]
     while pending:
         relative, above = pending.pop()
         path = os.path.join(root, relative)
@@ -71,7 +70,7 @@ def _class_listing(root, name):
         identity = status.st_dev, status.st_ino
         if identity in above:
             raise UserError(f"{path}: links to a folder above it; remove the link")
-        listing.folders[relative] = _stamp(status)
+        listing.folders[relative] = _modified_ns(status)
         images = by_folder[relative] = []
         for entry in _entries(path):
             if entry.is_dir():
@@ -85,7 +84,7 @@ def _class_listing(root, name):
     return listing
 
 
-def _entries(path):
+def _entries(path: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
             return list(entries)
@@ -93,14 +92,14 @@ def _entries(path):
         raise UserError(f"{path}: cannot be listed ({error.strerror})") from error
 
 
-def _stamp(status):
-    """Modification time that is compared later; taken before the listing, so that a change during it is noticed."""
+def _modified_ns(status: os.stat_result) -> int:
+    """Modification time to compare later; take it before the listing, so that a change during it is noticed."""
     return status.st_mtime_ns if status.st_mtime_ns < time.time_ns() - _FRESH_NS else UNTRUSTED
 
 
-def unchanged(root, folders):
-    """Whether every folder of {relative path: stamp} still has its stamp; adding or removing a file changes it."""
+def unchanged(root: str, folders: Mapping[str, int]) -> bool:
+    """Whether every folder still has its modification time; adding or removing a file changes it."""
     try:
-        return all(os.stat(os.path.join(root, path)).st_mtime_ns == stamp for path, stamp in folders.items())
+        return all(os.stat(os.path.join(root, path)).st_mtime_ns == time_ns for path, time_ns in folders.items())
     except OSError:
         return False

@@ -1,15 +1,17 @@
-"""The index of a dataset: which files, which classes; built once, cached, and checked without walking the tree again.
+"""The index of a dataset: its files, classes and labels; built once, then cached and checked without walking the tree.
 
-Two layouts: one folder per class (`train/`, `val/`), or a flat `val/` beside `val_label.txt` (`NAME INDEX` per line).
-The paths of all images are one block of bytes, which all processes of a machine map from the cache and share.
+Two layouts: one folder per class (`train/`, `val/`), or a flat `val/` beside `val_label.txt` (common/data/labels.py).
+The paths of all images are one block of bytes, memory-mapped from the cache and shared by all processes of a node.
 """
 
 import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
+import numpy.typing as npt
 
 from common.data import cache, exclude, file_tree, labels
 from common.data.decode import EXTENSIONS
@@ -20,39 +22,41 @@ _CHUNK = 1 << 16  # paths that are turned into Python objects at a time
 
 @dataclasses.dataclass(frozen=True)
 class FolderIndex:
-    """Images of one split, in torchvision's ImageFolder order (classes, then files, both sorted).
+    """Images of one split, in the order of torchvision's ImageFolder (classes, then files, both sorted).
+
+    The loaders below reject an empty split. Compare with None instead of testing for truth.
 
     Attributes:
       root: folder that the paths are relative to.
       classes: sorted class names; empty for the flat layout.
       labels: int32 [N], positions in `classes`, or the numbers of val_label.txt.
-      ignored: count of files whose extension is not an image's.
-      excluded: count of images of the folder that --exclude left out.
-      folder_fingerprint: of the index before that; empty where nothing was left out.
+      ignored: number of files without an extension of images.
+      excluded: number of images that --exclude left out.
+      folder_fingerprint: fingerprint before --exclude; empty where nothing was left out.
     """
 
     root: str
     classes: tuple[str, ...]
     labels: np.ndarray
     ignored: int
-    _names: np.ndarray  # uint8, all relative paths, each with a zero behind it
+    _names: np.ndarray  # uint8, all relative paths, each followed by a zero
     _ends: np.ndarray  # int64 [N], position of the zero of each path
     excluded: int = 0
     folder_fingerprint: str = ""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         """Path of image i relative to `root`."""
         start = int(self._ends[i - 1]) + 1 if i else 0
         return os.fsdecode(self._names[start : int(self._ends[i])].tobytes())
 
-    def path(self, i):
+    def path(self, i: int) -> str:
         """Path of image i."""
         return os.path.join(self.root, self.name(i))
 
-    def names(self):
+    def names(self) -> Iterator[str]:
         """Yield all names in order, much faster than one by one."""
         for first in range(0, len(self), _CHUNK):
             last = min(first + _CHUNK, len(self)) - 1
@@ -61,26 +65,26 @@ class FolderIndex:
             yield from os.fsdecode(block).split("\0")
 
     @functools.cached_property
-    def fingerprint(self):
-        """Hash of names and labels: two indexes with equal fingerprints give the same images in the same order."""
-        digest = hashlib.sha256(self._names)
-        digest.update(self._ends)
-        digest.update(np.ascontiguousarray(self.labels))
+    def fingerprint(self) -> str:
+        """Hash of names and labels: indexes with equal fingerprints hold the same images in the same order."""
+        digest = hashlib.sha256(self._names.data)
+        digest.update(self._ends.data)
+        digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()[:16]
 
     @property
-    def whole_fingerprint(self):
-        """The fingerprint that the folder had before anything was left out."""
+    def full_fingerprint(self) -> str:
+        """The fingerprint before --exclude."""
         return self.folder_fingerprint or self.fingerprint
 
-    def relabelled(self, classes):
-        """The same images with labels counted in another class list, which must contain every class of this one."""
+    def with_classes(self, classes: Sequence[str]) -> "FolderIndex":
+        """The same images with labels counted in `classes`, which contains every class of this index."""
         position = {name: i for i, name in enumerate(classes)}
         table = np.array([position[name] for name in self.classes], np.int32)
         return dataclasses.replace(self, classes=tuple(classes), labels=table[self.labels])
 
-    def without(self, names):
-        """The index less the images whose names are in a set; classes stay, even those that lose all images."""
+    def without(self, names: Set[str]) -> "FolderIndex":
+        """The index without the images of these names; a class stays where it loses all images."""
         if not names:
             return self
         keep = np.fromiter((name not in names for name in self.names()), bool, len(self))
@@ -97,8 +101,8 @@ class FolderIndex:
         )
 
 
-def load_folder(root, flag="--data"):
-    """Index of a folder of class folders, from the cache where that is still true.
+def load_folder(root: str | os.PathLike[str], flag: str = "--data") -> FolderIndex:
+    """Index of a folder of class folders, from the cache where no folder changed.
 
     Raises:
       UserError: no such folder, no class folders, or a class folder without images.
@@ -114,8 +118,8 @@ def load_folder(root, flag="--data"):
     return index
 
 
-def _from_cache(root):
-    """The cached index, or None where there is none, it is damaged, or a folder changed since."""
+def _from_cache(root: str) -> FolderIndex | None:
+    """The cached index, or None where there is none, it is damaged, or a folder changed."""
     stored = cache.read(root)
     if stored is None:
         return None
@@ -128,11 +132,11 @@ def _from_cache(root):
     return index if index.fingerprint == header["fingerprint"] else None
 
 
-def load_flat(folder, label_file, flag="--data"):
-    """Index of a flat folder of images with a label file (see common/data/labels.py).
+def load_flat(folder: str | os.PathLike[str], label_file: str | os.PathLike[str], flag: str = "--data") -> FolderIndex:
+    """Index of a flat folder of images with a label file.
 
     Raises:
-      UserError: a file that is not there, or a mistake in the label file.
+      UserError: an image is missing, or a mistake in the label file.
     """
     found = labels.read(label_file, flag)
     present = set(os.listdir(folder))
@@ -143,12 +147,12 @@ def load_flat(folder, label_file, flag="--data"):
     return _pack(os.path.abspath(folder), (), [names], list(found.values()), len(present) - len(found))
 
 
-def _walk(root, flag):
-    """Build the index; also returns {folder: stamp} of every folder that was listed, for the cache."""
-    classes, files, stamp = file_tree.class_names(root)
+def _walk(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
+    """Build the index; also {folder: modification time} of every folder that was listed."""
+    classes, files, modified_ns = file_tree.class_names(root)
     if not classes:
         raise UserError(f"{flag}: {root} holds no class folders; expected one folder of images per class")
-    blocks, counts, ignored, folders = [], [], 0, {".": stamp}
+    blocks, counts, ignored, folders = [], [], 0, {".": modified_ns}
     for name, listing in zip(classes, file_tree.class_listings(root, classes), strict=True):
         if not listing.images:
             raise UserError(
@@ -163,11 +167,13 @@ def _walk(root, flag):
     return _pack(root, classes, blocks, targets, ignored), folders
 
 
-def _pack(root, classes, blocks, targets, ignored):
-    """An index of names that stand in `blocks`, each with a zero behind it."""
+def _pack(
+    root: str, classes: Sequence[str], blocks: Sequence[str], targets: npt.ArrayLike, ignored: int
+) -> FolderIndex:
+    """An index of the names in `blocks`, each followed by a zero."""
     names = np.frombuffer(b"".join([os.fsencode(block) for block in blocks]), np.uint8)
     ends = np.flatnonzero(names == 0).astype(np.int64)
-    return FolderIndex(str(root), tuple(classes), np.asarray(targets, np.int32), ignored, names, ends)
+    return FolderIndex(root, tuple(classes), np.asarray(targets, np.int32), ignored, names, ends)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,23 +184,26 @@ class Splits:
     val: FolderIndex | None
 
     @property
-    def classes(self):
+    def classes(self) -> tuple[str, ...]:
         return self.train.classes
 
     @property
-    def summary(self):
-        """What ranks compare to know that they see the same images, in words."""
-        parts = [f"{len(split)} images ({split.fingerprint})" for split in (self.train, self.val) if split is not None]
-        return " and ".join(parts)
+    def summary(self) -> str:
+        """Text that ranks compare to make sure that they see the same images."""
+        splits = [split for split in (self.train, self.val) if split is not None]
+        return " and ".join(f"{len(split)} images ({split.fingerprint})" for split in splits)
 
-    def without(self, paths, bare=False):
-        """The splits less the images of a list; its paths may also be relative to train's folder where `bare`.
+    def without(self, paths: Set[str], is_dataset_root: bool = False) -> "Splits":
+        """The splits without the images of an exclude list.
 
+        Args:
+          paths: see exclude.read.
+          is_dataset_root: of the training set; see exclude.within.
         Raises:
-          UserError: the list means none of these images, or all of a split.
+          UserError: none of these images is in the list, or all of a split are.
         """
-        train = leave_out(self.train, paths, bare)
-        val = None if self.val is None else leave_out(self.val, paths)
+        train = apply_exclude_list(self.train, paths, is_dataset_root)
+        val = None if self.val is None else apply_exclude_list(self.val, paths)
         if paths and not train.excluded and (val is None or not val.excluded):
             raise UserError(
                 f"--exclude: none of its {len(paths)} images is here, the first is {min(paths)}; paths are relative to "
@@ -203,13 +212,13 @@ class Splits:
         return Splits(train, val)
 
 
-def load_splits(root, flag="--data", excluded=frozenset()):
+def load_splits(root: str, flag: str = "--data", excluded: Set[str] = frozenset()) -> Splits:
     """Index `root`/train and `root`/val.
 
     Args:
       root: dataset root.
-      flag: how the user named it.
-      excluded: paths to leave out, from exclude.read.
+      flag: option that gave it.
+      excluded: see exclude.read.
     Raises:
       UserError: a missing or empty folder, or a class in val/ that train/ lacks.
     """
@@ -224,8 +233,8 @@ def load_splits(root, flag="--data", excluded=frozenset()):
     return Splits(train, load_val(root, train.classes, flag)).without(excluded)
 
 
-def load_val(root, classes, flag="--data"):
-    """Index `root`/val (either layout) with labels counted in `classes`.
+def load_val(root: str, classes: Sequence[str], flag: str = "--data") -> FolderIndex:
+    """Index `root`/val, of either layout, with labels counted in `classes`.
 
     Raises:
       UserError: a missing folder, or a class or label that `classes` does not have.
@@ -244,9 +253,13 @@ def load_val(root, classes, flag="--data"):
     return in_classes(load_folder(folder, flag), classes, flag)
 
 
-def in_classes(index, classes, flag="--data", where="val/", of="train/"):
-    """A validation index with labels counted in the classes of the training set; `where` and `of` name both to people.
+def in_classes(
+    index: FolderIndex, classes: Sequence[str], flag: str = "--data", where: str = "val/", of: str = "train/"
+) -> FolderIndex:
+    """A validation index with labels counted in the classes of the training set.
 
+    Args:
+      where, of: names of the validation and the training folder in the message.
     Raises:
       UserError: a class that `classes` does not have.
     """
@@ -256,16 +269,16 @@ def in_classes(index, classes, flag="--data", where="val/", of="train/"):
             f"{flag}: {where} has class folders that {of} lacks: {', '.join(unknown[:5])}"
             f"{' ...' if len(unknown) > 5 else ''}; move or remove them"
         )
-    return index.relabelled(classes)
+    return index.with_classes(classes)
 
 
-def leave_out(index, paths, bare=False):
-    """The index less the images of a list (see exclude.within).
+def apply_exclude_list(index: FolderIndex, paths: Set[str], is_dataset_root: bool = False) -> FolderIndex:
+    """The index without the images of an exclude list (see exclude.within).
 
     Raises:
-      UserError: nothing is left.
+      UserError: the list holds all images.
     """
-    left = index.without(exclude.within(paths, index.root, bare))
+    left = index.without(exclude.within(paths, index.root, is_dataset_root))
     if not len(left):
         raise UserError(f"--exclude: it names all {len(index)} images of {index.root}")
     return left

@@ -195,5 +195,5 @@ def _load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "Fol
             )
     if found.labels.max() >= num_classes:
         raise UserError(f"--data: label {found.labels.max()} in {label_file}, the model has {num_classes} classes")
-    found = index.leave_out(found, exclude.read(config.exclude), bare=folder == root)
+    found = index.apply_exclude_list(found, exclude.read(config.exclude), is_dataset_root=folder == root)
     return dataclasses.replace(found, labels=found.labels + label_offset)

@@ -127,7 +127,7 @@ def agree_with_checkpoint(spec, config, explicit, state, splits):
             raise UserError(f"--{name.replace('_', '-')}: {getattr(config, name)}, but {where} has {stored}")
         config = dataclasses.replace(config, **{name: stored})
     if state["data_fingerprint"] != splits.train.fingerprint:
-        if state.get("folder_fingerprint") == splits.train.whole_fingerprint:
+        if state.get("folder_fingerprint") == splits.train.full_fingerprint:
             raise UserError(
                 f"--exclude: {config.exclude or 'no list'} leaves {len(splits.train)} images, but {where} was trained "
                 f"on {state['num_images']} of this folder (--exclude {state['config']['exclude'] or 'not given'}); "

@@ -248,7 +248,7 @@ class Trainer:
             num_micro_batches=self.plan.num_micro_batches,
             micro_batch_size=self.plan.micro_batch_size,
             data_fingerprint=job.splits.train.fingerprint,
-            folder_fingerprint=job.splits.train.whole_fingerprint,
+            folder_fingerprint=job.splits.train.full_fingerprint,
             num_images=len(job.splits.train),
             threads=self.threads,
             config=dataclasses.asdict(self.config),

@@ -14,10 +14,10 @@ def load_splits(config):
     if set(train.classes) <= {"train", "val", "test"}:
         raise UserError(f"--dataset-path: {config.data} holds {', '.join(train.classes)}; give {config.data}/train")
     if not config.eval_path:
-        return index.Splits(train, None).without(excluded, bare=True)
+        return index.Splits(train, None).without(excluded, is_dataset_root=True)
     val = index.load_folder(config.eval_path, "--eval-path")
     val = index.in_classes(val, train.classes, "--eval-path", config.eval_path, config.data)
-    return index.Splits(train, val).without(excluded, bare=True)
+    return index.Splits(train, val).without(excluded, is_dataset_root=True)
 
 
 def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, workers=8, seed=GPU.seed):
