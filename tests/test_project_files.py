@@ -7,10 +7,12 @@ import subprocess
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from setuptools import Distribution
-from setuptools.config.pyprojecttoml import apply_configuration
+from setuptools.config.pyprojecttoml import apply_configuration, load_file
 from support import ROOT
 
-PRODUCT = ("common", "inception_v3", "inception_v4", "xception", "tools")
+from tools import models
+
+PRODUCT = ("common", *models.names(), "tools")
 
 
 def requirements(name):
@@ -28,6 +30,10 @@ def test_pip_install_takes_every_module_and_the_runtime_requirements(monkeypatch
     assert folders <= {package.replace(".", "/") for package in installed.packages}
     assert {package.partition(".")[0] for package in installed.packages} == set(PRODUCT)
     assert set(map(Requirement, installed.install_requires)) == set(requirements("requirements.txt"))
+
+
+def test_mypy_checks_every_package():
+    assert load_file(ROOT / "pyproject.toml")["tool"]["mypy"]["files"] == list(PRODUCT)
 
 
 def test_every_requirement_has_a_tested_version_within_its_range():
