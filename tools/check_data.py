@@ -1,15 +1,15 @@
-"""Find what is wrong with a dataset before a training finds it.
+"""Find what is wrong with a dataset before a training does.
 
     python tools/check_data.py /data/imagenet
 
-Looks at every image below DIR, which holds train/ and val/ (class folders; or a flat val/ beside val_label.txt), or
-class folders itself, and reports files that are empty, broken or have too many pixels to be decoded; copies within
-training, and of validation images in training; classes of very different size, without images, or unknown to training.
-The list it writes names the images to leave out: `train.py --exclude FILE` and `eval.py --exclude FILE` do so. Images
-of validation are listed only where they do not decode, so that accuracies stay comparable.
+Checks every image below DIR, which holds train/ and val/ (class folders; or a flat val/ beside val_label.txt), or class
+folders itself. Reports files that are empty, broken or have too many pixels to be decoded; copies within training, and
+of validation images in training; classes of very different size, without images, or unknown to training. Writes a list
+of the images to leave out, for `train.py --exclude FILE` and `eval.py --exclude FILE`. Images of validation are in it
+only where they do not decode, so that accuracies stay comparable.
 
-An interrupted check goes on where it was, and a later one decodes changed files only. Exit status: 0 nothing is wrong,
-1 something is, 2 wrong usage.
+An interrupted check continues where it stopped, and a later one decodes changed files only. Exit status: 0 nothing is
+wrong, 1 something is, 2 wrong usage.
 """
 
 import collections
@@ -18,6 +18,7 @@ import os
 import pathlib
 import statistics
 import sys
+from collections.abc import Iterable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
@@ -29,6 +30,8 @@ from common.progress import Progress
 _SHOWN = 10  # findings of a kind that are printed; the list holds all
 _FIRST_LINE = "# Images to leave out, found by tools/check_data.py in "
 
+Findings = dict[str, list[audit_report.Finding]]
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckConfig:
@@ -38,31 +41,31 @@ class CheckConfig:
     workers: int = cli.option(0, "processes that decode; 0 is one per core", "-j", low=0)
     max_imbalance: float = cli.option(10.0, "how many times the smallest class the largest may be", low=1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cli.check_ranges(self)
 
 
-def examine_all(store, workers):
-    """Bring the store up to date; returns how many files were new or changed."""
-    total, new = store.count(), 0
+def examine_all(store: audit.Store, workers: int) -> int:
+    """Check the files; returns how many were new or changed."""
+    total, new = store.num_files(), 0
     if not total:
         return 0
     try:
         with Progress(total, "files") as advance:
             for tasks in store.tasks():
                 for results in parallel.unordered(audit.examine_many, tasks, workers, audit.ignore_interrupt):
-                    new += store.learn(results)
+                    new += store.update(results)
                     advance(len(results))
     except KeyboardInterrupt:
-        print("stopped; the same command goes on here", file=sys.stderr)
+        print("stopped; the same command continues here", file=sys.stderr)
         raise
     finally:
-        store.save()
+        store.commit()
     return new
 
 
-def check_list_file(path):
-    """Raise UserError where the list would overwrite something else."""
+def check_list_file(path: str) -> None:
+    """Raise UserError where the list cannot be written, or would overwrite another file."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.path.isdir(folder):
         raise UserError(f"--list: {path} is a folder, or in none that exists")
@@ -74,10 +77,17 @@ def check_list_file(path):
                 raise UserError(f"--list: {path} exists and is no list of this program; choose another name")
 
 
-def write_list(path, root, found):
-    """Write every finding: images to leave out as entries, everything else as comments. Returns {kind: [Finding]} with
-    the first ones of each kind, their counts, and the number of entries."""
-    first, counts, entries = collections.defaultdict(list), collections.Counter(), 0
+def write_list(
+    path: str, root: str, found: Iterable[audit_report.Finding]
+) -> tuple[Findings, collections.Counter[str], int]:
+    """Write images to leave out as entries, other findings as comments.
+
+    Returns:
+      The first findings of each kind, the number of findings of each kind, and the number of entries.
+    """
+    first: Findings = collections.defaultdict(list)
+    counts: collections.Counter[str] = collections.Counter()
+    entries = 0
     with files.atomic_path(path) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{_FIRST_LINE}{os.path.abspath(root)}: path, tab, reason\n")
         for finding in found:
@@ -90,8 +100,8 @@ def write_list(path, root, found):
     return first, counts, entries
 
 
-def print_findings(first, counts):
-    """The first findings of each kind, wrong ones before odd ones."""
+def print_findings(first: Findings, counts: collections.Counter[str]) -> None:
+    """Print the first findings of each kind, errors before notes."""
     for kind in sorted(first, key=lambda kind: (first[kind][0].is_note, kind)):
         print(f"{'note: ' * first[kind][0].is_note}{kind}: {counts[kind]}")
         for finding in first[kind]:
@@ -100,17 +110,17 @@ def print_findings(first, counts):
             print(f"  ... {counts[kind] - len(first[kind])} more")
 
 
-def print_part(store, part):
-    """One line on a split."""
-    sizes = list(audit_report.class_sizes(store, part).values())
-    name = f"{part.name or 'images'}: {sum(sizes)} images that decode"
-    if part.classes is None:
+def print_split(store: audit.Store, split: audit.Split) -> None:
+    """Print one line about a split."""
+    sizes = list(audit_report.class_sizes(store, split).values())
+    name = f"{split.name or 'images'}: {sum(sizes)} images that decode"
+    if split.classes is None:
         print(f"{name}, labels in val_label.txt")
     else:
         print(f"{name} in {len(sizes)} classes of {min(sizes)} to {max(sizes)}, median {statistics.median(sizes):g}")
 
 
-def main():
+def main() -> int:
     parser = cli.parser_for(CheckConfig(), __doc__)
     parser.add_argument("folder", metavar="DIR", help="dataset root")
     given = vars(parser.parse_args())
@@ -120,12 +130,13 @@ def main():
     check_list_file(config.list)
     store = audit.Store(folder)
     try:
-        parts = store.list_files()
+        splits = store.list_files()
         new = examine_all(store, config.workers)
-        print(f"{store.count()} files, {new} of them new or changed since the last check")
-        for part in parts:
-            print_part(store, part)
-        first, counts, entries = write_list(config.list, folder, audit_report.find(store, parts, config.max_imbalance))
+        print(f"{store.num_files()} files, {new} of them new or changed since the last check")
+        for split in splits:
+            print_split(store, split)
+        found = audit_report.find(store, splits, config.max_imbalance)
+        first, counts, entries = write_list(config.list, folder, found)
     finally:
         store.close()
     print_findings(first, counts)

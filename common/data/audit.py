@@ -1,7 +1,7 @@
-"""Looking at every file of a dataset once: decode, hash, remember; a later run looks at changed files only.
+"""Check of every file of a dataset: decode, hash, record; a later run decodes changed files only.
 
-What is known about a file stands in an SQLite file beside the cached index, so memory does not grow with the dataset,
-an interrupted run loses at most a second of work, and questions about pairs of files are queries.
+Results are rows of an SQLite file beside the cached index: memory does not grow with the dataset, an interrupted run
+loses about a second of work, and pairs of files are found by queries.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import stat
 import time
 import typing
 import warnings
+from collections.abc import Iterable, Iterator
 
 import PIL
 from PIL import Image
@@ -20,15 +21,15 @@ from PIL import Image
 from common.data import cache, decode, file_tree
 from common.errors import UserError
 
-# What is known depends on these: another limit or another decoder looks at all files again.
+# Results of another limit or another decoder are dropped.
 _VERSION = f"1 {decode.MAX_PIXELS} {PIL.__version__}"
-_BLOCK = 16_384  # files that are in memory at a time
+_BLOCK = 16_384  # files in memory at a time
 _TASK = 32  # files that a process takes at a time
-_SAVE_S = 1.0
+_COMMIT_S = 1.0
 _CONTAINERS = {"MPO": "JPEG"}  # formats that are another one with something attached
 
 
-class Part(typing.NamedTuple):
+class Split(typing.NamedTuple):
     """One split of the dataset.
 
     Attributes:
@@ -38,12 +39,20 @@ class Part(typing.NamedTuple):
     """
 
     name: str
-    classes: list | None
-    others: list
+    classes: list[str] | None
+    others: list[str]
 
 
 class Record(typing.NamedTuple):
-    """What is known about a file: its stamp, hash of its bytes, what is wrong (word and reason), what is odd."""
+    """What is known about a file.
+
+    Attributes:
+      stamp: size and times, to see whether the file changed.
+      digest: hash of its bytes.
+      kind: empty for an image that decodes, else zero-byte, giant or broken.
+      reason: why it does not decode.
+      note: something odd about an image that decodes.
+    """
 
     stamp: str
     digest: bytes
@@ -52,22 +61,18 @@ class Record(typing.NamedTuple):
     note: str
 
 
-def examine(path, known=None):
-    """Look at one file.
+# A row number, the path of its file, and the stamp of an earlier check.
+Task = tuple[int, str, str | None]
 
-    Args:
-      path: the file.
-      known: stamp of an earlier look.
-    Returns:
-      Record, or None where the file is still the known one. Its kind is empty for an image that decodes, else
-      zero-byte, giant or broken.
-    """
+
+def examine(path: str, known_stamp: str | None = None) -> Record | None:
+    """Check one file; None where it still has the stamp of an earlier check."""
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             return Record("", b"", "broken", "is no regular file", "")
         stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-        if stamp == known:
+        if stamp == known_stamp:
             return None
         if not status.st_size:
             return Record(stamp, b"", "zero-byte", "is empty", "")
@@ -80,10 +85,10 @@ def examine(path, known=None):
         return Record(stamp, digest, "giant", error.reason, "")
     except decode.BadImage as error:
         return Record(stamp, digest, "broken", error.reason, "")
-    return Record(stamp, digest, "", "", _misnamed(path))
+    return Record(stamp, digest, "", "", _format_note(path))
 
 
-def _digest(path):
+def _digest(path: str) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -91,35 +96,35 @@ def _digest(path):
     return digest.digest()
 
 
-def _misnamed(path):
-    """What an image really is, where its extension says something else."""
+def _format_note(path: str) -> str:
+    """Format of an image whose extension states another one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path) as image:
-            found = _CONTAINERS.get(image.format, image.format)
+            found = _CONTAINERS.get(image.format or "", image.format)
     return "" if found == Image.registered_extensions().get(pathlib.Path(path).suffix.lower()) else f"holds a {found}"
 
 
-def examine_many(task):
-    """[(row number, Record or None)] of [(row number, path, known stamp)]."""
-    return [(row, examine(path, known)) for row, path, known in task]
+def examine_many(tasks: Iterable[Task]) -> list[tuple[int, Record | None]]:
+    """(row number, `examine` of the file) of every task."""
+    return [(row, examine(path, known_stamp)) for row, path, known_stamp in tasks]
 
 
-def ignore_interrupt():
-    """Leave Ctrl-C to the process that collects the results."""
+def ignore_interrupt() -> None:
+    """Ignore Ctrl-C in a worker process; the process that collects the results handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Store:
-    """What is known about the files of a dataset.
+    """Results of the check of a dataset.
 
     Args:
       root: dataset root.
     Raises:
-      UserError: another process uses it, or it cannot be written.
+      UserError: another process uses them, or they cannot be written.
     """
 
-    def __init__(self, root):
+    def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
         try:
             self.path = cache.path(self.root, ".check")
@@ -127,55 +132,55 @@ class Store:
                 self._open()
             except sqlite3.OperationalError:
                 raise
-            except sqlite3.DatabaseError:  # damaged: it only saves time
-                self.rows.close()
+            except sqlite3.DatabaseError:  # damaged: start again
+                self.db.close()
                 os.unlink(self.path)
                 self._open()
         except sqlite3.OperationalError as error:
             raise UserError(f"DIR: another check of {self.root} is running ({self.path}: {error})") from error
         except OSError as error:
             raise UserError(f"DIR: results cannot be kept: {error}") from error
-        self._saved = time.monotonic()
+        self._committed = time.monotonic()
 
-    def _open(self):
-        self.rows = sqlite3.connect(self.path, timeout=0, isolation_level=None)
-        self.rows.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self.rows.execute("BEGIN EXCLUSIVE")
-        self.rows.execute("CREATE TABLE IF NOT EXISTS version (text TEXT)")
-        if self.rows.execute("SELECT text FROM version").fetchall() != [(_VERSION,)]:
-            self.rows.execute("DELETE FROM version")
-            self.rows.execute("INSERT INTO version VALUES (?)", (_VERSION,))
-            self.rows.execute("DROP TABLE IF EXISTS files")
+    def _open(self) -> None:
+        self.db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+        self.db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self.db.execute("BEGIN EXCLUSIVE")
+        self.db.execute("CREATE TABLE IF NOT EXISTS version (text TEXT)")
+        if self.db.execute("SELECT text FROM version").fetchall() != [(_VERSION,)]:
+            self.db.execute("DELETE FROM version")
+            self.db.execute("INSERT INTO version VALUES (?)", (_VERSION,))
+            self.db.execute("DROP TABLE IF EXISTS files")
         # Paths are bytes: a file name need not be text.
-        self.rows.execute(
+        self.db.execute(
             "CREATE TABLE IF NOT EXISTS files (path BLOB UNIQUE, part TEXT, class BLOB, listed INTEGER, stamp TEXT, "
             "digest BLOB, kind TEXT, reason TEXT, note TEXT)"
         )
 
-    def save(self):
-        """Make everything so far survive a kill."""
-        self.rows.execute("COMMIT")
-        self.rows.execute("BEGIN EXCLUSIVE")
-        self._saved = time.monotonic()
+    def commit(self) -> None:
+        """Make the results so far survive a kill."""
+        self.db.execute("COMMIT")
+        self.db.execute("BEGIN EXCLUSIVE")
+        self._committed = time.monotonic()
 
-    def close(self):
-        self.rows.execute("COMMIT")
-        self.rows.close()
+    def close(self) -> None:
+        self.db.execute("COMMIT")
+        self.db.close()
 
-    def list_files(self):
-        """Bring the rows up to date with the files that exist; returns the Parts.
+    def list_files(self) -> list[Split]:
+        """List the files that exist now: one row each.
 
         Raises:
           UserError: the root holds neither train/ nor val/ nor class folders.
         """
-        self.rows.execute("UPDATE files SET listed = 0")
+        self.db.execute("UPDATE files SET listed = 0")
         names = [name for name in ("train", "val") if os.path.isdir(os.path.join(self.root, name))]
-        parts = [self._list_part(name) for name in names or [""]]
-        self.rows.execute("DELETE FROM files WHERE NOT listed")
-        self.save()
-        return parts
+        splits = [self._list_split(name) for name in names or [""]]
+        self.db.execute("DELETE FROM files WHERE NOT listed")
+        self.commit()
+        return splits
 
-    def _list_part(self, name):
+    def _list_split(self, name: str) -> Split:
         folder = os.path.join(self.root, name) if name else self.root
         prefix = f"{name}/" if name else ""
         classes, files, _ = file_tree.class_names(folder)
@@ -183,42 +188,41 @@ class Store:
             images = [file for file in files if file.lower().endswith(decode.EXTENSIONS)]
             self._add(name, "", [prefix + image for image in images])
             others = sorted({*files} - {*images})
-            return Part(name, None, [prefix + other for other in [*others, *(f"{folder}/" for folder in classes)]])
+            return Split(name, None, [prefix + other for other in [*others, *(f"{folder}/" for folder in classes)]])
         if not classes:
             raise UserError(f"DIR: {folder} holds no class folders; give the folder that holds train/ and val/")
         others = list(files)
         for label, listing in zip(classes, file_tree.class_listings(folder, classes), strict=True):
             self._add(name, label, [prefix + image for image in listing.images])
             others += listing.others
-        return Part(name, classes, [prefix + other for other in others])
+        return Split(name, classes, [prefix + other for other in others])
 
-    def _add(self, part, label, paths):
-        self.rows.executemany(
+    def _add(self, split: str, label: str, paths: list[str]) -> None:
+        self.db.executemany(
             "INSERT INTO files (path, part, class, listed) VALUES (?, ?, ?, 1) ON CONFLICT (path) DO UPDATE SET "
             "part = excluded.part, class = excluded.class, listed = 1",
-            [(os.fsencode(path), part, os.fsencode(label)) for path in paths],
+            [(os.fsencode(path), split, os.fsencode(label)) for path in paths],
         )
 
-    def count(self):
-        """Files of the dataset."""
-        return self.rows.execute("SELECT count(*) FROM files").fetchone()[0]
+    def num_files(self) -> int:
+        return self.db.execute("SELECT count(*) FROM files").fetchone()[0]
 
-    def tasks(self):
-        """Yield lists of tasks for examine_many, one block of files at a time."""
+    def tasks(self) -> Iterator[list[list[Task]]]:
+        """Yield arguments of examine_many, one block of files at a time."""
         last = 0
-        while block := self.rows.execute(
+        while block := self.db.execute(
             "SELECT rowid, path, stamp FROM files WHERE rowid > ? ORDER BY rowid LIMIT ?", (last, _BLOCK)
         ).fetchall():
             last = block[-1][0]
-            work = [(row, os.path.join(self.root, os.fsdecode(path)), known) for row, path, known in block]
+            work = [(row, os.path.join(self.root, os.fsdecode(path)), stamp) for row, path, stamp in block]
             yield [work[i : i + _TASK] for i in range(0, len(work), _TASK)]
 
-    def learn(self, results):
-        """Keep what examine_many returned; returns how many of the files were new or changed."""
+    def update(self, results: list[tuple[int, Record | None]]) -> int:
+        """Keep the results of examine_many; returns how many of the files were new or changed."""
         new = [(*record, row) for row, record in results if record is not None]
-        self.rows.executemany(
+        self.db.executemany(
             "UPDATE files SET stamp = ?, digest = ?, kind = ?, reason = ?, note = ? WHERE rowid = ?", new
         )
-        if time.monotonic() - self._saved > _SAVE_S:
-            self.save()
+        if time.monotonic() - self._committed > _COMMIT_S:
+            self.commit()
         return len(new)

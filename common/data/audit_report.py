@@ -1,11 +1,13 @@
-"""What is wrong with a dataset, from what common/data/check.py knows about its files."""
+"""Findings about a dataset, from the results of common/data/audit.py."""
 
 import itertools
 import os
 import statistics
 import typing
+from collections.abc import Iterator
 
 from common.data import labels
+from common.data.audit import Split, Store
 
 
 class Finding(typing.NamedTuple):
@@ -26,61 +28,66 @@ class Finding(typing.NamedTuple):
     is_note: bool = False
 
 
-def find(store, parts, max_imbalance):
-    """Yield all Findings.
+def find(store: Store, splits: list[Split], max_imbalance: float) -> Iterator[Finding]:
+    """Yield all findings.
 
     Args:
-      store: check.Store whose files were all examined.
-      parts: its check.Parts.
-      max_imbalance: how many times as many images as the smallest the largest class may have.
+      store: results for all files.
+      splits: from store.list_files.
+      max_imbalance: largest allowed ratio of the sizes of the largest and the smallest class; 0: not checked.
     """
     yield from _single_files(store)
     yield from _copies(store)
-    train = next((part for part in parts if part.name != "val"), None)
-    val = next((part for part in parts if part.name == "val"), None)
-    for part in parts:
-        yield from _others(part)
-    for part in parts:
-        if part.classes is not None:
-            yield from _class_sizes(store, part, max_imbalance if part is train else None)
-    if val and val.classes is None:
-        yield from _label_file(store, len(train.classes) if train else None)
-    elif train and val:
-        yield from _class_names(train.classes, val.classes)
+    train = next((split for split in splits if split.name != "val"), None)
+    val = next((split for split in splits if split.name == "val"), None)
+    for split in splits:
+        for path in split.others:
+            yield Finding("ignored", path, "is not taken for an image of a class", is_note=True)
+    for split in splits:
+        if split.classes is not None:
+            yield from _class_sizes(store, split, max_imbalance if split is train else 0)
+    train_classes = train.classes if train is not None else None
+    if val is not None and val.classes is None:
+        yield from _label_file(store, None if train_classes is None else len(train_classes))
+    elif val is not None and val.classes is not None and train_classes is not None:
+        yield from _class_names(train_classes, val.classes)
 
 
-def class_sizes(store, part):
-    """{class: images that decode}, classes without any included."""
-    counted = store.rows.execute(
-        "SELECT class, count(*) FROM files WHERE part = ? AND kind = '' GROUP BY class", (part.name,)
+def class_sizes(store: Store, split: Split) -> dict[str, int]:
+    """{class: number of images that decode}, including classes without any."""
+    counted = store.db.execute(
+        "SELECT class, count(*) FROM files WHERE part = ? AND kind = '' GROUP BY class", (split.name,)
     )
-    return {**dict.fromkeys(part.classes or (), 0), **{os.fsdecode(name): count for name, count in counted}}
+    return {**dict.fromkeys(split.classes or (), 0), **{os.fsdecode(name): count for name, count in counted}}
 
 
-def _single_files(store):
-    rows = store.rows.execute("SELECT path, kind, reason, note FROM files WHERE kind <> '' OR note <> '' ORDER BY path")
+def _single_files(store: Store) -> Iterator[Finding]:
+    rows = store.db.execute("SELECT path, kind, reason, note FROM files WHERE kind <> '' OR note <> '' ORDER BY path")
     for path, kind, reason, note in rows:
         yield Finding(kind or "misnamed", os.fsdecode(path), reason or note, exclude=bool(kind), is_note=not kind)
 
 
-def _copies(store):
-    """Files of equal content. Of those in training all but one are to be left out, all where they contradict each other
-    or are in validation too. Validation stays as published, where its images are counted: copies there are only named.
+def _copies(store: Store) -> Iterator[Finding]:
+    """Files of equal content.
+
+    Of equal training images all but one are to be excluded, and all where they are in different classes or in
+    validation too. Validation images are only reported: accuracies are published for all of them.
     """
-    rows = store.rows.execute(
+    rows = store.db.execute(
         "SELECT digest, path, part, class FROM files WHERE kind = '' AND digest IN (SELECT digest FROM files "
         "WHERE kind = '' GROUP BY digest HAVING count(*) > 1) ORDER BY digest, part, path"
     )
     for _, group in itertools.groupby(rows, key=lambda row: row[0]):
-        train, val = [], []
-        for _, path, part, label in group:
-            (val if part == "val" else train).append((os.fsdecode(path), label))
+        train: list[tuple[str, bytes]] = []
+        val: list[tuple[str, bytes]] = []
+        for _, path, split, label in group:
+            (val if split == "val" else train).append((os.fsdecode(path), label))
         if val:
             for path, _ in train:
                 yield Finding("overlap", path, f"is in validation too: {val[0][0]}", exclude=True)
         elif len({label for _, label in train}) > 1:
             for path, label in train:
-                other = next(name for name, its in train if its != label)
+                other = next(other for other, its_label in train if its_label != label)
                 yield Finding("contradiction", path, f"is in another class too: {other}", exclude=True)
         else:
             for path, _ in train[1:]:
@@ -89,42 +96,34 @@ def _copies(store):
             yield Finding("duplicate", path, f"equals {val[0][0]}")
 
 
-def _others(part):
-    for path in part.others:
-        yield Finding("ignored", path, "is not taken for an image of a class", is_note=True)
-
-
-def _class_sizes(store, part, max_imbalance):
-    sizes, prefix = class_sizes(store, part), f"{part.name}/" if part.name else ""
+def _class_sizes(store: Store, split: Split, max_imbalance: float) -> Iterator[Finding]:
+    sizes, prefix = class_sizes(store, split), f"{split.name}/" if split.name else ""
     for name, size in sizes.items():
         if not size:
             yield Finding("empty class", prefix + name, "holds no image that decodes")
-    filled = {name: size for name, size in sizes.items() if size}
-    if max_imbalance and filled and max(filled.values()) > max_imbalance * min(filled.values()):
-        largest, median = max(filled, key=filled.get), statistics.median(filled.values())
-        for name in sorted(filled, key=filled.get):
-            if filled[name] * max_imbalance >= filled[largest]:
-                break
-            yield Finding(
-                "imbalance",
-                prefix + name,
-                f"{filled[name]} images; the largest class, {largest}, has {filled[largest]}, median {median:g}",
-            )
+    filled = sorted(((size, name) for name, size in sizes.items() if size), key=lambda item: item[0])
+    if not max_imbalance or not filled:
+        return
+    largest = max(sizes, key=sizes.__getitem__)
+    median = statistics.median(size for size, _ in filled)
+    for size, name in filled:
+        if size * max_imbalance < sizes[largest]:
+            reason = f"{size} images; the largest class, {largest}, has {sizes[largest]}, median {median:g}"
+            yield Finding("imbalance", prefix + name, reason)
 
 
-def _class_names(train, val):
+def _class_names(train: list[str], val: list[str]) -> Iterator[Finding]:
     for name in sorted({*val} - {*train}):
         yield Finding("unknown class", f"val/{name}", "train/ has no such class")
     for name in sorted({*train} - {*val}):
         yield Finding("untested class", f"train/{name}", "val/ has no such class", is_note=True)
 
 
-def _label_file(store, num_classes):
-    """Findings of val_label.txt."""
+def _label_file(store: Store, num_classes: int | None) -> Iterator[Finding]:
+    """Findings of val_label.txt; labels are not checked against num_classes None."""
     name, lines = "val_label.txt", list(labels.lines(os.path.join(store.root, "val_label.txt"), "DIR"))
-    images = {
-        os.fsdecode(path)[len("val/") :] for (path,) in store.rows.execute("SELECT path FROM files WHERE part = 'val'")
-    }
+    rows = store.db.execute("SELECT path FROM files WHERE part = 'val'")
+    images = {os.fsdecode(path).removeprefix("val/") for (path,) in rows}
     if not lines:
         yield Finding("label", name, "no labels; expected a line NAME INDEX per image")
     for line in lines:
@@ -133,8 +132,7 @@ def _label_file(store, num_classes):
         if line.name and line.name not in images:
             yield Finding("label", name, f"line {line.number}: val/ has no image {line.name}")
         if num_classes is not None and line.label >= num_classes:
-            yield Finding(
-                "label", name, f"line {line.number}: label {line.label}, the classes are 0..{num_classes - 1}"
-            )
+            reason = f"line {line.number}: label {line.label}, the classes are 0..{num_classes - 1}"
+            yield Finding("label", name, reason)
     for image in sorted(images - {line.name for line in lines}):
         yield Finding("unlabelled", f"val/{image}", f"is not in {name}", is_note=True)
