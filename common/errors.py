@@ -1,24 +1,24 @@
-"""Exit statuses of the programs, and the two exceptions that end one with a single line instead of a traceback."""
+"""Exit statuses of the programs, and the exceptions that end one with a single line instead of a traceback."""
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was saved
-EXIT_RESTART = 75  # likewise, and whoever started the program means to start it again (sysexits' "try again")
+EXIT_RESTART = 75  # as 143, and the launcher starts the ranks again (EX_TEMPFAIL of sysexits.h)
 
 
 class UserError(ValueError):
-    """A mistake in a flag, a file or a folder; programs print it as one line `error: ...` and exit with status 2.
+    """A mistake in a flag, a file or a folder: one line `error: ...` and exit status 2.
 
     The message begins with the flag or file, then says what was found, then what is allowed or what to do.
 
     Attributes:
-      every_rank: True when all ranks of a run meet this mistake (a wrong flag), so that rank 0 alone reports it;
-        False when only this rank can know (an image that does not decode).
+      every_rank: whether all ranks of a run raise it (a wrong flag), so that rank 0 alone prints it; otherwise the rank
+        that raises it prints it (an image that does not decode).
     """
 
-    def __init__(self, message, every_rank=True):
+    def __init__(self, message: str, every_rank: bool = True) -> None:
         super().__init__(message)
         self.every_rank = every_rank
 
 
 class RunError(RuntimeError):
-    """The run cannot go on though the input was right (a loss that is not finite); one line, exit status 1."""
+    """A failure of a run whose input is right (a loss that is not finite): one line, exit status 1."""

@@ -1,13 +1,13 @@
-"""TCP ports of this machine."""
+"""TCP ports of this node."""
 
 import os
 import socket
 
 
-def why_taken(port):
-    """Why a TCP port of this machine cannot be opened, or None where it can."""
+def bind_error(port: int) -> str | None:
+    """Why a TCP port cannot be opened, or None where it can."""
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        return os.strerror(error.errno)
+        return os.strerror(error.errno or 0)
     return None

@@ -1,33 +1,29 @@
-"""Run folders: numbered, never reused, found again. Importing this does not import torch."""
+"""Run folders: numbered and never reused. Importing this does not import torch."""
 
 import contextlib
 import pathlib
 
 from common.errors import UserError
+from common.files import StrPath
 
 CONFIG, LOG, METRICS, SUMMARY = "config.json", "log.txt", "metrics.jsonl", "summary.json"
 NEWEST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
 OUTPUT = pathlib.Path("output")
 
 
-def holds_run(folder):
-    """Whether a folder already contains something of a run."""
+def holds_run(folder: StrPath) -> bool:
+    """Whether a folder contains a file of a run."""
     names = (CONFIG, LOG, METRICS, SUMMARY, NEWEST, PREVIOUS, BEST)
     return any((pathlib.Path(folder) / name).exists() for name in names)
 
 
-def numbered_runs(parent):
-    """Run folders below `parent` (./output/<name>), oldest first."""
-    parent = pathlib.Path(parent)
-    return (
-        sorted((p for p in parent.glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name))
-        if parent.is_dir()
-        else []
-    )
+def numbered_runs(parent: StrPath) -> list[pathlib.Path]:
+    """Run folders below `parent` (./output/NAME), oldest first."""
+    return sorted((p for p in pathlib.Path(parent).glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name))
 
 
-def new_run(parent):
-    """Create the next numbered folder below `parent`; numbers are never used twice, also by two runs at once."""
+def new_run(parent: StrPath) -> pathlib.Path:
+    """Create the next numbered folder below `parent`; two runs that start at once get two numbers."""
     number = int(found[-1].name) + 1 if (found := numbered_runs(parent)) else 0
     pathlib.Path(parent).mkdir(parents=True, exist_ok=True)
     while True:
@@ -38,7 +34,7 @@ def new_run(parent):
         number += 1
 
 
-def newest_best():
+def newest_best() -> pathlib.Path:
     """Path of ./model_best.pth.tar, else of the newest one below ./output.
 
     Raises:
@@ -46,7 +42,7 @@ def newest_best():
     """
     if pathlib.Path(BEST).exists():
         return pathlib.Path(BEST)
-    found = sorted(OUTPUT.glob(f"*/*/{BEST}"), key=lambda path: path.stat().st_mtime)
+    found = list(OUTPUT.glob(f"*/*/{BEST}"))
     if not found:
         raise UserError(f"no {BEST} here and none below ./output; name a checkpoint file")
-    return found[-1]
+    return max(found, key=lambda path: path.stat().st_mtime)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from common.ports import why_taken
+from common.ports import bind_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Finding:
 
 def check_ports(check: str, ports: Sequence[int], remedy: str) -> Finding:
     """Check that TCP ports of this machine are free."""
-    taken = [f"{port} ({reason})" for port in ports if (reason := why_taken(port))]
+    taken = [f"{port} ({reason})" for port in ports if (reason := bind_error(port))]
     if taken:
         return Finding(check, f"not free: {', '.join(taken)}", remedy)
     return Finding(check, f"{ports[0]} free" if len(ports) == 1 else f"{ports[0]} to {ports[-1]} free")

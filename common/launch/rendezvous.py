@@ -19,7 +19,7 @@ import threading
 import time
 
 from common.errors import UserError
-from common.ports import why_taken
+from common.ports import bind_error
 
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of a network interface
 _HEARD_S = 5  # how long machine 0 stays to let the others read why nobody starts
@@ -141,7 +141,7 @@ class Rendezvous:
 
     def _opened(self, dist):
         """The store that machine 0 serves on all its addresses."""
-        taken = why_taken(self.port)
+        taken = bind_error(self.port)
         if taken:
             raise UserError(
                 f"--master_port: {self.port} cannot be opened on this machine ({taken}); end the program that has it, "

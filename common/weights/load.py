@@ -286,7 +286,7 @@ def _bare(path, spec, state_dict, metadata):
         raise UserError(f"{path}: not a state dict ({', '.join(map(str, foreign[:5])) or 'empty'} is no tensor)")
     if "state_dict" in spec.key_maps:
         state_dict = spec.key_maps["state_dict"](state_dict)
-    return Loaded(state_dict, dict(spec.origins.get("state_dict", {})), metadata, "state_dict")
+    return Loaded(state_dict, dict(spec.format_options.get("state_dict", {})), metadata, "state_dict")
 
 
 def _read_safetensors(path, spec):
@@ -326,7 +326,7 @@ def _foreign(path, spec, name, read_tensors):
             f"{''.join(f', {known}' for known in spec.key_maps if known != 'state_dict')}"
         )
     state_dict = spec.key_maps[name](read_tensors(path))
-    return Loaded(state_dict, dict(spec.origins.get(name, {})), {}, name)
+    return Loaded(state_dict, dict(spec.format_options.get(name, {})), {}, name)
 
 
 READERS = (

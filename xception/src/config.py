@@ -34,7 +34,7 @@ SPEC = ModelSpec(
     num_classes=1000,
     key_maps={"state_dict": weights.from_torch, "mindspore": weights.from_mindspore, "keras": weights.from_keras},
     export_maps={"keras": weights.to_keras},
-    origins={
+    format_options={
         "state_dict": {"pool_padding": "torch", "bn_eps": 1e-5},
         "mindspore": _MINDSPORE,
         "keras": {"pool_padding": "same", "bn_eps": 1e-3},
