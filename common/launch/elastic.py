@@ -1,125 +1,208 @@
-"""torchrun's agent for runs that are started again: a fresh store for each generation of ranks, final statuses.
+"""torchrun's agent: runs the ranks of a node, restarts them, and returns their exit status.
 
-A generation is what the agents of all machines start together. When a rank dies, or a machine comes or goes, all ranks
-end, the agents meet again and start the next one, which continues from the newest checkpoint.
+A round starts the ranks of all nodes. When a rank dies, or a node joins or leaves, all ranks exit, the agents of all
+nodes rendezvous again, and the ranks of the next round resume from the newest checkpoint.
 """
 
+import datetime
+import logging
 import os
 import signal
+import socket
 import sys
+from collections.abc import Mapping
+from typing import Any
 
-from torch.distributed import PrefixStore, TCPStore
-from torch.distributed.elastic.agent.server.api import WorkerState
+from torch import distributed as dist
+from torch.distributed.elastic import rendezvous
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
 from common import errors
+from common.distributed import RESTART_SIGNAL
+from common.errors import UserError
+from common.launch.config import LaunchConfig
 
-# A rank that ends with one of these has said all there is to say: its input is wrong, or it was told to stop.
+# Exit statuses of a rank that end the run without a restart: wrong input, or told to stop.
 FINAL_STATUSES = (errors.EXIT_USER_ERROR, 130, errors.EXIT_TERMINATED)
+# Enough for a step and a checkpoint of several hundred megabytes on a slow disk.
+_SHUTDOWN_TIMEOUT_S = 600
+# How long to wait for more nodes once --nnodes=MIN are there.
+_LAST_CALL_S = 10
 
 
-class FreshStores(RendezvousHandler):
-    """A rendezvous whose every round gives the ranks a store of their own.
+class FreshStoreHandler(DynamicRendezvousHandler):
+    """c10d rendezvous that gives the ranks of every round a new store.
 
-    torch (2.12) makes that store once and hands it to all later generations. Their ranks then find the addresses that
-    the ranks of the generation before left under the same keys, and connect to processes that are dead, unless the
-    owner of a key has already replaced it: a restart fails by chance. A machine that comes later is never told where
-    that store is, and waits for ever.
+    torch 2.12 makes one store in the first round and reuses it. Ranks of a later round then read addresses that ranks
+    of an earlier one left under the same keys, and connect to dead processes unless the key's owner has overwritten it
+    in time. A node that joins later never gets the address of that store and waits forever.
 
-    Args:
-      inner: the c10d handler.
-      address: address of this machine, on which the ranks of the others can reach it.
+    Attributes:
+      address: of this node, for the ranks of other nodes.
     """
 
-    def __init__(self, inner, address):
-        self._inner, self._address, self._server = inner, address, None
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # torch's own does no harm then: an address per round
+    address: str
 
-    def next_rendezvous(self):
-        info, port = self._inner.next_rendezvous(), 0
+    @classmethod
+    def create(cls, parameters: rendezvous.RendezvousParameters, timeout_s: int, address: str) -> "FreshStoreHandler":
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # torch's own store is then unused
+        backend, store = create_backend(parameters)
+        seconds = datetime.timedelta(seconds=1)
+        timeout = RendezvousTimeout(join=timeout_s * seconds, last_call=_LAST_CALL_S * seconds)
+        nodes = parameters.min_nodes, parameters.max_nodes
+        handler = cls.from_backend(parameters.run_id, store, backend, *nodes, parameters.local_addr, timeout)
+        handler.address = address
+        return handler
+
+    def next_rendezvous(self) -> rendezvous.RendezvousInfo:
+        info, port = super().next_rendezvous(), 0
         if info.rank == 0:
-            self._server = TCPStore(self._address, 0, is_master=True, wait_for_workers=False)  # a free port
+            self._server = dist.TCPStore(self.address, 0, is_master=True, wait_for_workers=False)  # on a free port
             port = self._server.port
-        round_store = PrefixStore("ranks", info.store)  # the keys of the store that torch made stay apart
-        meet_at = RendezvousStoreInfo.build(info.rank, round_store, local_addr=self._address, server_port=port)
-        return RendezvousInfo(info.store, info.rank, info.world_size, meet_at)
+        own_keys = dist.PrefixStore("ranks", info.store)  # torch has written its own store's address without prefix
+        store_info = rendezvous.RendezvousStoreInfo.build(info.rank, own_keys, self.address, port)
+        return rendezvous.RendezvousInfo(info.store, info.rank, info.world_size, store_info)
 
     @property
-    def use_agent_store(self):
-        """The agent holds the store, not rank 0: it outlives a rank that hangs."""
+    def use_agent_store(self) -> bool:
+        """The agent serves the store instead of rank 0, so that it outlives a rank that hangs."""
         return True
-
-    def get_backend(self):
-        return self._inner.get_backend()
-
-    def is_closed(self):
-        return self._inner.is_closed()
-
-    def set_closed(self):
-        return self._inner.set_closed()
-
-    def num_nodes_waiting(self):
-        return self._inner.num_nodes_waiting()
-
-    def get_run_id(self):
-        return self._inner.get_run_id()
-
-    def shutdown(self):
-        return self._inner.shutdown()
 
 
 class Agent(LocalElasticAgent):
-    """torchrun's agent, which remembers how its ranks ended and knows when not to start them again."""
+    """torchrun's agent that keeps the exit statuses of its ranks and does not restart after a final one."""
 
-    statuses = ()
+    statuses: list[int | None] = []
 
-    def _shutdown(self, *args, **kwargs):
+    def _handlers(self) -> list[SubprocessHandler]:
+        context = self._pcontext
+        return list(context.subprocess_handlers.values()) if isinstance(context, SubprocessContext) else []
+
+    def _shutdown(self, *args: Any, **kwargs: Any) -> None:
         super()._shutdown(*args, **kwargs)
-        if self._pcontext is not None:
-            self.statuses = [handler.proc.returncode for handler in self._pcontext.subprocess_handlers.values()]
+        self.statuses = [handler.proc.returncode for handler in self._handlers()]
 
-    def _stop_workers(self, worker_group):
-        # Ranks that can still reach each other save the step they are at; torch would have them stop for good.
-        self._shutdown(signal.SIGUSR2, self._shutdown_timeout)
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        # torch would send SIGTERM, which stops the run; with this signal the ranks save their step and exit.
+        self._shutdown(RESTART_SIGNAL, self._shutdown_timeout)
 
-    def _monitor_workers(self, worker_group):
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
-            ended = [failure.exitcode for failure in result.failures.values()]
-            if any(status in FINAL_STATUSES for status in ended):
+            statuses = [failure.exitcode for failure in result.failures.values()]
+            if any(status in FINAL_STATUSES for status in statuses):
                 self._remaining_restarts = 0
-            elif errors.EXIT_RESTART in ended:
-                self._remaining_restarts += 1  # a machine comes or goes: not a failure of this one
+            elif errors.EXIT_RESTART in statuses:
+                self._remaining_restarts += 1  # a node joined or left: not a failure of this one
             if self._remaining_restarts:
-                print(
-                    f"{how_it_ended(result.failures)}; all ranks start again from the last saved step",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                _print_error(f"{describe_failure(result.failures)}; all ranks start again from the last saved step")
         return result
 
-    def kill(self):
-        """End all ranks and their loader processes at once."""
-        if self._pcontext is not None:
-            for handler in self._pcontext.subprocess_handlers.values():
-                if handler.proc.poll() is None:
-                    handler.close(signal.SIGKILL)
-                    handler.proc.wait()
+    def kill(self) -> None:
+        """Kill all ranks and their dataloader workers."""
+        for handler in self._handlers():
+            if handler.proc.poll() is None:
+                handler.close(signal.SIGKILL)
+                handler.proc.wait()
 
 
-def first_failure(failures):
-    """The failure that says most: one with a final status, else the one that came first.
-
-    Args:
-      failures: {rank: torch's ProcessFailure}.
-    """
+def first_failure(failures: Mapping[int, ProcessFailure]) -> ProcessFailure:
+    """The cause of a failed round: a rank with a final status, else the rank that failed first."""
     return min(failures.values(), key=lambda failure: (failure.exitcode not in FINAL_STATUSES, failure.timestamp))
 
 
-def how_it_ended(failures):
-    """A few words on the rank that failed first."""
+def describe_failure(failures: Mapping[int, ProcessFailure]) -> str:
+    """Which rank failed first, and its signal or exit status."""
     first = first_failure(failures)
     if first.exitcode < 0:
         return f"rank {first.local_rank} of this machine was ended by {signal.Signals(-first.exitcode).name}"
     return f"rank {first.local_rank} of this machine ended with status {first.exitcode}"
+
+
+def _print_error(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def run_agent(config: LaunchConfig, command: list[str], timeout_s: int, store: dist.Store | None) -> int:
+    """Run the ranks of this node until all have ended.
+
+    Args:
+      command: of a rank.
+      timeout_s: how long the agents of several nodes wait for each other, in seconds.
+      store: that of the rendezvous check; this reference keeps it open while the ranks run.
+    Returns:
+      0, or the exit status of the first rank that failed; 128 + n for one that signal n ended.
+    """
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the messages below take the place of its own
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    handler, addresses = _rendezvous_handler(config, timeout_s)
+    spec = WorkerSpec(
+        role="train",
+        local_world_size=config.devices,
+        entrypoint=command[0],
+        args=tuple(command[1:]),
+        rdzv_handler=handler,
+        max_restarts=config.max_restarts,
+        monitor_interval=0.1,
+        **addresses,
+    )
+    agent = Agent(spec, DefaultLogsSpecs(), start_method="spawn", shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+    try:
+        result = agent.run()
+    except SignalException as error:
+        failed = [status for status in agent.statuses if status]
+        return _exit_status(failed[0]) if failed else 128 + error.sigval
+    except (rendezvous.RendezvousError, dist.DistError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--master-addr: the rendezvous of the machines failed ({reason}); fewer than --nnodes are there, "
+            "machine 0 is gone, or the run has ended"
+        ) from error
+    finally:
+        agent.kill()
+        handler.shutdown()
+    if result is None or not result.is_failed():
+        return 0
+    first = first_failure(result.failures)
+    if first.exitcode < 0:
+        failure = describe_failure(result.failures)
+        _print_error(f"error: {failure}; --resume=auto continues from the last saved step")
+    return _exit_status(first.exitcode)
+
+
+def _rendezvous_handler(config: LaunchConfig, timeout_s: int) -> tuple[rendezvous.RendezvousHandler, dict[str, Any]]:
+    """(handler of the agents' rendezvous, addresses for the WorkerSpec)."""
+    single = config.max_nodes == 1
+    address = config.local_addr or ("127.0.0.1" if single else None)
+    is_static = not single and not config.is_elastic
+    if is_static:
+        options = {"rank": config.node_rank, "timeout": timeout_s}
+    else:
+        options = {"is_host": config.node_rank == 0}
+    parameters = rendezvous.RendezvousParameters(
+        backend="static" if is_static else "c10d",
+        endpoint="localhost:0" if single else f"{config.master_addr}:{config.master_port}",
+        run_id=f"zoo-{os.getpid()}" if single else "zoo",
+        min_nodes=config.min_nodes,
+        max_nodes=config.max_nodes,
+        local_addr=address,
+        **options,
+    )
+    if is_static:
+        addresses = {"master_addr": config.master_addr, "master_port": config.master_port, "local_addr": address}
+        return rendezvous.registry.get_rendezvous_handler(parameters), addresses
+    handler = FreshStoreHandler.create(parameters, timeout_s, address or socket.gethostname())
+    return handler, {"local_addr": address}
+
+
+def _exit_status(returncode: int) -> int:
+    """A shell's exit status for a process's return code: 128 + n where signal n ended it."""
+    return 128 - returncode if returncode < 0 else returncode

@@ -2,18 +2,18 @@
 #
 #   launch SCRIPT [key=value ...] -- [options of SCRIPT ...] -- "$@"
 #
-# that is: the program, the launcher's recipe, and what the user gave. common/launch/launch.py does the rest; it is exec'ed, so
-# signals and the exit status are the trainer's own.
+# with the program, the launcher's defaults, and the user's arguments. common/launch/launch.py does the rest; exec makes it
+# receive signals directly, and its exit status that of the launcher.
 set -euo pipefail
 zoo_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
-# The Python to use: $PYTHON, an activated environment, the one that `make` created, or the system's.
+# Python: $PYTHON, that of an activated environment, of the environment that `make` created, or the system's.
 if [[ -z ${PYTHON:-} && -z ${VIRTUAL_ENV:-} && -z ${CONDA_PREFIX:-} && -x $zoo_root/.venv/bin/python ]]; then
   PYTHON=$zoo_root/.venv/bin/python
 fi
 
-# positional NAME ... [NAME] ... -- "$@": the leading arguments, up to one that starts with --, become the variables NAME;
-# a [NAME] may be absent. What follows them becomes the array `rest`.
+# positional NAME ... [NAME] ... -- "$@": assign the leading arguments, up to one that starts with --, to the variables
+# NAME; a [NAME] may be missing and is then empty. The other arguments become the array `rest`.
 positional() {
   local names=() name
   while [[ $1 != -- ]]; do names+=("$1"); shift; done
@@ -32,7 +32,7 @@ positional() {
   rest=("$@")
 }
 
-# run SCRIPT ...: one process, without the launcher; a lone -- among its options means nothing
+# run SCRIPT [options ...]: one process, without launch.py; a lone -- among its options is dropped.
 run() {
   local options=() word
   for word in "${@:2}"; do
@@ -43,6 +43,6 @@ run() {
 }
 
 launch() {
-  source "$zoo_root/common/launch/env_npu.sh" "$@"
+  source "$zoo_root/common/launch/env_npu.sh"
   exec "${PYTHON:-python3}" "$zoo_root/common/launch/launch.py" "$(basename "$0" .sh)" "$zoo_root/$1" "${@:2}"
 }

@@ -1,9 +1,8 @@
-"""Several machines meet before any rank starts, and find out whether they can train together.
+"""Check of all machines before any rank starts: are they there, reachable, and equal in code, data and options?
 
-Machine 0 listens on --master_addr and --master_port; every other machine checks in there with its facts (data set,
-code, options). Whoever is missing, in the wrong place or different is named on every machine within
---rendezvous-timeout, where a process group would wait in silence. torchrun's agent then meets on the same port, in the
-same store.
+Node 0 serves a store at --master_addr and --master_port; every other node connects and writes its settings there. A
+missing, unreachable or different node is named on every node within --rendezvous-timeout, where a process group would
+only time out. torchrun's agent then uses the same port and store.
 """
 
 import contextlib
@@ -17,16 +16,20 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterable
+from typing import Any
+
+from torch import distributed as dist
 
 from common.errors import UserError
 from common.ports import bind_error
 
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of a network interface
-_HEARD_S = 5  # how long machine 0 stays to let the others read why nobody starts
+_REPLY_S = 5  # how long node 0 keeps its store open so that the others read the result
 
 
-def code_version(script):
-    """Hash of the Python files that a training program runs: the shared ones and those of its own folder."""
+def code_version(script: str | os.PathLike[str]) -> str:
+    """Hash of the Python files that a training program runs: common/ and its own folder."""
     digest = hashlib.sha256()
     for folder in (pathlib.Path(__file__).parents[1], pathlib.Path(script).resolve().parent):
         for path in sorted(folder.rglob("*.py")):
@@ -34,7 +37,7 @@ def code_version(script):
     return digest.hexdigest()[:12]
 
 
-def addresses():
+def interface_addresses() -> dict[str, str]:
     """{address: network interface} of this machine, IPv4 and IPv6."""
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -51,222 +54,224 @@ def addresses():
     return found
 
 
-def _listed(found):
-    """Addresses that other machines can use, in words."""
-    useful = {each: name for each, name in found.items() if not each.startswith(("127.", "::1", "fe80:"))}
-    return ", ".join(f"{each} ({name})" for each, name in useful.items()) or "none"
+def _describe(addresses: dict[str, str]) -> str:
+    """Addresses that other machines can reach, for a message."""
+    local = ("127.", "::1", "fe80:")
+    return ", ".join(f"{each} ({name})" for each, name in addresses.items() if not each.startswith(local)) or "none"
 
 
-def choose_interface(local_addr, master_addr, master_port):
-    """Bind the ranks' connections to the network interface of this machine's address.
+def choose_interface(local_addr: str, master_addr: str, master_port: int) -> None:
+    """Set the network interface of gloo and nccl to that of this machine's address. A variable that is set is kept.
 
-    gloo and nccl otherwise take the address that the machine's name resolves to, which on many machines is loopback or
-    another network. What the user set stays.
+    By default they use the address to which the host name resolves, often loopback or another network.
 
     Args:
-      local_addr: --local_addr; empty: the address from which this machine reaches machine 0.
+      local_addr: --local_addr; empty: the address from which this machine reaches node 0.
     Raises:
       UserError: local_addr is no address of this machine.
     """
-    own = addresses()
-    address = _resolved(local_addr, "--local_addr") if local_addr else _address_towards(master_addr, master_port)
+    own = interface_addresses()
+    address = _resolve(local_addr, "--local_addr") if local_addr else _source_address(master_addr, master_port)
     if local_addr and address not in own:
-        raise UserError(f"--local_addr: {local_addr} is no address of this machine; it has {_listed(own)}")
+        raise UserError(f"--local_addr: {local_addr} is no address of this machine; it has {_describe(own)}")
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if address in own:
             os.environ.setdefault(variable, own[address])
 
 
-def _resolved(name, flag):
+def _resolve(name: str, flag: str) -> str:
     try:
-        return socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
+        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
         raise UserError(f"{flag}: {name} is neither an address nor a known name ({error.strerror})") from error
 
 
-def _address_towards(host, port):
-    """The address of this machine from which packets to `host` leave; None where it is not reachable (yet)."""
+def _source_address(host: str, port: int) -> str | None:
+    """The address of this machine from which packets to `host` leave; None if there is no route."""
     try:
         family, kind, *_, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(target)  # of a datagram socket: chooses the route, sends nothing
+            probe.connect(target)  # on a datagram socket this chooses the route and sends nothing
             return probe.getsockname()[0]
     except OSError:
         return None
 
 
+def _seconds(number: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=number)
+
+
 class Rendezvous:
-    """The meeting of one launch.
+    """The check of one launch, on one node.
 
     Args:
-      nnodes, node_rank: number of machines, and of this one among them.
-      master_addr, master_port: where machine 0 listens.
-      timeout_s: how long each machine waits, in seconds.
-      come_and_go: machines may join later, leave and come back: machine 0 waits for nobody, whoever comes compares
-        itself with it.
+      master_addr, master_port: where node 0 serves the store.
+      timeout_s: how long each node waits, in seconds.
+      is_elastic: nodes may join later, leave and return: node 0 waits for none, and every other node compares itself
+        with it.
     """
 
-    def __init__(self, nnodes, node_rank, master_addr, master_port, timeout_s, come_and_go=False):
-        self.nnodes, self.node_rank, self.timeout_s, self.come_and_go = nnodes, node_rank, timeout_s, come_and_go
-        self.host, self.port, self.place = master_addr, master_port, f"{master_addr}:{master_port}"
-        self._ends = time.monotonic() + timeout_s
+    def __init__(
+        self, nnodes: int, node_rank: int, master_addr: str, master_port: int, timeout_s: int, is_elastic: bool = False
+    ) -> None:
+        self.nnodes, self.node_rank, self.timeout_s, self.is_elastic = nnodes, node_rank, timeout_s, is_elastic
+        self.host, self.port, self.endpoint = master_addr, master_port, f"{master_addr}:{master_port}"
+        self._deadline = time.monotonic() + timeout_s
+        self._store: dist.Store
 
-    def meet(self, facts):
-        """Wait for all machines and compare them.
+    def join(self, settings: dict[str, Any]) -> dist.Store:
+        """Wait for all nodes and compare them.
 
         Args:
-          facts: {name: value} that must be alike everywhere; a name is what a message begins with, such as "--lr", a
-            value is anything that JSON knows.
+          settings: {name: value} that must be equal on all nodes. A message begins with the name, such as "--lr"; the
+            value is anything that JSON can hold.
         Returns:
-          the store; keep it, the agent's ranks talk through it.
+          the store; keep a reference, torchrun's agent uses the same one.
         Raises:
-          UserError: the same sentence on every machine that came: which one is missing or differs, and in what.
+          UserError: the same message on every node that joined: which node is missing or differs, and in what.
         """
-        from torch import distributed as dist
-
+        settings = json.loads(json.dumps(settings))  # as those of the other nodes are read
         try:
-            self.store = self._opened(dist) if self.node_rank == 0 else self._joined(dist)
-            verdict = self._judge(facts) if self.node_rank == 0 else self._ask(facts)
+            if self.node_rank == 0:
+                self._store = self._serve()
+                problem = self._compare(settings)
+            else:
+                self._store = self._connect()
+                problem = self._submit(settings)
         except dist.DistError as error:
             raise UserError(
-                f"--rendezvous-timeout: the connection to machine 0 at {self.place} ended while the machines were "
-                "meeting; machine 0 says why"
+                f"--rendezvous-timeout: the connection to machine 0 at {self.endpoint} ended during the rendezvous; "
+                "see the message of machine 0"
             ) from error
-        if verdict:
-            raise UserError(verdict)
-        return self.store
+        if problem:
+            raise UserError(problem)
+        return self._store
 
-    def _left_s(self):
-        return max(1.0, self._ends - time.monotonic())
+    def _left_s(self) -> float:
+        return max(1.0, self._deadline - time.monotonic())
 
-    def _opened(self, dist):
-        """The store that machine 0 serves on all its addresses."""
-        taken = bind_error(self.port)
-        if taken:
+    def _serve(self) -> dist.Store:
+        """Node 0: the store, served on all addresses of this machine."""
+        reason = bind_error(self.port)
+        if reason:
             raise UserError(
-                f"--master_port: {self.port} cannot be opened on this machine ({taken}); end the program that has it, "
-                "or give another port on every machine"
+                f"--master_port: {self.port} cannot be opened on this machine ({reason}); end the program that uses "
+                "it, or give another port on every machine"
             )
-        # multi_tenant: torchrun's agent, in this process, asks for the same port and gets this very server.
+        # multi_tenant: torchrun's agent, in this process, opens the same port and gets this server.
         store = dist.TCPStore(
             "localhost",
             self.port,
             is_master=True,
             wait_for_workers=False,
             multi_tenant=True,
-            timeout=self._wait(self.timeout_s),
+            timeout=_seconds(self.timeout_s),
         )
-        reason = self._knock(min(self._left_s(), 10))
-        if reason:
+        failure = self._probe(min(self._left_s(), 10))
+        if failure:
             raise UserError(
-                f"--master_addr: {self.host} does not lead to this machine, which is machine 0 ({reason}); it has "
-                f"{_listed(addresses())}"
+                f"--master_addr: {self.host} does not lead to this machine, which is machine 0 ({failure}); it has "
+                f"{_describe(interface_addresses())}"
             )
         return store
 
-    def _joined(self, dist):
-        """The store of machine 0, seen from another machine."""
-        reason = self._knock(self._left_s())
-        if reason:
+    def _connect(self) -> dist.Store:
+        """Other nodes: a client of node 0's store."""
+        failure = self._probe(self._left_s())
+        if failure:
             raise UserError(
-                f"--master_addr: machine 0 does not answer at {self.place} within {self.timeout_s} s ({reason}); start "
-                "it there with --node_rank=0, or correct --master_addr, --master_port or the firewall"
+                f"--master_addr: machine 0 does not answer at {self.endpoint} within {self.timeout_s} s ({failure}); "
+                "start it there with --node_rank=0, or correct --master_addr, --master_port or the firewall"
             )
         stores = []
 
-        def connect():
+        def connect() -> None:
             with contextlib.suppress(dist.DistError):
-                stores.append(
-                    dist.TCPStore(
-                        self.host,
-                        self.port,
-                        is_master=False,
-                        wait_for_workers=False,
-                        timeout=self._wait(self._left_s()),
-                    )
-                )
+                limit = _seconds(self._left_s())
+                store = dist.TCPStore(self.host, self.port, is_master=False, wait_for_workers=False, timeout=limit)
+                stores.append(store)
 
-        # In a thread of its own: a server of another kind that says nothing makes it wait without any limit.
+        # In a thread, because TCPStore ignores its timeout if a server of another kind accepts but does not answer.
         thread = threading.Thread(target=connect, daemon=True)
         thread.start()
         thread.join(self._left_s() + 1)
         if not stores:
             raise UserError(
-                f"--master_port: what answers at {self.place} is not machine 0 of this run; correct --master_addr or "
-                "--master_port on every machine"
+                f"--master_port: what answers at {self.endpoint} is not machine 0 of this run; correct --master_addr "
+                "or --master_port on every machine"
             )
         return stores[0]
 
-    def _knock(self, seconds):
-        """Try to connect to machine 0 for so long; returns None, or why it does not work."""
-        ends = time.monotonic() + seconds
+    def _probe(self, seconds: float) -> str | None:
+        """Try to connect to node 0 for so long; returns None, or why it fails."""
+        deadline = time.monotonic() + seconds
         while True:
             try:
-                socket.create_connection((self.host, self.port), timeout=max(0.1, ends - time.monotonic())).close()
+                socket.create_connection((self.host, self.port), timeout=max(0.1, deadline - time.monotonic())).close()
                 return None
             except OSError as error:
-                reason = "no answer" if isinstance(error, TimeoutError) else error.strerror
-            if time.monotonic() > ends:
+                reason = "no answer" if isinstance(error, TimeoutError) else str(error.strerror)
+            if time.monotonic() > deadline:
                 return reason
             time.sleep(0.2)
 
-    def _judge(self, facts):
-        """Machine 0: hear all, decide, and stay until they know; the mistake in one sentence, or nothing."""
-        others = () if self.come_and_go else range(1, self.nnodes)
-        self.store.set("rollcall/facts/0", json.dumps(facts))
-        missing = self._missing("facts", others, self._left_s())
-        ours = json.loads(json.dumps(facts))
-        told = {r: json.loads(self.store.get(f"rollcall/facts/{r}")) for r in others if r not in missing}
-        differences = [text for r, theirs in told.items() if (text := difference(r, theirs, ours))]
-        verdict = next(iter(differences), "") or self._absence(missing)
-        self.store.set("rollcall/verdict", verdict)
-        if verdict:
-            self._missing("heard", told, _HEARD_S)  # machine 0's end is the store's end
-        return verdict
+    def _compare(self, settings: dict[str, Any]) -> str:
+        """Node 0: read the settings of all nodes and publish the result: a message, or an empty string."""
+        others = () if self.is_elastic else range(1, self.nnodes)
+        self._write("settings", settings)
+        missing = self._missing("settings", others, self._left_s())
+        joined = [node for node in others if node not in missing]
+        differences = (difference(node, self._read("settings", node), settings) for node in joined)
+        problem = next(filter(None, differences), "") or self._absence(missing)
+        self._store.set("rendezvous/result", problem)
+        if problem:
+            self._missing("received", joined, _REPLY_S)  # the store ends with this process
+        return problem
 
-    def _ask(self, facts):
-        """Another machine: check in and hear what machine 0 decided."""
-        if self.store.add(f"rollcall/seat/{self.node_rank}", 1) > 1 and not self.come_and_go:
+    def _submit(self, settings: dict[str, Any]) -> str:
+        """Other nodes: write the settings and return node 0's result."""
+        if self._store.add(f"rendezvous/slot/{self.node_rank}", 1) > 1 and not self.is_elastic:
             raise UserError(f"--node_rank: {self.node_rank} is taken by another machine; each needs its own number")
-        self.store.set(f"rollcall/facts/{self.node_rank}", json.dumps(facts))
-        # Machine 0 listens already, so its own limit ends before this one.
-        self.store.wait(["rollcall/verdict"], self._wait(self.timeout_s + _HEARD_S))
-        verdict = self.store.get("rollcall/verdict").decode()
-        if not verdict:  # also to one machine too many, whose facts machine 0 never read
-            zero = json.loads(self.store.get("rollcall/facts/0"))
-            verdict = difference(self.node_rank, json.loads(json.dumps(facts)), zero)
-        self.store.set(f"rollcall/heard/{self.node_rank}", "")
-        return verdict
+        self._write("settings", settings)
+        # Node 0 has started to wait before, so its limit ends before this one.
+        self._store.wait(["rendezvous/result"], _seconds(self.timeout_s + _REPLY_S))
+        problem = self._store.get("rendezvous/result").decode()
+        if not problem:  # node 0 has not compared a node that joined later, or one beyond --nnodes
+            problem = difference(self.node_rank, settings, self._read("settings", 0))
+        self._write("received", None)
+        return problem
 
-    def _missing(self, what, machines, seconds):
-        """Those of `machines` that did not write their key `what` within so many seconds."""
-        ends = time.monotonic() + seconds
-        while missing := [r for r in machines if not self.store.check([f"rollcall/{what}/{r}"])]:
-            if time.monotonic() > ends:
+    def _write(self, key: str, value: Any) -> None:
+        self._store.set(f"rendezvous/{key}/{self.node_rank}", json.dumps(value))
+
+    def _read(self, key: str, node: int) -> Any:
+        return json.loads(self._store.get(f"rendezvous/{key}/{node}"))
+
+    def _missing(self, key: str, nodes: Iterable[int], seconds: float) -> list[int]:
+        """Those of `nodes` that did not write `key` within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while missing := [node for node in nodes if not self._store.check([f"rendezvous/{key}/{node}"])]:
+            if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
         return missing
 
-    def _absence(self, missing):
+    def _absence(self, missing: list[int]) -> str:
         if not missing:
             return ""
         names = ", ".join(map(str, missing))
         return (
-            f"--rendezvous-timeout: machine {names} of {self.nnodes} did not come to {self.place} within "
-            f"{self.timeout_s} s; start it with --node_rank={missing[0]} --nnodes={self.nnodes}, or see what it says"
+            f"--rendezvous-timeout: machine {names} of {self.nnodes} did not join at {self.endpoint} within "
+            f"{self.timeout_s} s; start it with --node_rank={missing[0]} --nnodes={self.nnodes}, or see its output"
         )
 
-    @staticmethod
-    def _wait(seconds):
-        return datetime.timedelta(seconds=seconds)
 
-
-def difference(machine, theirs, ours):
-    """The first fact in which a machine differs from machine 0 as a sentence, or an empty string."""
+def difference(node: int, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """A message on the first setting in which a node differs from node 0, or an empty string."""
     for name in ours:
         if theirs.get(name) != ours[name]:
             return (
-                f"{name}: machine {machine} has {theirs.get(name)}, machine 0 has {ours[name]}; "
+                f"{name}: machine {node} has {theirs.get(name)}, machine 0 has {ours[name]}; "
                 "all machines must have the same"
             )
     return ""

@@ -1,10 +1,14 @@
-"""The environment that launchers make for Ascend NPUs, from made-up CANN folders."""
+"""The environment that launchers set for Ascend NPUs, with simulated CANN folders."""
 
+import functools
 import os
 import subprocess
+import sys
 
 import pytest
 from support import ROOT
+
+from common.config import TrainConfig
 
 MULTI = ROOT / "inception_v3" / "test" / "train_performance_multinodes.sh"
 # Like CANN's own: reads variables that are not set, and has commands that fail.
@@ -16,26 +20,52 @@ echo "a word of set_env.sh"
 """
 
 
-@pytest.fixture
-def environment(tmp_path):
-    """environment(launcher, *words, **variables) -> the environment in which the launcher would start Python."""
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexec env -0\n")
-    python.chmod(0o755)
+# Takes the place of a training program; prints the environment of its process.
+PROGRAM = """
+import argparse, os
+class PROGRAM:
+    def check(argv, world_size, machines):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--rendezvous-timeout", type=int, default=600)
+        return {"--rendezvous-timeout": parser.parse_known_args(argv)[0].rendezvous_timeout}
+if __name__ == "__main__":
+    print(*(f"{name}={value}" for name, value in os.environ.items()), sep="\\0", end="")
+"""
 
-    def start(launcher, *words, **variables):
+
+@pytest.fixture
+def start(tmp_path):
+    """start(python, launcher, *words, **variables) -> {name: value} printed by the launcher, which uses `python`."""
+
+    def start(python, launcher, *words, **variables):
         keep = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG")}
+        (tmp_path / "python").write_text(f"#!/bin/sh\n{python}\n")
+        (tmp_path / "python").chmod(0o755)
         done = subprocess.run(
             ["bash", launcher, *words],
             capture_output=True,
             text=True,
             timeout=60,
             check=True,
-            env={"HOME": str(tmp_path), "PYTHON": str(python)} | keep | variables,
+            env={"HOME": str(tmp_path), "PYTHON": str(tmp_path / "python")} | keep | variables,
         )
         return dict(entry.partition("=")[::2] for entry in done.stdout.split("\0") if entry)
 
     return start
+
+
+@pytest.fixture
+def environment(start):
+    """environment(launcher, *words, **variables) -> the environment in which the launcher starts Python."""
+    return functools.partial(start, "exec env -0")
+
+
+@pytest.fixture
+def rank_environment(start, tmp_path):
+    """rank_environment(*words, **variables) -> the environment in which MULTI's launch.py starts a training program."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    python = f'launch=$1 name=$2; shift 3; exec "{sys.executable}" "$launch" "$name" "{tmp_path}/program.py" "$@"'
+    return functools.partial(start, python, MULTI, "--devices=1", "--data_path=data")
 
 
 def install(root, product):
@@ -46,9 +76,11 @@ def install(root, product):
 
 
 @pytest.mark.skipif(os.path.exists("/usr/local/Ascend"), reason="this machine has CANN")
-def test_without_cann_nothing_changes(environment, tmp_path):
-    changed = environment(MULTI, "--local_addr=10.0.0.7", ASCEND_INSTALL_PATH=str(tmp_path / "none"))
-    assert not [name for name in changed if name.startswith(("HCCL", "TASK_QUEUE", "CPU_AFF", "LD_LIB", "COMBINED"))]
+def test_without_cann_nothing_changes(environment, rank_environment, tmp_path):
+    for start in (functools.partial(environment, MULTI), rank_environment):
+        changed = start("--local_addr=10.0.0.7", ASCEND_INSTALL_PATH=str(tmp_path / "none"))
+        names = ("HCCL", "TASK_QUEUE", "CPU_AFF", "LD_LIB", "COMBINED")
+        assert changed and not [name for name in changed if name.startswith(names)]
 
 
 @pytest.mark.parametrize("product", ["cann", "ascend-toolkit", "nnae"])
@@ -57,7 +89,6 @@ def test_every_layout_is_found_and_sourced(environment, tmp_path, product):
     found = environment(MULTI)
     assert found["ASCEND_HOME_PATH"] == home and found["LD_LIBRARY_PATH"].startswith(f"{home}/lib64")
     assert found["TASK_QUEUE_ENABLE"] == "2" and found["HCCL_WHITELIST_DISABLE"] == "1"
-    assert "HCCL_IF_IP" not in found, "without --local_addr the choice is HCCL's"
 
 
 def test_the_newest_layout_wins_and_the_users_folder_before_it(environment, tmp_path):
@@ -72,21 +103,31 @@ def test_the_newest_layout_wins_and_the_users_folder_before_it(environment, tmp_
     assert sourced["TASK_QUEUE_ENABLE"] == "2"
 
 
-def test_addresses_and_limits_come_from_the_launchers_keys(environment, tmp_path):
+def test_hccls_address_and_timeout_are_those_of_the_launchers_keys(rank_environment, tmp_path):
     install(tmp_path / "Ascend", "cann")
     for given, seconds in (
-        ("--rendezvous_timeout=60", "120"),
-        ("--rendezvous-timeout=900", "900"),
-        ("--rendezvous-timeout=99999", "7200"),
-        ("--nnodes=2", "600"),
+        (["--rendezvous_timeout=60"], "120"),
+        (["--rendezvous-timeout=900"], "900"),
+        (["--rendezvous-timeout=99999"], "7200"),
+        (["--", "--rendezvous-timeout=800"], "800"),
+        ([], "600"),
     ):
-        found = environment(MULTI, "--local_addr=10.0.0.6", "--local-addr=10.0.0.7", given)
+        found = rank_environment("--local_addr=10.0.0.6", "--local-addr=10.0.0.7", *given)
         assert (found["HCCL_IF_IP"], found["HCCL_CONNECT_TIMEOUT"]) == ("10.0.0.7", seconds)
-    assert "HCCL_IF_IP" not in environment(MULTI, "--local_addr=10.0.0.7", HCCL_SOCKET_IFNAME="eth1")
+    assert "HCCL_IF_IP" not in rank_environment(), "without --local_addr HCCL chooses"
+    assert "HCCL_IF_IP" not in rank_environment("--local_addr=10.0.0.7", HCCL_SOCKET_IFNAME="eth1")
+
+
+def test_the_task_queue_is_off_while_debugging(environment, tmp_path):
+    install(tmp_path / "Ascend", "cann")
     assert "TASK_QUEUE_ENABLE" not in environment(MULTI, ASCEND_LAUNCH_BLOCKING="1")
 
 
-def test_what_the_user_set_stays(environment, tmp_path):
+def test_the_default_timeout_is_the_training_programs():
+    assert TrainConfig().rendezvous_timeout == 600
+
+
+def test_what_the_user_set_stays(rank_environment, tmp_path):
     install(tmp_path / "Ascend", "cann")
     own = dict(
         HCCL_IF_IP="10.9.9.9",
@@ -99,7 +140,7 @@ def test_what_the_user_set_stays(environment, tmp_path):
         ASCEND_SLOG_PRINT_TO_STDOUT="1",
         ASCEND_GLOBAL_EVENT_ENABLE="1",
     )
-    found = environment(MULTI, "--local_addr=10.0.0.7", **own)
+    found = rank_environment("--local_addr=10.0.0.7", **own)
     assert {name: found[name] for name in own} == own
 
 

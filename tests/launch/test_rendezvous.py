@@ -156,7 +156,7 @@ def test_a_wrong_address_and_a_machine_that_never_comes(machines, tmp_path):
     alone = machines.start(0, rendezvous_timeout=3, cwd=tmp_path)
     lost = machines.start(1, rendezvous_timeout=3, master_addr="10.77.0.9", cwd=tmp_path)
     assert mistake(alone).startswith(
-        "--rendezvous-timeout: machine 1 of 2 did not come to 10.77.0.1:29400 within 3 s; "
+        "--rendezvous-timeout: machine 1 of 2 did not join at 10.77.0.1:29400 within 3 s; "
     )
     assert mistake(lost).startswith("--master_addr: machine 0 does not answer at 10.77.0.9:29400 within 3 s (")
 
@@ -207,44 +207,44 @@ def test_machines_with_other_data_or_other_code_are_told_so(machines, images, tm
     assert sentence == mistake(one) and sentence.startswith("code: machine 1 has ") and "machine 0 has " in sentence
 
 
-def meet(*facts, nnodes=None, seats=None, **more):
-    """The ends of a meeting of as many machines as there are `facts`, in threads: None, or the message of each."""
+def join(*settings, nnodes=None, node_ranks=None, **more):
+    """Results of a rendezvous of as many nodes as there are `settings`, in threads: None, or the message of each."""
     with socket.create_server(("", 0)) as probe:
         port = probe.getsockname()[1]
 
-    calls = [
-        rendezvous.Rendezvous(nnodes or len(facts), seat, "127.0.0.1", port, 3, **more)
-        for seat in seats or range(len(facts))
+    nodes = [
+        rendezvous.Rendezvous(nnodes or len(settings), node_rank, "127.0.0.1", port, 3, **more)
+        for node_rank in node_ranks or range(len(settings))
     ]
 
-    def one(call, its_facts):
+    def one(node, its_settings):
         try:
-            call.meet(its_facts)
+            node.join(its_settings)
         except UserError as error:
             return str(error)
 
-    with concurrent.futures.ThreadPoolExecutor(len(facts)) as pool:
-        return list(pool.map(one, calls, facts))
+    with concurrent.futures.ThreadPoolExecutor(len(settings)) as pool:
+        return list(pool.map(one, nodes, settings))
 
 
-def test_the_roll_call_compares_everything_with_machine_0():
+def test_the_rendezvous_compares_everything_with_machine_0():
     alike = {"--nnodes": 3, "--lr": 0.1}
-    assert meet(alike, alike, alike) == [None] * 3
-    told = meet(alike, alike, {"--nnodes": 3, "--lr": 0.2})
+    assert join(alike, alike, alike) == [None] * 3
+    told = join(alike, alike, {"--nnodes": 3, "--lr": 0.2})
     assert told == ["--lr: machine 2 has 0.2, machine 0 has 0.1; all machines must have the same"] * 3
 
 
 def test_a_number_that_is_taken_and_a_machine_too_many():
-    told = meet({}, {}, {}, nnodes=2, seats=[0, 1, 1])
+    told = join({}, {}, {}, nnodes=2, node_ranks=[0, 1, 1])
     assert told[0] is None and sorted(map(bool, told[1:])) == [False, True]
     assert "--node_rank: 1 is taken by another machine; each needs its own number" in told
-    told = meet({"--nnodes": 2}, {"--nnodes": 2}, {"--nnodes": 3}, nnodes=2)
+    told = join({"--nnodes": 2}, {"--nnodes": 2}, {"--nnodes": 3}, nnodes=2)
     assert told[:2] == [None, None] and told[2].startswith("--nnodes: machine 2 has 3, machine 0 has 2; ")
 
 
-def test_machines_that_come_and_go_are_compared_when_they_come():
-    facts = [{"--lr": lr} for lr in (0.1, 0.1, 0.1, 0.2)]
-    told = meet(*facts, nnodes=5, seats=[0, 1, 1, 2], come_and_go=True)
+def test_machines_that_join_later_are_compared_when_they_join():
+    settings = [{"--lr": lr} for lr in (0.1, 0.1, 0.1, 0.2)]
+    told = join(*settings, nnodes=5, node_ranks=[0, 1, 1, 2], is_elastic=True)
     assert told[:3] == [None] * 3 and told[3].startswith("--lr: machine 2 has 0.2, machine 0 has 0.1; ")
 
 

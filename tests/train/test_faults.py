@@ -279,11 +279,16 @@ def test_a_loader_whose_start_was_interrupted_is_freed_in_silence(monkeypatch):
 
 
 def test_a_number_of_machines_may_be_a_range():
-    nodes = launch.Machines("2:4")
-    assert (nodes.fewest, int(nodes), str(nodes), str(launch.Machines("3"))) == (2, 4, "2:4", "3")
-    with pytest.raises(UserError, match="--nnodes: 4:2, MIN must be"):
-        launch.LaunchConfig(nnodes=launch.Machines("4:2"))
+    for text, nodes in (("3", (3, 3)), ("2:4", (2, 4))):
+        config = launch.parse_keys(["--nnodes=1"], [f"--nnodes={text}"])
+        assert (config.min_nodes, config.max_nodes, config.is_elastic) == (*nodes, text == "2:4")
+    for text in ("4:2", "0", "0:2"):
+        with pytest.raises(UserError, match=f"--nnodes: {text}, MIN must be at least 1 and at most MAX"):
+            launch.parse_keys([], [f"--nnodes={text}"])
+    for text in ("", "two", "1:", "1:2:3", "-1"):
+        with pytest.raises(UserError, match=f"--nnodes: {text}, must be a number of machines or MIN:MAX"):
+            launch.parse_keys([], [f"--nnodes={text}"])
     with pytest.raises(UserError, match="--resume: x.pth, with --max_restarts"):
         from tiny import PROGRAM
 
-        launch.restartable(launch.LaunchConfig(max_restarts=1), PROGRAM, ["--resume=x.pth"])
+        launch.restart_arguments(launch.LaunchConfig(max_restarts=1), PROGRAM, ["--resume=x.pth"])
