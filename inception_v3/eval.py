@@ -1,9 +1,9 @@
-"""Top-1 to top-5 accuracy of Inception v3 straight from the images, on any engine.
+"""Top-1 to top-5 accuracy of Inception v3, straight from the images.
 
     python inception_v3/eval.py --data /data/imagenet --resume model_best.pth.tar
 
-The data folder holds val/ with class folders, or val/ with images beside val_label.txt. A checkpoint runs in torch, an
-.onnx file in ONNX Runtime, an .om file on an Ascend NPU. Every image counts exactly once.
+The data folder holds val/ with class folders, or val/ with images beside val_label.txt. A checkpoint runs in PyTorch,
+an .onnx file in ONNX Runtime, an .om file on an Ascend NPU. Every image counts exactly once.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""Score the results of Inception v3.
+"""Score the result files of Inception v3: top-1 to top-5 accuracy.
 
     python inception_v3/postprocess.py --infer_results result_bs8 --anno_file imageNet/val_label.txt \\
         --metrics_json metrics.json

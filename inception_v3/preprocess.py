@@ -1,9 +1,8 @@
-"""Turn images into the input files of the Inception v3 network.
+"""Convert images to the input files of Inception v3.
 
     python inception_v3/preprocess.py --src_path imageNet/val --save_path prep_dataset
 
-Writes one float32 CHW 3x299x299 file (1,072,812 bytes) per image, or with --dtype uint8 one HWC file (268,203 bytes)
-for a model that was converted with AIPP. A second run converts only what is missing or has changed.
+A second run converts only what is missing or has changed.
 """
 
 import pathlib

@@ -1,10 +1,10 @@
-"""Turn an Inception v3 checkpoint into an ONNX file.
+"""Export an Inception v3 checkpoint to ONNX.
 
     python inception_v3/pthtar2onnx.py
     python inception_v3/pthtar2onnx.py --ckpt model_best.pth.tar --onnx inception_v3.onnx --batch dynamic
 
-Without --ckpt it takes ./model_best.pth.tar, else that of the newest run below ./output. The file is checked by
-onnx.checker and compared with torch on ONNX Runtime before it gets its name.
+Without --ckpt it takes ./model_best.pth.tar, else that of the newest run below ./output. The file is written only if
+onnx.checker accepts it and its logits in ONNX Runtime are those of PyTorch.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from common import run_folder
 from common.deploy import export
 from inception_v3.spec import SPEC
 
-RECIPE = dataclasses.replace(export.ExportConfig(), onnx="inception_v3.onnx")
+DEFAULTS = dataclasses.replace(export.ExportConfig(), onnx="inception_v3.onnx")
 
 if __name__ == "__main__":
-    export.main(SPEC, __doc__, RECIPE, default_checkpoint=run_folder.newest_best)
+    export.main(SPEC, __doc__, DEFAULTS, default_checkpoint=run_folder.newest_best)

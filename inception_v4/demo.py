@@ -1,10 +1,8 @@
-"""Name what is on a photograph: the five most probable classes with their probabilities.
+"""Print the five most probable classes of photographs, with Inception v4.
 
-    python inception_v4/demo.py photo.jpg
-    python inception_v4/demo.py folder/ --resume model_best.pth.tar
+    python inception_v4/demo.py photo.jpg folder/ --resume inceptionv4-8e4777a0.pth
 
-Takes images and folders of images, cut and normalized as in the evaluation. Without --resume it takes
-./model_best.pth.tar, else that of the newest run below ./output.
+Without --resume it takes ./model_best.pth.tar, else that of the newest run below ./output.
 """
 
 import pathlib

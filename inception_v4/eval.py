@@ -1,11 +1,11 @@
-"""Top-1 to top-5 accuracy of Inception v4 straight from the images, on any engine.
+"""Top-1 to top-5 accuracy of Inception v4, straight from the images.
 
     python inception_v4/eval.py --data imageNet --resume inceptionv4-8e4777a0.pth
     python inception_v4/eval.py --data imageNet --resume inceptionv4.onnx
 
-The data folder holds val/ with class folders, or val/ with images beside val_label.txt. A checkpoint runs in torch, an
-.onnx file in ONNX Runtime, an .om file on an Ascend NPU. Nothing is written in between: preprocessed files of
-ImageNet's validation set would take 53.6 GB.
+The data folder holds val/ with class folders, or val/ with images beside val_label.txt. A checkpoint runs in PyTorch,
+an .onnx file in ONNX Runtime, an .om file on an Ascend NPU. No input files are written, which would take 53.6 GB for
+ImageNet's validation set.
 """
 
 import pathlib

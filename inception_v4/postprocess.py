@@ -1,9 +1,9 @@
-"""Score the results of Inception v4.
+"""Score the result files of Inception v4: top-1 to top-5 accuracy.
 
     python inception_v4/postprocess.py --infer_results result_bs8 --anno_file imageNet/val_label.txt \\
         --metrics_json metrics.json
 
-Reads TXT, NPY or BIN results with 1000 columns, or with 1001 where the first is the background class.
+Reads TXT, NPY or BIN results of 1000 columns, or of 1001 where the first is a background class.
 """
 
 import pathlib

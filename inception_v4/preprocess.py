@@ -1,9 +1,9 @@
-"""Turn images into the input files of the Inception v4 network.
+"""Convert images to the input files of Inception v4.
 
     python inception_v4/preprocess.py --src_path imageNet/val --save_path prep_dataset
+    python inception_v4/preprocess.py --src_path imageNet/val --save_path prep_uint8 --dtype uint8
 
-Writes one float32 CHW 3x299x299 file (1,072,812 bytes) per image, or with --dtype uint8 one HWC file (268,203 bytes)
-for a model that was converted with AIPP. A second run converts only what is missing or has changed.
+The second command is for a model that was converted with AIPP, which normalizes on the device.
 """
 
 import pathlib

@@ -1,9 +1,9 @@
-"""Turn Inception v4 weights into an ONNX file.
+"""Export Inception v4 weights to ONNX.
 
     python inception_v4/pth2onnx.py --ckpt inceptionv4-8e4777a0.pth --onnx inceptionv4.onnx
 
-Reads the public files (Cadene, timm) and checkpoints of this zoo; without --ckpt the public file is downloaded. The
-public weights have 1001 columns, the first for a background class; --num-classes 1000 cuts it off.
+Reads the public files (Cadene, timm) and checkpoints of this repository; without --ckpt it downloads the public file.
+The public weights have 1001 columns, the first for a background class; --num-classes 1000 cuts it off.
 """
 
 import pathlib

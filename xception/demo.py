@@ -1,10 +1,9 @@
-"""Name what is on a photograph: the five most probable classes with their probabilities.
+"""Print the five most probable classes of photographs, with Xception.
 
     python xception/demo.py photo.jpg
     python xception/demo.py folder/ --resume gpu-ckpt/Xception-rank0-250_2502.ckpt
 
-Takes images and folders of images, cut and normalized as in the evaluation. Without --resume it takes the newest
-checkpoint in ./ckpt_0 or ./gpu-ckpt.
+Without --resume it takes the newest checkpoint in ./ckpt_0 or ./gpu-ckpt.
 """
 
 import pathlib

@@ -3,8 +3,8 @@
     python xception/eval.py --device_target GPU --checkpoint_path ckpt_0/Xception-rank0-250_1251.ckpt \\
         --dataset_path /dataset/val
 
-Reads checkpoints of this zoo, MindSpore, Keras, timm and Cadene, and .onnx and .om files. `Loss` is the smoothed loss,
-as in training. The result also goes to eval.log (Ascend) or eval_gpu.log in the current folder.
+Reads checkpoints of this repository, MindSpore, Keras, timm and Cadene, and .onnx and .om files. `Loss` is the smoothed
+loss, as in training. The result is also appended to eval.log (Ascend) or eval_gpu.log in the current folder.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""Turn an Xception checkpoint into an ONNX file.
+"""Export an Xception checkpoint to ONNX.
 
     python xception/export.py --ckpt_file gpu-ckpt/Xception-rank0-250_2502.ckpt --file_name xception --file_format ONNX
 
-The file is checked by onnx.checker and compared with torch on ONNX Runtime before it gets its name. For an Ascend NPU,
-`python tools/run_atc.py` makes an OM file of it.
+The file is written only if onnx.checker accepts it and its logits in ONNX Runtime are those of PyTorch. For an Ascend
+NPU, `python tools/run_atc.py` converts it to an OM file.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from xception.src import config as recipes
 from xception.src.run_log import newest_checkpoint
 
 NEEDS_MINDSPORE = (
-    "is written by MindSpore alone; convert the checkpoint to its .ckpt with tools/convert_weights.py "
-    "and export it there, or use ONNX, of which tools/run_atc.py makes an OM file for the same devices"
+    "can only be written by MindSpore; convert the checkpoint to its .ckpt with tools/convert_weights.py "
+    "and export it there, or use ONNX, which tools/run_atc.py converts to an OM file for the same devices"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class XceptionExportConfig(export.ExportConfig):
-    """The shared export's options under the seed's names."""
+    """ExportConfig under the option names of the original package."""
 
     ckpt: str = cli.renamed(export.ExportConfig, "ckpt", "--ckpt-file")
     onnx: str = cli.renamed(export.ExportConfig, "onnx", "--file-name", default="xception", help="file, .onnx is added")
@@ -42,7 +42,7 @@ def main() -> None:
         raise UserError(f"--file-format: {config.file_format} {NEEDS_MINDSPORE}")
     size = config.width or config.height or config.image_size
     if (config.height or size) != size:
-        raise UserError(f"--height: {config.height}, must equal --width {size}: images are cut to squares")
+        raise UserError(f"--height: {config.height}, must equal --width {size}: images are cropped to squares")
     if size:
         recipes.SPEC.check_image_size(size, "--width" if config.width else "--height")
     name = config.onnx if config.onnx.endswith(".onnx") else config.onnx + ".onnx"

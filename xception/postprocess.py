@@ -1,4 +1,4 @@
-"""Score the results of Xception.
+"""Score the result files of Xception: top-1 to top-5 accuracy.
 
     python xception/postprocess.py --infer_results result_bs8 --anno_file imageNet/val_label.txt \\
         --metrics_json metrics.json

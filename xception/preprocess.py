@@ -1,9 +1,8 @@
-"""Turn images into the input files of the Xception network.
+"""Convert images to the input files of Xception.
 
     python xception/preprocess.py --src_path imageNet/val --save_path prep_dataset
 
-Writes one float32 CHW 3x299x299 file (1,072,812 bytes) per image, or with --dtype uint8 one HWC file (268,203 bytes)
-for a model that was converted with AIPP. A second run converts only what is missing or has changed.
+The images must lie in one folder, beside which postprocess.py needs their label file: class folders are not searched.
 """
 
 import pathlib

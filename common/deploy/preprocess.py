@@ -57,6 +57,11 @@ class PreprocessConfig:
 
 def main(spec: ModelSpec, description: str) -> None:
     """Body of a model's preprocess script."""
+    size, num_bytes = spec.input_size, 3 * spec.input_size**2
+    description += f"""
+Writes one float32 CHW 3x{size}x{size} file ({4 * num_bytes:,} bytes) per image, or with --dtype uint8 one HWC file
+({num_bytes:,} bytes) for a model that was converted with AIPP.
+"""
     with cli.exit_on_error():
         config, _ = cli.parse(PreprocessConfig(), description)
         preprocess(spec, config)

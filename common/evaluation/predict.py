@@ -18,11 +18,9 @@ def main(
 ) -> None:
     """Body of a model's demo script; `default_checkpoint` is called where --resume is not given."""
     with cli.exit_on_error():
-        parser = cli.Parser(description)
+        parser = cli.Parser(f"{description}Images are cropped and normalized as in evaluation.\n")
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-        parser.add_argument(
-            "--resume", default="", help="checkpoint [default ./model_best.pth.tar, else the newest run's]"
-        )
+        parser.add_argument("--resume", default="", help="checkpoint (default: see above)")
         parser.add_argument("--device", default="auto", choices=("auto", "npu", "cuda", "cpu"), help="where to run")
         args = parser.parse_args()
         paths = [path for argument in args.images for path in list_images(argument)]
