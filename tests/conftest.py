@@ -1,15 +1,10 @@
-"""Shared fixtures: small image folders, and programs run as a user runs them."""
-
-import os
-import pathlib
-import subprocess
-import sys
+"""Fixtures for all tests: a small data set, and programs run as a user runs them."""
 
 import pytest
 
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Path(__file__).resolve().parent)]
+pytest.register_assert_rewrite("support")
 
-from support import REAL_DATA, draw_images, forked
+from support import REAL_DATA, draw_images, run_program
 
 from common.environment import set_torch_defaults
 
@@ -22,10 +17,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no folder ../shared/data with photographs"))
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """Indexes of test data do not belong into the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Indexes of test data stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -39,22 +36,9 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path):
-    """run(*words, check=0) -> CompletedProcess: runs a program in an empty folder, asserts its exit status.
+    """support.run_program in an empty folder."""
 
-    A Python program is forked, except where the time it takes to start counts.
-    """
-
-    def start(*words, check=0, cwd=tmp_path, env=None, timeout=240, fork=True):
-        words = [str(word) for word in words]
-        environment = {**os.environ, "PYTHON": sys.executable, **(env or {})}
-        if fork and words[0].endswith(".py"):
-            done = forked(words, cwd, environment, timeout)
-        else:
-            program = {".py": [sys.executable], ".sh": ["bash"]}.get(pathlib.Path(words[0]).suffix, [])
-            done = subprocess.run(
-                [*program, *words], cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment
-            )
-        assert check is None or done.returncode == check, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+    def start(*words, cwd=tmp_path, **options):
+        return run_program(*words, cwd=cwd, **options)
 
     return start

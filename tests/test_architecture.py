@@ -83,9 +83,14 @@ def test_imports_point_down_the_list_of_rooms():
 
 @pytest.mark.parametrize(
     "module, imported",
-    [("common.data.index", "common.evaluation.metrics"), ("common.train.step", "common.deploy.export"),
-     ("common.weights.load", "common.device.device"), ("inception_v3.train", "inception_v4.spec"), ("common.cli", "common.config")],
-)  # fmt: skip
+    [
+        ("common.data.index", "common.evaluation.metrics"),
+        ("common.train.step", "common.deploy.export"),
+        ("common.weights.load", "common.device.device"),
+        ("inception_v3.train", "inception_v4.spec"),
+        ("common.cli", "common.config"),
+    ],
+)
 def test_an_arrow_up_or_sideways_is_found(module, imported):
     assert wrong_arrows(module, {imported})
 

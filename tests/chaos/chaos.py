@@ -443,7 +443,7 @@ def run(args, home):
     program, options, data = prepare(args.model, args.faults, home)
     import torch._dynamo  # noqa: F401  what every optimizer imports; before the first fork
     import torchvision  # noqa: F401
-    from test_training import same_training
+    from support import run_differences
 
     import common.train.trainer  # noqa: F401
 
@@ -468,7 +468,7 @@ def run(args, home):
             break
     chaos.finish()
     chaos.print_ledger()
-    different = same_training(home / "whole", home / "disk" / "run") if not chaos.wrong else ["not compared"]
+    different = run_differences(home / "whole", home / "disk" / "run") if not chaos.wrong else ["not compared"]
     if args.model == "tiny":
         subprocess.run(["umount", "-l", home / "disk"], check=True)
     shutil.rmtree(home / "disk", ignore_errors=True)

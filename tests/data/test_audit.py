@@ -7,6 +7,7 @@ import struct
 import sys
 import zlib
 
+import check_data
 import numpy as np
 import pytest
 import torch
@@ -17,9 +18,6 @@ from tiny import PROGRAM, SPEC
 from common.data import audit, decode, exclude, index
 from common.errors import UserError
 from common.evaluation import program
-
-sys.path.insert(0, str(ROOT / "tools"))
-import check_data
 
 TOOL = ROOT / "tools" / "check_data.py"
 

@@ -6,8 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from deployment import SIZE, fails, hits_printed, run_ok, run_script
-from test_atc import TABLE_310P, tiny
+from support import NPU_SMI_310P, SIZE, fails, hits_printed, run_ok, run_script, write_pooling_onnx
 
 SCRIPT = "tools/run_ais_bench.py"
 
@@ -16,7 +15,7 @@ SCRIPT = "tools/run_ais_bench.py"
 def test_walkthrough_with_all_six_batch_sizes(kind, chain, fake_tools, tmp_path):
     """The seed's chain, its options and its order, under the names of this repository."""
     case = chain[1001]
-    (tmp_path / "info.txt").write_text(TABLE_310P)
+    (tmp_path / "info.txt").write_text(NPU_SMI_310P)
     env = fake_tools | {"FAKE_NPU_SMI": str(tmp_path)}
     run_ok(
         "inception_v4/preprocess.py",
@@ -81,7 +80,7 @@ def test_sweep_prints_the_table_and_the_best(chain, fake_tools, tmp_path):
             {"value": [{"key": "Top1 accuracy", "value": "79.99%"}, {"key": "Top5 accuracy", "value": "94.86%"}]}
         )
     )
-    tiny(tmp_path / "net.onnx")
+    write_pooling_onnx(tmp_path / "net.onnx")
     out = run_ok(
         SCRIPT,
         "--sweep",
@@ -103,7 +102,7 @@ def test_sweep_prints_the_table_and_the_best(chain, fake_tools, tmp_path):
 @pytest.fixture
 def ready(fake_tools, tmp_path):
     """A tiny OM of batch 4, six input files, and the environment."""
-    tiny(tmp_path / "net.onnx")
+    write_pooling_onnx(tmp_path / "net.onnx")
     run_ok(
         "tools/run_atc.py", "--model", "net.onnx", "--batch", 4, "--soc-version", "310P3", cwd=tmp_path, env=fake_tools
     )

@@ -4,23 +4,10 @@ import json
 
 import onnx
 import pytest
-from deployment import SIZE, fails, run_script
-from onnx import TensorProto, helper
+from onnx import helper
+from support import NPU_SMI_310P, SIZE, fails, run_script, write_pooling_onnx
 
 SCRIPT = "tools/run_atc.py"
-TABLE_310P = """
-+-------------------+-----------------+------------------------------------------------------+
-| npu-smi 22.0.0                           Version: 22.0.0                                   |
-| NPU     Name      | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
-| Chip    Device    | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
-+===================+=================+======================================================+
-| 0       310P3     | OK              | 15.8         42                0    / 0              |
-| 0       0         | 0000:82:00.0    | 0            1074 / 21534                            |
-+===================+=================+======================================================+
-| 1       310P3     | OK              | 15.4         43                0    / 0              |
-| 0       1         | 0000:89:00.0    | 0            1070 / 21534                            |
-+===================+=================+======================================================+
-"""
 TABLE_A2 = """
 | npu-smi 25.2.0                   Version: 25.2.0                                               |
 | NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
@@ -57,34 +44,16 @@ BOARD_950 = "  Chip Name : Ascend950PR\n  NPU Name : 9579\n"
 EMPTY = "| NPU     Name      | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |\n"
 
 
-def tiny(path, opset=11, name="image", shape=("N", 3, SIZE, SIZE), inputs=1, extra=()):
-    """A one-layer ONNX file with whatever is wrong about it."""
-    names = [name, *(f"other{i}" for i in range(inputs - 1))]
-    graph = helper.make_graph(
-        [
-            helper.make_node("GlobalAveragePool", [name], ["pooled"]),
-            helper.make_node("Flatten", ["pooled"], ["class"]),
-            *extra,
-        ],
-        "net",
-        [helper.make_tensor_value_info(each, TensorProto.FLOAT, list(shape)) for each in names],
-        [helper.make_tensor_value_info("class", TensorProto.FLOAT, [shape[0], 3])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=6)
-    onnx.save(model, path)
-    return path
-
-
 @pytest.fixture
 def work(tmp_path):
-    tiny(tmp_path / "net.onnx")
+    write_pooling_onnx(tmp_path / "net.onnx")
     return tmp_path
 
 
 @pytest.mark.parametrize(
     ("table", "board", "chip"),
     [
-        (TABLE_310P, "", "Ascend310P3"),
+        (NPU_SMI_310P, "", "Ascend310P3"),
         (TABLE_A2, "", "Ascend910B3"),
         (TABLE_A3, BOARD_A3, "Ascend910_9392"),
         (TABLE_310B, "", "Ascend310B4"),
@@ -108,7 +77,7 @@ def test_no_card_no_driver_no_npu_smi(work, fake_tools):
         "shows no card",
         "--soc-version Ascend310P3",
     )
-    (work / "info.txt").write_text(TABLE_310P + TABLE_A2.replace("| 0     910", "| 2     910"))
+    (work / "info.txt").write_text(NPU_SMI_310P + TABLE_A2.replace("| 0     910", "| 2     910"))
     fails(
         run_script(*arguments, cwd=work, env=fake_tools | {"FAKE_NPU_SMI": str(work)}),
         "Ascend310P3, Ascend910B3",
@@ -223,7 +192,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_file_that_atc_cannot_take(name, work, fake_tools):
     change, words = BAD_FILES[name]
-    tiny(work / "net.onnx", **change)
+    write_pooling_onnx(work / "net.onnx", **change)
     fails(convert(work, fake_tools, "--batch", "8"), *words)
 
 

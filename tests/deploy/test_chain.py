@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import real_chain
-from deployment import REAL_IMAGES, SIZE, fails, hits_printed, plain_pixels, run_ok, run_script
+from support import REAL_DATA, SIZE, fails, hits_printed, plain_pixels, run_ok, run_script
 
 from common.evaluation import aipp
 
+REAL_IMAGES = REAL_DATA / "imagenet300"
 SMALL = ("--image-size", SIZE)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from deployment import SIZE, fails, run_script
+from support import SIZE, fails, run_script
 
 from common.deploy import export
 from common.errors import UserError

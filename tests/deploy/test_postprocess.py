@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from deployment import fails, run_script
+from support import fails, run_script
 
 SCRIPT = "inception_v4/postprocess.py"
 

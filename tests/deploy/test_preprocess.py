@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from deployment import REAL_IMAGES, REPO, SIZE, fails, plain_input, plain_pixels, run_script
 from PIL import Image
+from support import REAL_DATA, ROOT, SIZE, fails, plain_input, plain_pixels, run_script
 
+REAL_IMAGES = REAL_DATA / "imagenet300"
 SCRIPT = "inception_v4/preprocess.py"
 SMALL = ("--image-size", SIZE)
 
@@ -38,6 +39,25 @@ def test_every_file_equals_the_published_arithmetic(dtype, format, size, photos,
             assert path.read_bytes() == expected.tobytes()
 
 
+def test_v3_files_are_torchvisions_evaluation_transform(photos, tmp_path):
+    from torchvision import transforms
+
+    published = transforms.Compose(
+        [
+            transforms.Resize(342),
+            transforms.CenterCrop(299),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    done = run_script("inception_v3/preprocess.py", "--src_path", photos, "--save_path", tmp_path / "prep")
+    assert done.returncode == 0, done.stderr
+    for path in sorted(photos.iterdir()):
+        expected = published(Image.open(path).convert("RGB")).numpy()
+        actual = np.fromfile(tmp_path / "prep" / f"{path.name.split('.')[0]}.bin", np.float32)
+        np.testing.assert_array_equal(actual.reshape(3, 299, 299), expected, path.name)
+
+
 @pytest.mark.realdata
 @pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason="the real photographs are not here")
 def test_real_photographs_equal_the_plain_program(tmp_path):
@@ -45,7 +65,7 @@ def test_real_photographs_equal_the_plain_program(tmp_path):
     source.mkdir()
     for path in sorted((REAL_IMAGES / "val").iterdir())[::5]:
         (source / path.name).symlink_to(path)
-    subprocess.run([sys.executable, REPO / "tests/bench/plain_preprocess.py", source, tmp_path / "plain"], check=True)
+    subprocess.run([sys.executable, ROOT / "tests/bench/plain_preprocess.py", source, tmp_path / "plain"], check=True)
     assert run_script(SCRIPT, "--src-path", source, "--save-path", tmp_path / "prep").returncode == 0
     for path in (tmp_path / "plain").iterdir():
         assert path.read_bytes() == (tmp_path / "prep" / path.name).read_bytes(), path.name
@@ -130,7 +150,7 @@ def test_no_images(tmp_path):
 def test_scripts_without_torch(script):
     code = (
         f"import sys, runpy; sys.argv = ['x', '--help']\n"
-        f"try: runpy.run_path({str(REPO / 'inception_v4' / (script + '.py'))!r}, run_name='__main__')\n"
+        f"try: runpy.run_path({str(ROOT / 'inception_v4' / (script + '.py'))!r}, run_name='__main__')\n"
         "except SystemExit: pass\n"
         "import common.deploy.preprocess, common.deploy.postprocess\n"
         "assert not {'torch', 'onnxruntime', 'onnx'} & set(sys.modules)"
@@ -140,7 +160,7 @@ def test_scripts_without_torch(script):
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(REPO)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
 

@@ -1,13 +1,13 @@
 """Programs on the simulated NPU, each in a process of its own: PyTorch's device name cannot be given back."""
 
 import pytest
-from installation import environment, site_folder
+from support import npu_environment, npu_site
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """An installation of the simulated torch_npu for the installed torch."""
-    return site_folder(tmp_path_factory.mktemp("site"))
+    return npu_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def run_npu(run, site, tmp_path):
     def start(*words, check=0, **more):
         log = tmp_path / "npu_calls"
         log.unlink(missing_ok=True)
-        done = run(*words, check=check, env=environment(site, FAKE_NPU_LOG=str(log), **more))
+        done = run(*words, check=check, env=npu_environment(site, FAKE_NPU_LOG=str(log), **more))
         done.calls = log.read_text().splitlines() if log.exists() else []
         return done
 

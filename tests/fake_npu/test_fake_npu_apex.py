@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from comparison import final
-from installation import environment, site_folder
-from support import LAUNCH_TINY, TINY, user_error
+from support import LAUNCH_TINY, TINY, final, npu_environment, npu_site, user_error
 
 APEX = ["--amp", "--amp-backend=apex", "--epochs=1", "--lr=0.01"]
 
 
 @pytest.fixture(scope="session")
 def apex_site(tmp_path_factory):
-    return site_folder(tmp_path_factory.mktemp("apex_site"), packages=("torch_npu", "apex"))
+    return npu_site(tmp_path_factory.mktemp("apex_site"), packages=("torch_npu", "apex"))
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def train(run, apex_site, images, tmp_path):
                 f"--devices={ranks}",
                 "--",
             ]
-        done = run(*words, *options, check=check, env=environment(apex_site, FAKE_NPU_LOG=str(log), **more))
+        done = run(*words, *options, check=check, env=npu_environment(apex_site, FAKE_NPU_LOG=str(log), **more))
         lines = log.read_text().splitlines() if log.exists() else []
         return folder, [line.removeprefix("0 apex.") for line in lines if line.startswith("0 apex.")], done
 
@@ -83,10 +81,10 @@ def unrelated_apex(folder):
 
 def test_fake_npu_what_is_not_apex_is_recognized(run, site, images, tmp_path):
     words = [TINY, "--data", images, "--device=npu", *APEX]
-    error = user_error(run(*words, check=2, env=environment(site)))
+    error = user_error(run(*words, check=2, env=npu_environment(site)))
     assert error.startswith("--amp-backend: apex is not installed; install Ascend's") and "native" in error
     (tmp_path / "site").mkdir()
-    error = user_error(run(*words, check=2, env=environment(site, unrelated_apex(tmp_path / "site"))))
+    error = user_error(run(*words, check=2, env=npu_environment(site, unrelated_apex(tmp_path / "site"))))
     assert "apex 0.9.10.dev0 (Pyramid toolkit to add Velruse" in error and "pip uninstall apex" in error
     assert not (tmp_path / "output").exists()
 

@@ -5,8 +5,7 @@ import json
 import sys
 
 import pytest
-from installation import environment, site_folder
-from support import ROOT, TINY, user_error
+from support import ROOT, TINY, npu_environment, npu_site, user_error
 
 from common.config import TrainConfig
 from common.device import diagnosis
@@ -58,8 +57,8 @@ def test_fake_npu_without_cann_programs_say_so_and_go_on_with_the_cpu(run_npu, i
 
 def test_fake_npu_of_another_torch_release_is_refused_with_the_pairs_that_fit(run, tmp_path, images):
     (tmp_path / "site").mkdir()
-    site = site_folder(tmp_path / "site", version="2.9.0.post2")
-    done = run(TINY, "--data", images, "--device=npu", check=2, env=environment(site))
+    site = npu_site(tmp_path / "site", version="2.9.0.post2")
+    done = run(TINY, "--data", images, "--device=npu", check=2, env=npu_environment(site))
     error = user_error(done)
     assert "torch_npu 2.9.0.post2 needs torch 2.9.0, but this is torch" in error
     assert "torch 2.12.0 with torch_npu 2.12.0 and CANN 9.1.0" in error

@@ -2,12 +2,9 @@
 
 import json
 
-import closed_form
 import pytest
 import torch
-from comparison import final, same_training
-from installation import environment
-from support import ROOT
+from support import ROOT, fill_closed_form, final, npu_environment, run_differences
 
 from inception_v3.spec import SPEC
 
@@ -31,7 +28,7 @@ def few(images, tmp_path_factory):
 def weights(tmp_path_factory):
     """Weights with which activations keep their size, so that fp16 has a chance after a step or two."""
     state = SPEC.build(num_classes=3).state_dict()
-    closed_form.fill(state)
+    fill_closed_form(state)
     path = tmp_path_factory.mktemp("weights") / "closed_form.pth"
     torch.save(state, path)
     return path
@@ -75,7 +72,7 @@ def test_fake_npu_three_steps_of_training_equal_the_cpus_bits(run_dir, run_npu, 
     folder, done = run_dir
     trained(run_npu, few, weights, tmp_path / "cpu", "--device=cpu", "--memory-format=nchw")
     assert final(folder)["step"] == 0 and final(folder)["epoch"] == 1 and "3 steps of 8 images" in done.stdout
-    assert same_training(folder, tmp_path / "cpu") == []
+    assert run_differences(folder, tmp_path / "cpu", across_devices=True) == []
     assert {"0 set_device 1", "0 NpuFusedSGD", "0 synchronize"} <= set(done.calls)
     assert "on npu:1 (Ascend910B3), nchw" in done.stdout
 
@@ -157,7 +154,7 @@ def test_fake_npu_xceptions_launcher_on_two(run, site, few, tmp_path):
         "--lr_max=0.01",
         "--max-steps=1",
         "--print-freq=1",
-        env=environment(site, FAKE_NPU_LOG=str(log)),
+        env=npu_environment(site, FAKE_NPU_LOG=str(log)),
     )
     assert "2 rank(s) on npu:0 (Ascend910B3), nchw, amp fp16" in done.stdout
     assert "epoch: 1 step: 1, loss is " in done.stdout

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from comparison import final, same_training
-from support import LAUNCH_TINY, TINY
+from support import LAUNCH_TINY, TINY, final, run_differences
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def test_fake_npu_loader_processes_averages_and_clipping_equal_the_cpus_bits(tra
     options = ["--epochs=1", "--workers=1", "--accumulate=2", "--ema=0.9", "--clip-grad=1", "--mixup=0.2"]
     npu, done = train("npu", "--device=npu", "--npu=1", *options)
     cpu, _ = train("cpu", "--device=cpu", *options)
-    assert same_training(npu, cpu) == []
+    assert run_differences(npu, cpu, across_devices=True) == []
     assert "0 set_device 1" in done.calls and "0 synchronize" in done.calls
 
 
@@ -36,7 +35,7 @@ def test_fake_npu_two_ranks_on_hccl_equal_two_on_gloo(train):
     """Each rank drives the card of its local number; NpuFusedSGD and DistributedDataParallel share gradients."""
     npu, done = train("npu", "--device=npu", "--epochs=1", ranks=2)
     cpu, _ = train("cpu", "--device=cpu", "--epochs=1", ranks=2)
-    assert same_training(npu, cpu) == []
+    assert run_differences(npu, cpu, across_devices=True) == []
     assert {"0 hccl rank=0 size=2 npu:0", "1 hccl rank=1 size=2 npu:1", "1 NpuFusedSGD"} <= set(done.calls)
 
 
@@ -44,7 +43,7 @@ def test_fake_npu_exact_reduction_gives_the_same_bits_on_two_cards_as_on_one(tra
     one, done = train("one", "--device=npu", "--epochs=1", "--reduce=exact", "--accumulate=2")
     assert "0 NpuFusedSGD" not in done.calls, "it would lose the gradients that the exact sum puts in place"
     two, _ = train("two", "--device=npu", "--epochs=1", "--reduce=exact", ranks=2)
-    assert same_training(one, two) == []
+    assert run_differences(one, two, across_devices=True) == []
 
 
 def test_fake_npu_a_run_moves_between_devices_in_mid_epoch(train):
@@ -53,7 +52,7 @@ def test_fake_npu_a_run_moves_between_devices_in_mid_epoch(train):
     train("moved", "--device=cpu", *options, "--max-steps=1")
     train("moved", "--device=npu", *options, "--resume=auto", "--max-steps=3")
     moved, _ = train("moved", "--device=cpu", *options, "--resume=auto")
-    assert same_training(whole, moved) == []
+    assert run_differences(whole, moved, across_devices=True) == []
 
 
 def tensors(value):

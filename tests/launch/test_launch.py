@@ -1,14 +1,21 @@
 """Starting, signals and exit statuses of several ranks through the launcher."""
 
 import os
-import pathlib
 import signal
 import subprocess
-import time
 
 import pytest
-from support import LAUNCH_TINY, TINY
-from test_training import background, final, same_training, stopped_at
+from support import (
+    LAUNCH_TINY,
+    TINY,
+    all_gone,
+    background,
+    final,
+    processes_naming,
+    run_differences,
+    stopped_at,
+    wait_until,
+)
 
 OPTIONS = ["--print-freq=1", "--save-every=2", "--epochs=4", "--ema=0.9", "--accumulate=3"]
 
@@ -25,25 +32,6 @@ def launch(images, folder, *keys, options=OPTIONS):
         "--",
         *options,
     ]
-
-
-def ranks_of(folder):
-    """Process ids whose command line names `folder`."""
-    found = []
-    for entry in pathlib.Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and str(folder).encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def all_gone(folder, seconds=60):
-    deadline = time.monotonic() + seconds
-    while ranks_of(folder) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not ranks_of(folder)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +51,7 @@ def test_two_ranks_stop_without_a_process_left_and_continue_to_the_same_bits(ima
     stopped = final(folder)
     assert (stopped["epoch"], stopped["step"]) < (4, 0)
     assert background(*words, cwd=tmp_path).wait(timeout=120) == 0
-    assert same_training(undisturbed, folder) == []
+    assert run_differences(undisturbed, folder) == []
 
 
 def test_a_signal_to_every_process_of_a_job_is_a_signal_to_the_trainer(images, tmp_path):
@@ -85,8 +73,7 @@ def test_a_signal_to_every_process_of_a_job_is_a_signal_to_the_trainer(images, t
     ]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(words, start_new_session=True, text=True, **pipes)
-    while not (folder / "metrics.jsonl").exists():
-        time.sleep(0.05)
+    wait_until((folder / "metrics.jsonl").exists, process)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143 and errors == ""
@@ -96,9 +83,8 @@ def test_a_signal_to_every_process_of_a_job_is_a_signal_to_the_trainer(images, t
 def test_a_killed_rank_ends_the_run_with_its_signals_status(images, tmp_path):
     folder = tmp_path / "run"
     process = background(os.sys.executable, *launch(images, folder, options=[*OPTIONS, "--epochs=500"]), cwd=tmp_path)
-    while not (folder / "metrics.jsonl").exists():
-        time.sleep(0.05)
-    victim = max(pid for pid in ranks_of(folder) if pid != process.pid)
+    wait_until((folder / "metrics.jsonl").exists, process)
+    victim = max(pid for pid in processes_naming(folder) if pid != process.pid)
     os.kill(victim, signal.SIGKILL)
     assert process.wait(timeout=120) != 0
     assert all_gone(folder)

@@ -10,15 +10,13 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT, TINY, user_error
-from test_training import same_training
+from support import ROOT, TINY, npu_environment, npu_site, run_differences, user_error
 from torch import distributed as dist
 
 from common.errors import UserError
 from common.launch import rendezvous
 
 PORT = 29400
-SIMULATED = ROOT / "tests" / "fake_npu" / "installation.py"
 OPTIONS = ["--print-freq=1", "--epochs=2", "--warm-up-steps=2", "--reduce=exact"]
 
 
@@ -117,14 +115,11 @@ def hardware(device, tmp_path):
     """Environment of the programs: nothing for a CPU with gloo, the simulated torch_npu for an NPU with hccl."""
     if device == "cpu":
         return {}
-    sys.path.insert(0, str(SIMULATED.parent))
-    from installation import environment, site_folder
-
     (tmp_path / "site").mkdir()
-    return environment(site_folder(tmp_path / "site"))
+    return npu_environment(npu_site(tmp_path / "site"))
 
 
-@pytest.mark.parametrize("device", ["cpu", "npu"] if SIMULATED.exists() else ["cpu"])
+@pytest.mark.parametrize("device", ["cpu", "npu"])
 def test_two_machines_train_to_the_bits_of_one_process(machines, images, run, tmp_path, device, hardware):
     """Equal micro-batches: one process accumulates what the ranks of both machines share."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -135,7 +130,7 @@ def test_two_machines_train_to_the_bits_of_one_process(machines, images, run, tm
     (status0, out0, err0), (status1, out1, err1) = (finished(rank) for rank in ranks)
     assert (status0, status1, err0, err1) == (0, 0, "", "")
     assert losses(one) == losses(two) and len(losses(two)) == 2 * (5 + 1)
-    assert same_training(one, two) == []
+    assert run_differences(one, two) == []
     summary = json.loads((two / "summary.json").read_text())
     speeds = summary["images_per_s_of_machines"]
     assert len(speeds) == 2 and min(speeds) > 0 and summary["images_per_s"] == sum(speeds)

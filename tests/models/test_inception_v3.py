@@ -10,11 +10,13 @@ import torch
 import torchvision
 from support import ROOT, user_error
 
+from common.config import TrainConfig
 from common.data import transforms
 from common.deploy import export
 from common.device.device import Device
 from common.errors import UserError
 from common.evaluation.torch_classifier import Normalizer
+from common.train import losses
 from common.weights.load import load_model
 from inception_v3.spec import SPEC
 
@@ -117,6 +119,17 @@ def test_smaller_inputs_train_and_evaluate(size):
     (main.sum() + aux.sum()).backward()
     assert all(p.grad is not None for p in network.parameters())
     assert network.eval()(normalized(size=size)).shape == (2, 3)
+
+
+def test_the_auxiliary_head_counts_four_tenths():
+    """The paper does not give the weight; torchvision's reference training uses 0.4."""
+    labels = torch.tensor([0, 2])
+    with torch.no_grad():
+        outputs = SPEC.build(num_classes=3).train()(normalized(size=75))
+    loss = losses.training_loss(outputs, labels, TrainConfig(label_smoothing=0.0), SPEC.aux_weight)
+    main, auxiliary = (torch.nn.functional.cross_entropy(logits, labels).item() for logits in outputs)
+    assert abs(main - auxiliary) > 0.01
+    assert loss.item() == pytest.approx(main + 0.4 * auxiliary, rel=1e-6)
 
 
 def test_other_options_are_refused():

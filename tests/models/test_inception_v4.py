@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torch
-from deployment import REPO
+from support import ROOT
 
 from common.weights.load import load_model
 from inception_v4.spec import SPEC
@@ -85,7 +85,7 @@ def test_patch_applies_and_works_in_and_out_of_tracing(tmp_path):
     target.write_text(REFERENCE_LINES.format(filler="\n" * 298))
     lines = target.read_text().splitlines()
     assert lines[300] == "    def logits(self, features):"  # as in the reference
-    patch = REPO / "inception_v4" / "patches" / "inceptionv4.patch"
+    patch = ROOT / "inception_v4" / "patches" / "inceptionv4.patch"
     done = subprocess.run(["patch", "--fuzz=0", str(target), str(patch)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     patched = target.read_text().splitlines()

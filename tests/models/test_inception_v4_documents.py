@@ -3,10 +3,9 @@
 import json
 import re
 
-import numpy as np
-from deployment import REPO, run_script
+from support import ROOT
 
-FOLDER = REPO / "inception_v4"
+FOLDER = ROOT / "inception_v4"
 OURS = ("preprocess.py", "pth2onnx.py", "postprocess.py", "eval.py", "spec.py", "model.py", "README.md")
 
 
@@ -25,27 +24,7 @@ def test_readme_table_is_results_json():
 def test_every_address_is_listed_with_its_reason():
     listed = (FOLDER / "public_address_statement.md").read_text()
     sources = [FOLDER / name for name in OURS]
-    sources += [path for room in ("deploy", "evaluation") for path in sorted((REPO / "common" / room).glob("*.py"))]
+    sources += [path for room in ("deploy", "evaluation") for path in sorted((ROOT / "common" / room).glob("*.py"))]
     for path in sources:
         for address in re.findall(r"https?://[^\s\"')>;,]+", path.read_text()):
             assert address.rstrip("/.") in listed, f"{path}: {address}"
-
-
-def test_v3_files_are_torchvisions_evaluation_transform(photos, tmp_path):
-    from PIL import Image
-    from torchvision import transforms
-
-    published = transforms.Compose(
-        [
-            transforms.Resize(342),
-            transforms.CenterCrop(299),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    done = run_script("inception_v3/preprocess.py", "--src_path", photos, "--save_path", tmp_path / "prep")
-    assert done.returncode == 0, done.stderr
-    for path in sorted(photos.iterdir()):
-        expected = published(Image.open(path).convert("RGB")).numpy()
-        actual = np.fromfile(tmp_path / "prep" / f"{path.name.split('.')[0]}.bin", np.float32)
-        np.testing.assert_array_equal(actual.reshape(3, 299, 299), expected, path.name)

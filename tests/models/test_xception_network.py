@@ -1,12 +1,12 @@
 """Xception's network: the same function as the public programs compute with the same weights."""
 
-import closed_form
 import onnx
 import onnxruntime
 import pretrainedmodels
 import pytest
 import timm
 import torch
+from support import closed_form_image, fill_closed_form
 from torch.nn import functional
 
 from xception.src.config import SPEC
@@ -156,7 +156,7 @@ def test_closed_form_logits_are_those_of_mindspore():
 
     golden = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "xception_mindspore.json").read_text())
     model = SPEC.build(pool_padding="same", bn_eps=1e-5).eval()
-    closed_form.fill(model.state_dict())
+    fill_closed_form(model.state_dict())
     with torch.inference_mode():
-        logits = model(torch.from_numpy(closed_form.image(299)))[0, :10]
+        logits = model(torch.from_numpy(closed_form_image(299)))[0, :10]
     assert (logits - torch.tensor(golden["logits"])).abs().max() <= 1e-4

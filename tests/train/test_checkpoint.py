@@ -6,8 +6,7 @@ import threading
 
 import pytest
 import torch
-from support import TINY, user_error
-from test_training import final
+from support import TINY, final, user_error
 from tiny import PROGRAM
 
 from common.config import TrainConfig

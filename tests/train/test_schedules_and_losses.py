@@ -65,14 +65,14 @@ def test_smoothing_over_the_other_classes_by_hand():
     assert losses.smoothed_cross_entropy(LOGITS, LABEL, 0.1, off="others").item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_both_heads_are_smoothed_and_the_auxiliary_one_counts_four_tenths():
+def test_both_heads_are_smoothed_and_the_auxiliary_one_counts_by_its_weight():
     config = dataclasses.replace(TrainConfig(), label_smoothing=0.1)
     one = losses.smoothed_cross_entropy(LOGITS, LABEL, 0.1)
     other = losses.smoothed_cross_entropy(-LOGITS, LABEL, 0.1)
-    assert losses.training_loss((LOGITS, -LOGITS), LABEL, config, 0.4).item() == pytest.approx(
-        (one + 0.4 * other).item()
-    )
-    assert losses.training_loss(LOGITS, LABEL, config, 0.4).item() == pytest.approx(one.item())
+    for weight in (0.4, 0.7):
+        loss = losses.training_loss((LOGITS, -LOGITS), LABEL, config, weight)
+        assert loss.item() == pytest.approx((one + weight * other).item())
+        assert losses.training_loss(LOGITS, LABEL, config, weight).item() == pytest.approx(one.item())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -12,14 +11,30 @@ import time
 
 import pytest
 import torch
-from support import LAUNCH_TINY, TINY, user_error
-from tiny import PROGRAM, RECIPE
+from support import (
+    LAUNCH_TINY,
+    ROOT,
+    TESTS,
+    TINY,
+    all_gone,
+    background,
+    differences,
+    final,
+    metrics_of,
+    processes_naming,
+    run_differences,
+    send_delivered,
+    stopped_at,
+    user_error,
+    wait_until,
+)
+from tiny import PROGRAM, RECIPE, SPEC
 
 from common import distributed, errors
-from common.data import index, loader
+from common.data import index, loader, sampling, transforms
 from common.device import device
+from common.evaluation.torch_classifier import Normalizer
 from common.train import program, run_log, run_setup, trainer
-from common.weights.load import load_torch
 
 # Everything that draws random numbers or keeps state beside the weights.
 EVERYTHING = (
@@ -35,29 +50,6 @@ EVERYTHING = (
 )
 
 
-def final(folder):
-    return load_torch(folder / "checkpoint.pth.tar")
-
-
-def differences(a, b, path=""):
-    """Names of the entries in which two nested states differ in any bit."""
-    if isinstance(a, torch.Tensor):
-        return [] if torch.equal(a, b) else [path]
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        return [name for key in a for name in differences(a[key], b[key], f"{path}/{key}")]
-    if isinstance(a, list):
-        return [name for n, (x, y) in enumerate(zip(a, b, strict=True)) for name in differences(x, y, f"{path}/{n}")]
-    return [] if a == b else [path]
-
-
-def same_training(one, other):
-    """Compare what training made: weights, averages, momentum, position, best epoch."""
-    keys = ("state_dict", "ema_state_dict", "ema_updates", "optimizer", "epoch", "step", "best_acc1", "best_epoch")
-    a, b = final(one), final(other)
-    return differences({k: a[k] for k in keys}, {k: b[k] for k in keys})
-
-
 @pytest.fixture
 def train(images, run, tmp_path):
     """train(name, *options, check=0) -> run folder, in a process of its own."""
@@ -67,32 +59,6 @@ def train(images, run, tmp_path):
         return tmp_path / name
 
     return start
-
-
-def stopped_at(process, folder, number, after_steps):
-    """Signal a running training once its metrics show `after_steps` lines; returns its exit status.
-
-    SIGKILL waits for a checkpoint too: it is written beside the steps, and without one the run would start anew.
-    """
-    deadline = time.monotonic() + 120
-    metrics, checkpoint = folder / "metrics.jsonl", folder / "checkpoint.pth.tar"
-    while process.poll() is None and time.monotonic() < deadline:
-        has_begun = metrics.exists() and len(metrics.read_text().splitlines()) >= after_steps
-        if has_begun and (number != signal.SIGKILL or checkpoint.exists()):
-            process.send_signal(number)
-            break
-        time.sleep(0.002)
-    return process.wait(timeout=120)
-
-
-def background(*words, cwd):
-    return subprocess.Popen(
-        [str(w) for w in words],
-        cwd=cwd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHON": sys.executable},
-    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -111,7 +77,7 @@ def test_a_killed_run_continues_to_the_same_bits(images, train, tmp_path, number
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         last = [(line["epoch"] - 1, line["step"]) for line in steps if line["kind"] == "train"]
         assert (at_stop["epoch"], at_stop["step"]) in last, "it saved a step that it did not just do"
-    assert same_training(whole, folder) == []
+    assert run_differences(whole, folder) == []
 
 
 EXACT = ["--reduce=exact", "--ema=0.9", "--epochs=2", "--print-freq=1", "--resume=auto"]
@@ -138,7 +104,7 @@ def test_exact_reduction_gives_the_same_bits_for_any_number_of_ranks(
             continue
         keys = [f"--data_path={images}", f"--devices={world_size}", f"--output_dir={tmp_path / 'many'}"]
         run(*LAUNCH_TINY, *keys, "--", *EXACT, *limit)
-    assert same_training(one_rank, tmp_path / "many") == []
+    assert run_differences(one_rank, tmp_path / "many") == []
 
 
 def test_two_ranks_see_the_same_images_and_count_every_validation_image(images, run, tmp_path):
@@ -150,30 +116,43 @@ def test_two_ranks_see_the_same_images_and_count_every_validation_image(images, 
     assert evaluated.splitlines()[-1].split("loss")[0].strip() in printed
 
 
+def first_micro_batches(images, number, size):
+    """Batches of the first step of a run on `images`, as its one rank reads them."""
+    splits = index.load_splits(str(images))
+    plan, config = sampling.StepPlan(len(splits.train), number, size), dataclasses.replace(RECIPE, data=str(images))
+    augment = transforms.train_transform(config)
+    batches = loader.TrainLoader(splits.train, augment, plan, config.seed, "fail", 0, 1, 0, False).epoch(0)
+    return [next(batches) for _ in range(number)]
+
+
+NORMALIZE = Normalizer(SPEC, device.Device("cpu"), "channels_last")
+
+
 def test_batch_norm_statistics_are_the_mean_over_micro_batches(images, train):
     """One step of three micro-batches: the mean of three updates that all start from the initial statistics."""
     folder = train("bn", "--max-steps=1", "--accumulate=3", "--epochs=1")
-    from tiny import SPEC
-
-    from common.data import index, loader, sampling, transforms
-    from common.device.device import Device
-    from common.evaluation.torch_classifier import Normalizer
-
-    splits = index.load_splits(str(images))
-    plan = sampling.StepPlan(len(splits.train), 3, 4)
-    config = dataclasses.replace(RECIPE, data=str(images))
-    augment = transforms.train_transform(config)
-    batches = loader.TrainLoader(splits.train, augment, plan, config.seed, "fail", 0, 1, 0, False).epoch(0)
     torch.manual_seed(0)
     model = SPEC.build(num_classes=3)
-    normalize = Normalizer(SPEC, Device("cpu"), "channels_last")
     means = []
-    for _ in range(3):
-        x = model.stem[0](normalize(next(batches).pixels_NHWC))
+    for batch in first_micro_batches(images, 3, 4):
+        x = model.stem[0](NORMALIZE(batch.pixels_NHWC))
         means.append(0.1 * x.mean(dim=(0, 2, 3)))  # momentum 0.1 from a start of 0
     got = final(folder)["state_dict"]
     assert torch.allclose(got["stem.1.running_mean"], torch.stack(means).mean(0), atol=1e-6)
     assert got["stem.1.num_batches_tracked"] == 1
+
+
+def test_the_loss_of_a_step_is_the_main_heads_and_four_tenths_of_the_auxiliary_heads(images, train):
+    folder = train("loss", "--max-steps=1", "--epochs=1", "--print-freq=1", "--dropout=0", "--label-smoothing=0.1")
+    torch.manual_seed(0)
+    model = SPEC.build(num_classes=3, dropout=0.0).train()
+    (batch,) = first_micro_batches(images, 1, 12)
+    main, auxiliary = (
+        torch.nn.functional.cross_entropy(logits, batch.labels_N, label_smoothing=0.1).item()
+        for logits in model(NORMALIZE(batch.pixels_NHWC))
+    )
+    logged = next(record["loss"] for record in metrics_of(folder) if record["kind"] == "train")
+    assert logged == pytest.approx(main + 0.4 * auxiliary, rel=1e-5)
 
 
 OPTIONS = {
@@ -240,10 +219,27 @@ def test_the_same_command_gives_the_same_bits(in_process, plain):
     assert differences(in_process([])["state_dict"], plain["state_dict"]) == []
 
 
-def test_the_layout_changes_no_more_than_rounding(in_process, plain):
-    other = in_process(["--memory-format=nchw", "--max-steps=1"])["state_dict"]
-    same = in_process(["--memory-format=channels_last", "--max-steps=1"])["state_dict"]
-    assert all(torch.allclose(other[k].double(), same[k].double(), atol=1e-4) for k in same)
+def test_the_layout_is_used_and_changes_no_more_than_rounding(in_process, monkeypatch):
+    seen, states = set(), {}
+    forward = torch.nn.Conv2d.forward
+
+    def recorded(self, x):
+        for tensor in (x, self.weight):
+            seen.update(
+                name
+                for name, layout in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last))
+                if tensor.is_contiguous(memory_format=layout)
+            )
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", recorded)
+    for layout in ("nchw", "channels_last"):
+        seen.clear()
+        state = in_process([f"--memory-format={layout}", "--max-steps=1"])
+        assert seen == {layout} and state["memory_format"] == layout
+        states[layout] = state["state_dict"]
+    for name, value in states["nchw"].items():
+        assert torch.allclose(value.double(), states["channels_last"][name].double(), atol=1e-4), name
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
@@ -300,12 +296,21 @@ def test_a_run_folder_is_complete_and_numbered(images, run, tmp_path):
     assert summary["val_images"] == 21 and summary["best_epoch"] == 1
 
 
+@pytest.fixture(scope="module")
+def two_epochs(images, tmp_path_factory):
+    """Run folder of a finished training of ten steps that kept its checkpoints of steps 3, 5, 8 and 10."""
+    folder = tmp_path_factory.mktemp("two epochs") / "run"
+    keep = ["--save-every=3", "--keep-last=10"]
+    PROGRAM.main(["--data", str(images), "--output-dir", str(folder), "--epochs=2", *keep])
+    return folder
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(images, run, tmp_path, damage):
-    folder = tmp_path / "torn"
-    run(TINY, "--data", images, "--output-dir", folder, "--epochs=1", "--save-every=2")
-    whole = tmp_path / "whole"
-    run(TINY, "--data", images, "--output-dir", whole, "--epochs=2")
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(images, run, tmp_path, two_epochs, damage):
+    folder = tmp_path / "damaged"
+    shutil.copytree(two_epochs, folder, ignore=shutil.ignore_patterns("checkpoint*"))
+    for kept, name in ((10, "checkpoint.pth.tar"), (8, "checkpoint.prev.pth.tar")):
+        shutil.copy(two_epochs / f"checkpoint-{kept:08d}.pth.tar", folder / name)
     newest = folder / "checkpoint.pth.tar"
     content = newest.read_bytes()
     weight = final(folder)["state_dict"]["stem.3.weight"].contiguous(memory_format=torch.channels_last)
@@ -318,10 +323,8 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(imag
         }[damage]
     )
     done = run(TINY, "--data", images, "--output-dir", folder, "--epochs=2", "--resume=auto")
-    assert f"resume: {newest}" in done.stdout
-    assert "Final Train Accuracy" in done.stdout
-    # An epoch-cosine of two epochs has another first epoch than one of one: only the position can be compared.
-    assert (final(folder)["epoch"], final(folder)["step"]) == (2, 0)
+    assert f"resume: {newest}" in done.stdout and "resumed at epoch 2 step 3;" in done.stdout
+    assert run_differences(two_epochs, folder) == []
 
 
 def test_a_broken_image_can_be_skipped(images, run, tmp_path):
@@ -356,13 +359,52 @@ def test_pretrained_weights_start_a_training_with_another_class_count(images, ru
     assert b["fc.weight"].shape == (7, 16)
 
 
-def test_interrupted_twice_leaves_at_once(images, tmp_path):
+def test_an_interrupt_saves_and_ends_with_status_130(images, tmp_path):
     folder = tmp_path / "run"
     process = background(
         sys.executable, TINY, "--data", images, "--output-dir", folder, "--epochs=1000", "--print-freq=1", cwd=tmp_path
     )
     assert stopped_at(process, folder, signal.SIGINT, after_steps=3) == 130
-    assert (pathlib.Path(folder) / "checkpoint.pth.tar").exists()
+    assert (folder / "checkpoint.pth.tar").exists()
+
+
+# The third optimizer step never ends.
+HANGS = """
+import sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+from tiny import PROGRAM
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+steps = []
+def hang(*_):
+    steps.append(1)
+    if len(steps) == 3:
+        open("hangs", "w").close()
+        while True:
+            time.sleep(1)
+register_optimizer_step_pre_hook(hang)
+PROGRAM.main()
+"""
+
+
+def test_interrupted_twice_leaves_at_once(images, tmp_path):
+    """The first SIGINT waits for the end of the step, which never comes; the second one waits for nothing."""
+    folder, script = tmp_path / "run", tmp_path / "hangs.py"
+    script.write_text(HANGS.format(root=str(ROOT), tests=str(TESTS)))
+    words = [sys.executable, script, "--data", images, "--output-dir", folder, "--workers=2"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until((tmp_path / "hangs").exists, process)
+        send_delivered(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None, "the first interrupt did not wait for the step"
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=60)
+        assert (process.returncode, printed) == (130, "")
+        assert all_gone(folder), "a dataloader worker was left behind"
+        assert not (folder / "checkpoint.pth.tar").exists(), "it saved in the middle of a step"
+    finally:
+        for pid in processes_naming(folder):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_an_empty_validation_set_is_not_taken_for_none(images, tmp_path):

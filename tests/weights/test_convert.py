@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 
-import closed_form
 import pytest
 import torch
+from support import closed_form_array, closed_form_image, closed_form_weight, fill_closed_form
 
 from common.errors import UserError
 from common.weights import convert, keras, mindspore
@@ -25,21 +25,21 @@ SIZE = 96
 def state():
     """Closed-form weights under our names."""
     state = SPEC.build().state_dict()
-    closed_form.fill(state)
+    fill_closed_form(state)
     return state
 
 
 def logits(path, **options):
     model, meta = load_model(path, SPEC, **options)
     with torch.inference_mode():
-        return model(torch.from_numpy(closed_form.image(SIZE))), meta["build"]
+        return model(torch.from_numpy(closed_form_image(SIZE))), meta["build"]
 
 
 def expected(state, **options):
     model = SPEC.build(**options).eval()
     model.load_state_dict(state)
     with torch.inference_mode():
-        return model(torch.from_numpy(closed_form.image(SIZE)))
+        return model(torch.from_numpy(closed_form_image(SIZE)))
 
 
 # ---- MindSpore -------------------------------------------------------------------------------------------------------
@@ -63,10 +63,10 @@ def test_a_file_written_by_mindspore_is_read():
     for name, tensor in read.items():
         if name == "half.weight":
             assert tensor.dtype == torch.float16
-            assert torch.equal(tensor, torch.from_numpy(closed_form.uniform(name, (4, 3))).half())
+            assert torch.equal(tensor, torch.from_numpy(closed_form_array(name, (4, 3))).half())
         else:
             assert tensor.shape == own[name].shape
-            assert torch.equal(tensor, torch.from_numpy(closed_form.tensor(name, tuple(tensor.shape)))), name
+            assert torch.equal(tensor, torch.from_numpy(closed_form_weight(name, tuple(tensor.shape)))), name
 
 
 def test_mindspores_chunks_are_really_there():
@@ -143,7 +143,7 @@ def test_a_file_written_by_keras_is_read():
         shapes |= {f"{layer}.{name}": (channels,) for name in names}
     assert {name: tuple(tensor.shape) for name, tensor in read.items()} == shapes
     for name, shape in shapes.items():
-        assert torch.equal(read[name], torch.from_numpy(closed_form.tensor(name, shape))), name
+        assert torch.equal(read[name], torch.from_numpy(closed_form_weight(name, shape))), name
 
 
 def test_keras_files_round_trip(state, tmp_path):

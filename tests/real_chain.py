@@ -1,6 +1,6 @@
 """The whole chain on real photographs: every format and batch size must give the counts that were placed in the labels.
 
-    python tests/deploy/real_chain.py --photos FOLDER --count 299 --columns 1000
+    python tests/real_chain.py --photos FOLDER --count 299 --columns 1000
 
 The network is Inception v4 with random weights, batch-norm statistics of one pass over these photographs, and labels at
 ranks 1 to 6 of torch's own logits. Takes about ten passes over the photographs: a quarter of an hour for 299 on two
@@ -9,10 +9,14 @@ cores.
 
 import argparse
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
-from deployment import calibrated, hits_printed, labels_at_ranks, plain_input, run_ok
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from support import calibrated, hits_printed, labels_at_ranks, plain_input, run_ok
 
 RUNS = (("TXT", 1), ("NPY", 4), ("BIN", 8))
 
