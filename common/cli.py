@@ -18,6 +18,7 @@ from common.errors import EXIT_USER_ERROR, RunError, UserError
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+DEVICES = ("auto", "npu", "cuda", "cpu")  # choices of every --device; auto: npu, then cuda, then cpu
 Config = typing.TypeVar("Config", bound="DataclassInstance")
 
 

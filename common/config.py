@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 
-from common.cli import check_ranges, option
+from common.cli import DEVICES, check_ranges, option
 from common.errors import UserError
 
 _data, _model, _optim, _device, _run = (
@@ -73,9 +73,7 @@ class TrainConfig:
     seed: int = _optim(0, "order, augmentation, dropout and initial weights are functions of it", low=0)
 
     # Device
-    device: str = _device(
-        "auto", "where to run; auto: npu, then cuda, then cpu", choices=("auto", "npu", "cuda", "cpu")
-    )
+    device: str = _device("auto", "where to run; auto: npu, then cuda, then cpu", choices=DEVICES)
     device_id: int = _device(0, "index of the device of a single-process run", low=0)
     npu: int | None = _device(None, "same as --device npu --device-id N", "--npu", low=0)
     amp: bool = _device(False, "mixed precision (on cpu only together with --amp-dtype bf16)")

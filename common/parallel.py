@@ -23,7 +23,7 @@ def dataloader_workers(workers: int, processes: int) -> int:
     return -(-min(workers, usable_cores()) // processes)
 
 
-def unordered(
+def imap_unordered(
     function: Callable[[Task], Result],
     tasks: Sequence[Task],
     workers: int,

@@ -27,9 +27,9 @@ def test_workers_of_a_node_are_capped_at_its_cores_and_shared(six_cores, workers
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_every_task_is_done_once(workers):
-    assert sorted(parallel.unordered(abs, range(-20, 0), workers)) == list(range(1, 21))
+    assert sorted(parallel.imap_unordered(abs, range(-20, 0), workers)) == list(range(1, 21))
 
 
 def test_an_exception_of_a_task_is_raised_here():
     with pytest.raises(ValueError, match="invalid literal"):
-        list(parallel.unordered(int, ["1", "x", "3"], 2))
+        list(parallel.imap_unordered(int, ["1", "x", "3"], 2))

@@ -90,7 +90,7 @@ def score(spec: ModelSpec, config: PostprocessConfig) -> tuple[Counts, int]:
     counts = Counts(skipped=len(missing))
     tasks = [(items[i : i + FILES_PER_TASK], num_outputs) for i in range(0, len(items), FILES_PER_TASK)]
     with Progress(len(items), "results") as advance:
-        for ranks_N in parallel.unordered(_rank_results, tasks, config.workers):
+        for ranks_N in parallel.imap_unordered(_rank_results, tasks, config.workers):
             counts.add_ranks(ranks_N)
             advance(len(ranks_N))
     return counts, num_outputs

@@ -263,7 +263,7 @@ def _convert(
     tasks = range(0, len(pairs), FILES_PER_TASK)
     with Progress(len(todo), "images") as advance:
         try:
-            for count in parallel.unordered(_convert_files, tasks, workers, _init_worker, (encoder, pairs)):
+            for count in parallel.imap_unordered(_convert_files, tasks, workers, _init_worker, (encoder, pairs)):
                 advance(count)
         except OSError as error:
             raise UserError(f"--save-path: {folder}: {error}") from error

@@ -21,7 +21,7 @@ def main(
         parser = cli.Parser(f"{description}Images are cropped and normalized as in evaluation.\n")
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
         parser.add_argument("--resume", default="", help="checkpoint (default: see above)")
-        parser.add_argument("--device", default="auto", choices=("auto", "npu", "cuda", "cpu"), help="where to run")
+        parser.add_argument("--device", default="auto", choices=cli.DEVICES, help="where to run")
         args = parser.parse_args()
         paths = [path for argument in args.images for path in list_images(argument)]
         predictor = Predictor(spec, args.resume or default_checkpoint(), args.device)

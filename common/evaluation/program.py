@@ -36,7 +36,7 @@ class EvalConfig:
         required="a checkpoint, .onnx or .om file",
     )
     exclude: str = cli.option("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
-    device: str = cli.option("auto", "device of a checkpoint", choices=("auto", "npu", "cuda", "cpu"))
+    device: str = cli.option("auto", "device of a checkpoint", choices=cli.DEVICES)
     device_id: int = cli.option(0, "index of the device", low=0, high=255)
     provider: str = cli.option("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
     batch_size: int = cli.option(64, "images per run; a model of fixed batch keeps its own", "-b", low=1)

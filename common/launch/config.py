@@ -21,7 +21,7 @@ class LaunchConfig:
         "", "dataset root that holds train/ and val/ (required)", required="the folder that holds train/ and val/"
     )
     devices: int = cli.option(1, "processes on this machine, one per device", low=1)
-    device: str | None = cli.option(None, "auto, npu, cuda or cpu", choices=("auto", "npu", "cuda", "cpu"))
+    device: str | None = cli.option(None, "auto, npu, cuda or cpu", choices=cli.DEVICES)
     device_id: int | None = cli.option(None, "the device to use when devices=1", low=0)
     batch_size: int | None = cli.option(None, "images per step, over this machine's devices", low=1)
     epochs: int | None = cli.option(None, "passes over the training set", "--train-epochs", low=1)

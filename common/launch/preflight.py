@@ -34,7 +34,7 @@ class PreflightConfig:
       UserError: a value outside its range.
     """
 
-    device: str = cli.option("auto", "auto, npu, cuda or cpu", choices=("auto", "npu", "cuda", "cpu"))
+    device: str = cli.option("auto", "auto, npu, cuda or cpu", choices=cli.DEVICES)
     devices: int = cli.option(1, "devices of this machine to use", low=1)
     device_id: int = cli.option(0, "index of the device, where one is used", low=0)
     data: str = cli.option("", "dataset root that holds train/ and val/; left out: not checked")

@@ -388,7 +388,7 @@ ON_DATA = [*CPU, "--dataset_path", "DATA/train", "--batch_size", "2"]
         ("eval.py", [*CPU, "--dataset_path", "DATA/val", "--checkpoint_path", "SLICE"], "SLICE: does not fit xception"),
         ("export.py", ["--ckpt_file", "SLICE", "--width", "70"], "--width: 70 pixels, xception takes 71 and more"),
         ("export.py", ["--width", "80", "--height", "90"], "--height: 90, must equal --width 80"),
-        ("export.py", ["--file_format", "MINDIR"], "--file-format: MINDIR is written by MindSpore alone"),
+        ("export.py", ["--file_format", "MINDIR"], "--file-format: MINDIR can only be written by MindSpore"),
         ("export.py", ["--file_format", "OM"], "--file-format: OM, must be one of ONNX, AIR, MINDIR"),
         ("export.py", [], "no Xception-rank0-EPOCH_STEP.ckpt in ./ckpt_0 or ./gpu-ckpt"),
     ],
