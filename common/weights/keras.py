@@ -1,10 +1,10 @@
 """Keras' `.h5` weight files, read and written with h5py, without Keras.
 
-The layout of `save_weights("x.h5")`, and below `model_weights` that of `model.save("x.h5")`: one group per layer, whose
-attribute `weight_names` lists its arrays in Keras' order; the attribute `layer_names` lists the layers. The arrays of a
-layer are told apart by their order and rank, since their names changed between versions of Keras.
+The layout is that of `save_weights("x.h5")`, and below `model_weights` that of `model.save("x.h5")`: one group per
+layer, whose attribute `weight_names` lists its arrays in Keras' order; the attribute `layer_names` lists the layers.
+The names of arrays changed between versions of Keras; order and rank tell them apart.
 
-    layer                   arrays                                        in torch's terms
+    layer                   arrays                                        tensors
     convolution             kernel [H, W, I, O]                           LAYER.weight [O, I, H, W]
     separable convolution   depthwise_kernel [H, W, C, 1],                LAYER.depthwise.weight [C, 1, H, W],
                             pointwise_kernel [1, 1, C, O]                 LAYER.pointwise.weight [O, C, 1, 1]
@@ -13,19 +13,24 @@ layer are told apart by their order and rank, since their names changed between 
     dense                   kernel [I, O], bias                           LAYER.weight [O, I], LAYER.bias
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 from common.errors import UserError
+from common.files import StrPath
+from common.spec import StateDict
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _NORM_KERAS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
+Tensors = dict[str, torch.Tensor]
 
-def read(path):
-    """Read the layers of a Keras weight file.
 
-    Returns:
-      dict, `LAYER.` + name in torch's terms (table above) -> CPU tensor in torch's order of axes.
+def read(path: StrPath) -> Tensors:
+    """Read a Keras weight file: CPU tensors under the names of the table above.
+
     Raises:
       UserError: damaged, not written by Keras, or with a layer of another kind.
     """
@@ -40,17 +45,17 @@ def read(path):
                 )
             return {
                 f"{layer}.{name}": tensor
-                for layer in _texts(root.attrs["layer_names"])
-                for name, tensor in _layer(path, layer, root[layer]).items()
+                for layer in _decoded(root.attrs["layer_names"])
+                for name, tensor in _read_layer(path, layer, root[layer]).items()
             }
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{path}: truncated or damaged ({error}); copy or download it again") from error
 
 
-def write(path, state_dict):
-    """Write tensors named and laid out as by `read` in the layout of Keras' save_weights."""
+def write(path: StrPath, state_dict: StateDict) -> None:
+    """Write tensors under the names of the table above in the layout of Keras' save_weights."""
     h5py = _h5py(path)
-    layers = {}
+    layers: dict[str, Tensors] = {}
     for name, tensor in state_dict.items():
         layer, _, last = name.partition(".")
         layers.setdefault(layer, {})[last] = tensor.detach().cpu()
@@ -64,9 +69,9 @@ def write(path, state_dict):
                 group[f"{layer}/{name}:0"] = array.contiguous().numpy()
 
 
-def _layer(path, layer, group):
-    """The tensors of one layer; {} for a layer without weights."""
-    arrays = [torch.from_numpy(group[name][()]) for name in _texts(group.attrs["weight_names"])]
+def _read_layer(path: StrPath, layer: str, group: Any) -> Tensors:
+    """The tensors of one layer."""
+    arrays = [torch.from_numpy(group[name][()]) for name in _decoded(group.attrs["weight_names"])]
     ranks = [array.ndim for array in arrays]
     if not arrays:
         return {}
@@ -87,8 +92,8 @@ def _layer(path, layer, group):
     )
 
 
-def _keras_arrays(tensors):
-    """Keras' names and arrays of one layer, in Keras' order."""
+def _keras_arrays(tensors: Tensors) -> Tensors:
+    """Arrays of one layer under Keras' names and in Keras' order."""
     if "depthwise.weight" in tensors:
         return {
             "depthwise_kernel": tensors["depthwise.weight"].permute(2, 3, 0, 1),
@@ -101,19 +106,19 @@ def _keras_arrays(tensors):
     return {"kernel": tensors["weight"].T, "bias": tensors["bias"]}
 
 
-def _from_hwio(kernel):
+def _from_hwio(kernel: torch.Tensor) -> torch.Tensor:
     return kernel.permute(3, 2, 0, 1).contiguous()
 
 
-def _to_hwio(weight):
+def _to_hwio(weight: torch.Tensor) -> torch.Tensor:
     return weight.permute(2, 3, 1, 0)
 
 
-def _texts(names):
+def _decoded(names: Iterable[bytes | str]) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _h5py(path):
+def _h5py(path: StrPath) -> Any:
     try:
         import h5py
     except ImportError as error:

@@ -1,22 +1,26 @@
 """MindSpore's `.ckpt` files, read and written without MindSpore.
 
-A file is a sequence of protobuf messages, which protobuf reads as one. In the terms of a .proto file (proto2):
+A file is a sequence of protobuf messages, which protobuf reads as one message (proto2):
 
     message Checkpoint  { repeated Value value = 1; }
     message Value       { required string tag = 1; optional TensorProto tensor = 2; }    // 3: hash tables, refused
     message TensorProto { repeated int64 dims = 1; required string tensor_type = 2; required bytes tensor_content = 3; }
 
 `tensor_type` is MindSpore's name of the type ("Float32"), `tensor_content` the little-endian bytes. A tensor above
-512 MB comes as several consecutive values of one tag, each with the whole tensor's dims; a scalar has no dims or
-dims [0]. With `crc_check` the file ends in "crc_num" and ten big-endian bytes: the CRC-32 of all before it.
+512 MB is stored as several consecutive values of one tag, each with the dims of the whole tensor. A scalar has no dims
+or dims [0]. With `crc_check` the file ends in "crc_num" and ten big-endian bytes: the CRC-32 of the bytes before.
 """
 
 import binascii
 import functools
+import pathlib
+from typing import Any
 
 import torch
 
 from common.errors import UserError
+from common.files import StrPath
+from common.spec import StateDict
 
 CHUNK_BYTES = 512 * 2**20
 _CRC_MARK, _CRC_BYTES = b"crc_num", 10
@@ -35,15 +39,13 @@ _TYPES = {
 _TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 # Batch norm: MindSpore's names and torch's.
 _NORM_NAMES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-# State of MindSpore's optimizers, one tensor per parameter; their counters and rates are names without a dot.
+# Prefixes of MindSpore's optimizer state, one tensor per parameter; its counters and rates have names without a dot.
 _OPTIMIZER_STATE = ("moments.", "moment.", "moment1.", "moment2.", "accum.", "mean_square.", "mean_grad.")
 
 
-def read(path):
-    """Read the network's tensors of a MindSpore checkpoint; what belongs to the optimizer is left out.
+def read(path: StrPath) -> dict[str, torch.Tensor]:
+    """Read the network of a MindSpore checkpoint: CPU tensors under torch's names (`bn1.gamma` -> `bn1.weight`).
 
-    Returns:
-      dict, name in torch's terms (`bn1.gamma` -> `bn1.weight`) -> CPU tensor.
     Raises:
       UserError: damaged, encrypted, or holds something else than tensors.
     """
@@ -54,9 +56,9 @@ def read(path):
     }
 
 
-def read_raw(path):
-    """Every tensor of a MindSpore checkpoint under its own tag, text values left out. Raises: see `read`."""
-    content = path.read_bytes()
+def read_raw(path: StrPath) -> dict[str, torch.Tensor]:
+    """Every tensor of a MindSpore checkpoint under its tag, text values left out. Raises: see `read`."""
+    content = pathlib.Path(path).read_bytes()
     if content[-_CRC_BYTES - len(_CRC_MARK) : -_CRC_BYTES] == _CRC_MARK:
         stated, content = int.from_bytes(content[-_CRC_BYTES:], "big"), content[: -_CRC_BYTES - len(_CRC_MARK)]
         if binascii.crc32(content) != stated:
@@ -69,7 +71,7 @@ def read_raw(path):
             f"{path}: not a MindSpore checkpoint, or truncated, damaged or encrypted; save it again with "
             "mindspore.save_checkpoint and no key"
         ) from error
-    parts = {}
+    parts: dict[str, list[Any]] = {}
     for value in values:
         if not value.HasField("tensor"):
             raise UserError(f"{path}: {value.tag} is no tensor; only networks of plain tensors can be read")
@@ -77,15 +79,10 @@ def read_raw(path):
     return {tag: _tensor(path, tag, chunks) for tag, chunks in parts.items() if chunks[0].tensor_type != "str"}
 
 
-def write(path, state_dict):
-    """Write tensors as a MindSpore checkpoint with MindSpore's names of batch norm.
-
-    Args:
-      path: file, whose folder exists.
-      state_dict: name in torch's terms -> tensor; torch's batch counters are left out, MindSpore has none.
-    """
+def write(path: StrPath, state_dict: StateDict) -> None:
+    """Write a MindSpore checkpoint from tensors under torch's names; MindSpore has no batch counters."""
     message_class, _ = _checkpoint_message()
-    with path.open("wb") as file:
+    with open(path, "wb") as file:
         for name, tensor in state_dict.items():
             if name.endswith(".num_batches_tracked"):
                 continue
@@ -99,8 +96,8 @@ def write(path, state_dict):
                 file.write(message.SerializeToString())
 
 
-def _tensor(path, tag, chunks):
-    """One tensor from its chunks."""
+def _tensor(path: StrPath, tag: str, chunks: list[Any]) -> torch.Tensor:
+    """One tensor from its TensorProtos."""
     kind, shape = chunks[0].tensor_type, [] if list(chunks[0].dims) == [0] else list(chunks[0].dims)
     if kind not in _TYPES:
         raise UserError(f"{path}: {tag} is of type {kind}, known are {', '.join(_TYPES)}")
@@ -110,27 +107,27 @@ def _tensor(path, tag, chunks):
     return tensor.reshape(shape)
 
 
-def _torch_name(tag):
+def _torch_name(tag: str) -> str:
     layer, _, last = tag.rpartition(".")
     return f"{layer}.{_NORM_NAMES.get(last, last)}"
 
 
-def _mindspore_name(name, state_dict):
+def _mindspore_name(name: str, state_dict: StateDict) -> str:
     layer, _, last = name.rpartition(".")
     if f"{layer}.running_mean" not in state_dict:  # no batch norm
         return name
-    return f"{layer}." + next(theirs for theirs, ours in _NORM_NAMES.items() if ours == last)
+    return f"{layer}." + next(mindspore for mindspore, ours in _NORM_NAMES.items() if ours == last)
 
 
 @functools.cache
-def _checkpoint_message():
-    """(class of message Checkpoint, protobuf's DecodeError): the schema on top of this file."""
+def _checkpoint_message() -> tuple[Any, type[Exception]]:
+    """(class of message Checkpoint in the schema above, protobuf's DecodeError)."""
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
     except ImportError as error:
         raise UserError("MindSpore checkpoints need the protobuf package; pip install protobuf") from error
     field = descriptor_pb2.FieldDescriptorProto
-    schema = {
+    schema: dict[str, list[tuple[str, Any, Any, str | None]]] = {
         "TensorProto": [
             ("dims", field.TYPE_INT64, field.LABEL_REPEATED, None),
             ("tensor_type", field.TYPE_STRING, field.LABEL_REQUIRED, None),

@@ -1,20 +1,26 @@
-"""Xception's layers in the weight files of the world: which name is which, in both directions.
+"""Parameter names of Xception in the files of timm, Cadene, MindSpore and Keras, and here.
 
-Layers have torch's shapes and torch's last names here (common/mindspore_ckpt.py and common/keras_h5.py see to that).
+common/weights/{mindspore,keras}.py have already given the tensors torch's shapes and torch's names within a layer.
 """
 
 import re
+import typing
+
+from common.spec import StateDict
+
+if typing.TYPE_CHECKING:
+    import torch
 
 
-def _keras_layers():
-    """Our layer name -> the one of keras.applications.Xception, in the order of Keras' files."""
+def _keras_layers() -> dict[str, str]:
+    """Our layer name -> the one in keras.applications.Xception, in the order of Keras' files."""
     layers = {"conv1": "block1_conv1", "bn1": "block1_conv1_bn", "conv2": "block1_conv2", "bn2": "block1_conv2_bn"}
     shortcuts = 0
     for block in range(1, 13):
         for i in range(3 if 4 <= block <= 11 else 2):
             position, keras = 3 * i + (block > 1), f"block{block + 1}_sepconv{i + 1}"
             layers[f"block{block}.rep.{position}"], layers[f"block{block}.rep.{position + 1}"] = keras, keras + "_bn"
-        if block in (1, 2, 3, 12):  # the shortcuts have no names of their own: Keras numbers them
+        if block in (1, 2, 3, 12):  # Keras numbers the shortcuts, which have no names
             number = f"_{shortcuts}" if shortcuts else ""
             layers[f"block{block}.skip"] = f"conv2d{number}"
             layers[f"block{block}.skipbn"] = f"batch_normalization{number}"
@@ -31,8 +37,8 @@ def _keras_layers():
 KERAS_LAYERS = _keras_layers()
 
 
-def from_torch(state_dict):
-    """Cadene's and timm's files: the head may be `last_linear`, old files hold pointwise kernels as matrices."""
+def from_torch(state_dict: StateDict) -> StateDict:
+    """Cadene's and timm's files: the classifier may be `last_linear`, old files hold pointwise kernels as matrices."""
     ours = {}
     for name, tensor in state_dict.items():
         name = re.sub(r"^last_linear\.", "fc.", name)
@@ -42,24 +48,24 @@ def from_torch(state_dict):
     return ours
 
 
-def from_mindspore(state_dict):
-    """The official model zoo has our names; mindcv's head is `classifier`, and its blocks may be a list from 0."""
+def from_mindspore(state_dict: StateDict) -> StateDict:
+    """Official model zoo: our names. mindcv: `classifier`, and blocks may be a list that counts from 0."""
 
-    def ours(name):
+    def ours(name: str) -> str:
         name = re.sub(r"^classifier\.", "fc.", name)
         return re.sub(r"^blocks\.(\d+)\.", lambda match: f"block{int(match[1]) + 1}.", name)
 
     return {ours(name): tensor for name, tensor in state_dict.items()}
 
 
-def from_keras(state_dict):
-    """keras.applications: layers have other names, and the numbers of the shortcuts depend on what was built before."""
+def from_keras(state_dict: StateDict) -> StateDict:
+    """keras.applications: other layer names; the numbers of the shortcuts depend on what Keras built before."""
     ours = {keras: layer for layer, keras in KERAS_LAYERS.items()}
     for prefix in ("conv2d", "batch_normalization"):
         numbered = re.compile(rf"{prefix}(_\d+)?")
         shortcuts = [layer for keras, layer in ours.items() if numbered.fullmatch(keras)]
         found = {layer for layer in (name.partition(".")[0] for name in state_dict) if numbered.fullmatch(layer)}
-        # Of unequal length for another network, whose layers then differ by name.
+        # Another network has another number of them; its names then differ.
         ours.update(zip(sorted(found, key=_number), shortcuts, strict=False))
     renamed = {}
     for name, tensor in state_dict.items():
@@ -68,9 +74,9 @@ def from_keras(state_dict):
     return renamed
 
 
-def to_keras(state_dict):
-    """The inverse of `from_keras`, with the numbers a fresh Keras gives; batch counters are left out."""
-    renamed = {}
+def to_keras(state_dict: StateDict) -> StateDict:
+    """The inverse of `from_keras`, with the numbers that a new Keras process gives; batch counters are left out."""
+    renamed: dict[str, torch.Tensor] = {}
     for layer, keras in KERAS_LAYERS.items():
         for name, tensor in state_dict.items():
             last = name.removeprefix(layer + ".")
@@ -79,6 +85,6 @@ def to_keras(state_dict):
     return renamed
 
 
-def _number(layer):
+def _number(layer: str) -> int:
     """conv2d -> 0, conv2d_3 -> 3."""
     return int(layer.rpartition("_")[2]) if layer[-1].isdigit() and "_" in layer else 0
