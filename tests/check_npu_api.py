@@ -3,9 +3,9 @@
     python tests/check_npu_api.py            # downloads the wheel of torch_npu 2.12 with pip into a scratch folder
     python tests/check_npu_api.py --wheel torch_npu-2.12.0-cp311-cp311-manylinux_2_28_x86_64.whl
 
-The names are read from the sources of this project and of the stand-in in tests/fake_npu, those of the package from the
-sources in the wheel; nothing of it is imported for that. Then a program is started with the real package, which cannot
-load without CANN: it must say so in one line. Exit status 1 if something is missing.
+Reads the names from the sources of this project and of the fake torch_npu in tests/fake_npu, and those of the package
+from the sources in the wheel, without importing it. Then starts a program with the real package, which cannot be
+imported without CANN: it must report that in one line. Exit status 1 if a name is missing.
 """
 
 import argparse
@@ -21,14 +21,14 @@ import zipfile
 from support import draw_images
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STAND_IN = ROOT / "tests" / "fake_npu" / "site" / "torch_npu"
+FAKE = ROOT / "tests" / "fake_npu" / "site" / "torch_npu"
 REQUIREMENT = "torch_npu>=2.12,<2.13"
-# What PyTorch itself looks up in a device module, beside the public names.
-_LOOKED_UP = ("_autoload", "_is_in_bad_fork", "_lazy_init")
+# Private names that PyTorch looks up in a device module.
+_SPECIAL = ("_autoload", "_is_in_bad_fork", "_lazy_init")
 
 
 def download(folder):
-    """Path of a wheel of torch_npu, for this platform or, where there is none, for Linux on x86-64."""
+    """Path of a wheel of torch_npu, for this platform or else for Linux on x86-64."""
     base = [
         sys.executable,
         "-m",
@@ -82,38 +82,38 @@ def used_names(path):
             found.setdefault(name, set()).update(keywords)
         if isinstance(node, ast.Attribute) and (name := real_name(dotted(node))):
             found.setdefault(name, set())
-    # of a.b.c only the longest chain counts
+    # keep a.b.c, drop its prefix a.b
     return {name: words for name, words in found.items() if not any(other.startswith(name + ".") for other in found)}
 
 
-def stand_in_names():
-    """{name: parameters} of what the stand-in offers under torch_npu's names."""
+def fake_names():
+    """{name: parameters} that the fake torch_npu defines."""
     found = {}
-    for path in STAND_IN.rglob("*.py"):
-        parts = path.relative_to(STAND_IN).with_suffix("").parts
+    for path in FAKE.rglob("*.py"):
+        parts = path.relative_to(FAKE).with_suffix("").parts
         if parts[-1].startswith("_") and parts[-1] != "__init__":
             continue
         module = ".".join(("torch_npu", *(part for part in parts if part != "__init__")))
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and is_offered(node.name):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and is_public(node.name):
                 found[f"{module}.{node.name}"] = parameters(node)
-            if isinstance(node, ast.ClassDef) and is_offered(node.name):
+            if isinstance(node, ast.ClassDef) and is_public(node.name):
                 found.update(
                     {
                         f"{module}.{node.name}.{member.name}": parameters(member)
                         for member in node.body
-                        if isinstance(member, ast.FunctionDef) and is_offered(member.name)
+                        if isinstance(member, ast.FunctionDef) and is_public(member.name)
                     }
                 )
             if isinstance(node, ast.Assign):
                 targets = [t for target in node.targets for t in getattr(target, "elts", [target])]
                 names = [target.id for target in targets if isinstance(target, ast.Name)]
-                found.update({f"{module}.{name}": set() for name in names if is_offered(name)})
+                found.update({f"{module}.{name}": set() for name in names if is_public(name)})
     return found
 
 
-def is_offered(name):
-    return not name.startswith("_") or name in _LOOKED_UP or name == "__version__"
+def is_public(name):
+    return not name.startswith("_") or name in _SPECIAL or name == "__version__"
 
 
 def parameters(node):
@@ -192,7 +192,7 @@ class Package:
         return None
 
     def _attribute(self, path, node, rest):
-        """An attribute of an object: the class beside it that the object is made of must name it in a string."""
+        """An attribute of a module-level object, whose class in the same folder must have the name as a string."""
         if not rest:
             return f"{path}:{node.lineno}", None
         calls = (n.func for n in ast.walk(node) if isinstance(n, ast.Call))
@@ -244,11 +244,11 @@ def project_names():
 
 
 def start_without_cann(wheel, folder):
-    """Start a program with the real package; True when it says in one line why the NPU is missing."""
+    """Start a program with the real package; returns whether it reports in one line why the NPU is missing."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     environment = {**os.environ, "PYTHONPATH": str(folder), "TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}
-    good, data = True, folder.parent / "data"
+    passed, data = True, folder.parent / "data"
     for split in ("train", "val"):
         draw_images(data / split, ("ant", "bee"), 2)
     for kind in ("npu", "auto"):
@@ -257,8 +257,8 @@ def start_without_cann(wheel, folder):
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         print(f"--device {kind}: exit status {done.returncode}: {done.stderr.strip()}")
         lines = done.stderr.strip().splitlines()
-        good &= done.returncode == 2 and len(lines) == 1 and "--device cpu runs without it" in lines[0]
-    return good
+        passed &= done.returncode == 2 and len(lines) == 1 and "--device cpu runs without it" in lines[0]
+    return passed
 
 
 def main():
@@ -270,13 +270,13 @@ def main():
         wheel = args.wheel or download(scratch)
         package = Package(wheel)
         names, places = project_names()
-        print(f"{wheel.name}: {len(names)} names that the project uses, {len(stand_in_names())} of the stand-in\n")
+        print(f"{wheel.name}: {len(names)} names that the project uses, {len(fake_names())} of the fake\n")
         wrong = compare(package, names, places.get)
-        wrong += compare(package, stand_in_names(), lambda name: "stand-in")
+        wrong += compare(package, fake_names(), lambda name: "fake")
         hccl = package.mentions(r'register_backend\(\s*"hccl"')
         print(f"{'process group backend hccl':55} {'common/device/device.py':32} {hccl or 'MISSING'}\n")
-        said = start_without_cann(wheel, scratch / "site")
-    if wrong or not hccl or not said:
+        reported = start_without_cann(wheel, scratch / "site")
+    if wrong or not hccl or not reported:
         missing = f"; not in {wheel.name} as used: {', '.join(wrong)}" if wrong else ""
         sys.exit(f"error: see above{missing}")
     print("every name is in the real package")

@@ -1,4 +1,4 @@
-"""Programs on the simulated NPU, each in a process of its own: PyTorch's device name cannot be given back."""
+"""Programs on the fake NPU, each in its own process: a device registered with PyTorch cannot be removed."""
 
 import pytest
 from support import npu_environment, npu_site
@@ -6,7 +6,7 @@ from support import npu_environment, npu_site
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """An installation of the simulated torch_npu for the installed torch."""
+    """Site folder with the fake torch_npu of the installed torch's version."""
     return npu_site(tmp_path_factory.mktemp("site"))
 
 

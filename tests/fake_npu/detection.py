@@ -1,4 +1,4 @@
-"""Prints as JSON what --device npu and --device auto say for each way in which torch_npu can fail to load."""
+"""Prints as JSON the results of --device npu, auto and cpu for each way in which `import torch_npu` can fail."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from common.device import device
 from common.errors import UserError
 
 
-def said(kind):
-    """The message of device.choose, or the kind of device it chose."""
+def chosen(kind):
+    """The kind of device that device.choose returns, or its error message."""
     try:
         return device.choose(kind).kind
     except UserError as error:
@@ -23,5 +23,5 @@ if __name__ == "__main__":
     answers = {}
     for fault in sys.argv[1:]:
         os.environ["FAKE_NPU_FAULT"] = fault
-        answers[fault] = [said("npu"), said("auto"), said("cpu")]
+        answers[fault] = [chosen("npu"), chosen("auto"), chosen("cpu")]
     print(json.dumps(answers))

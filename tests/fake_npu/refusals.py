@@ -1,4 +1,4 @@
-"""Prints as JSON what the simulated device answers to things that an NPU refuses."""
+"""Prints as JSON how the fake NPU responds to operations that an NPU rejects."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import torch_npu  # noqa: F401
 
 
 def answer(action):
-    """The error an action ends with, in one line, or "done"."""
+    """The error that an action raises, in one line, or "done"."""
     try:
         action()
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
@@ -17,7 +17,7 @@ def answer(action):
 
 
 def in_a_fork(action):
-    """The answer of a forked child."""
+    """The response in a forked child."""
     read, write = os.pipe()
     if os.fork() == 0:
         os.write(write, answer(action).encode())
@@ -28,7 +28,7 @@ def in_a_fork(action):
 
 
 def host_work():
-    torch.manual_seed(1)  # seeds every device's generator, in a loader process too
+    torch.manual_seed(1)  # seeds the generators of all devices, in a dataloader worker too
     torch.rand(2).sum()
 
 
@@ -51,7 +51,7 @@ ANSWERS = {
     "a copy from the host": answer(lambda: ours.copy_(host)),
     "float64": answer(lambda: ours.double()),
     "a float64 constant": answer(lambda: torch.zeros(1, dtype=torch.float64, device="npu:1")),
-    "a card that is not there": answer(lambda: torch.ones(1, device="npu:2")),
+    "a card that does not exist": answer(lambda: torch.ones(1, device="npu:2")),
     "pinned memory": answer(host.pin_memory),
     "numpy": answer(ours.numpy),
     "saving": answer(lambda: torch.save(ours, os.devnull)),

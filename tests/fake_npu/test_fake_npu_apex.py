@@ -1,4 +1,4 @@
-"""--amp-backend apex against a stand-in of its interface: the sequence of calls, and what is said without it."""
+"""--amp-backend apex with a fake apex: the sequence of calls, and the messages if apex is missing or another."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_fake_npu_apex_o1_on_two_cards_with_a_dynamic_scale(train):
 
 
 def unrelated_apex(folder):
-    """PyPI's package of that name as pip leaves it."""
+    """PyPI's package of that name, as pip installs it."""
     (folder / "apex").mkdir()
     (folder / "apex" / "__init__.py").write_text("from pyramid.config import Configurator\n")
     info = folder / "apex-0.9.10.dev0.dist-info"

@@ -1,4 +1,4 @@
-"""The list of names used of torch_npu, and the comparison that `make check-npu-api` makes with the real wheel."""
+"""The names that the project uses of torch_npu, and the comparison with the real wheel by `make check-npu-api`."""
 
 import zipfile
 
@@ -7,11 +7,11 @@ import check_npu_api
 
 def test_fake_npu_has_every_name_that_the_project_uses():
     used, places = check_npu_api.project_names()
-    offered = check_npu_api.stand_in_names()
+    defined = check_npu_api.fake_names()
     assert {"torch_npu.npu.amp.GradScaler", "torch_npu.optim.NpuFusedSGD", "torch_npu.npu.conv.allow_hf32"} <= set(used)
-    missing = [name for name in used if name not in offered and name.rpartition(".")[0] not in offered]
+    missing = [name for name in used if name not in defined and name.rpartition(".")[0] not in defined]
     assert missing == []
-    assert all(place.startswith("common/device") for place in places.values()), "one file knows npu"
+    assert all(place.startswith("common/device") for place in places.values()), "only common/device names npu"
 
 
 def test_fake_npu_api_comparison_finds_what_a_wheel_lacks(tmp_path):

@@ -1,4 +1,4 @@
-"""The simulated NPU refuses what a card refuses; a missing NPU is named with its reason and a way on."""
+"""The fake NPU rejects what a card rejects; a missing NPU is an error with its reason and a remedy."""
 
 import dataclasses
 import json

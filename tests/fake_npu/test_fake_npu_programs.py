@@ -1,4 +1,4 @@
-"""The real programs, unchanged, on the simulated NPU."""
+"""The real programs, unchanged, on the fake NPU."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The trainer with a tiny network on the simulated NPU: same bits as the CPU, loss scales, ranks, resume anywhere."""
+"""The trainer with a tiny network on the fake NPU: same bits as the CPU, loss scales, ranks, resume on any device."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_fake_npu_loader_processes_averages_and_clipping_equal_the_cpus_bits(tra
 
 
 def test_fake_npu_two_ranks_on_hccl_equal_two_on_gloo(train):
-    """Each rank drives the card of its local number; NpuFusedSGD and DistributedDataParallel share gradients."""
+    """Each rank uses the card of its local rank; NpuFusedSGD and DistributedDataParallel share gradients."""
     npu, done = train("npu", "--device=npu", "--epochs=1", ranks=2)
     cpu, _ = train("cpu", "--device=cpu", "--epochs=1", ranks=2)
     assert run_differences(npu, cpu, across_devices=True) == []
@@ -41,7 +41,7 @@ def test_fake_npu_two_ranks_on_hccl_equal_two_on_gloo(train):
 
 def test_fake_npu_exact_reduction_gives_the_same_bits_on_two_cards_as_on_one(train):
     one, done = train("one", "--device=npu", "--epochs=1", "--reduce=exact", "--accumulate=2")
-    assert "0 NpuFusedSGD" not in done.calls, "it would lose the gradients that the exact sum puts in place"
+    assert "0 NpuFusedSGD" not in done.calls, "it would miss the gradients that the exact reduction replaces"
     two, _ = train("two", "--device=npu", "--epochs=1", "--reduce=exact", ranks=2)
     assert run_differences(one, two, across_devices=True) == []
 

@@ -1,19 +1,19 @@
-"""A stand-in for torch_npu on machines without an NPU: device `npu` whose tensors lie in ordinary memory.
+"""A fake torch_npu for machines without an NPU: device `npu` with tensors in CPU memory.
 
-It has what this project calls, and refuses what the real device refuses. tests/fake_npu/conftest.py puts it on
-PYTHONPATH together with package metadata of the installed torch's version, so that programs run on it unchanged.
+It defines what this project calls, and rejects what the real device rejects. tests/fake_npu/conftest.py puts it on
+PYTHONPATH with package metadata of the installed torch's version, so that programs use it unchanged.
 
 Environment:
   FAKE_NPU_FAULT: how `import torch_npu` fails: a key of _faults.FAULTS.
   FAKE_NPU_CARDS: number of cards, default 2.
   FAKE_NPU_CHIP: name of the chip, default Ascend910B3; bf16 needs a 910B or later.
-  FAKE_NPU_LOG: file that gets one line for each call worth testing.
+  FAKE_NPU_LOG: file to which the calls that tests check are appended, one per line.
 """
 
 import os
 
 _autoload_before = os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1")
-os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # as the real one does, and leaves so when it fails
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # as in torch_npu, which does not reset it if the import fails
 
 from torch_npu import _faults
 

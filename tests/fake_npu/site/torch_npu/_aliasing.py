@@ -1,7 +1,7 @@
 """Device npu through PyTorch's PrivateUse1 key: tensors alias CPU memory, every operator runs on the CPU.
 
-An npu tensor is a DLPack capsule of a CPU tensor whose device code was patched; the way back is the same. One boxed
-kernel unwraps its arguments, runs the CPU operator and wraps the results. It refuses what an NPU refuses: operands on
+An npu tensor is made from the DLPack capsule of a CPU tensor by changing its device code, and back likewise. One boxed
+kernel unwraps its arguments, runs the CPU operator and wraps the results. It rejects what an NPU rejects: operands on
 two devices, float64, use after a fork, serialization of device tensors.
 """
 
@@ -14,7 +14,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 _DL_CPU, _DL_EXTENSION = 1, 12
 _keep = []  # torch.library registrations live as long as their objects
-# Operators whose purpose is to join host and device, and indexing, whose indices may be on the host.
+# Copies between host and device, and indexing, whose indices may be on the host.
 _MAY_MIX = {
     "aten::_copy_from",
     "aten::_copy_from_and_resize",
@@ -24,7 +24,7 @@ _MAY_MIX = {
     "aten::index_put_",
     "aten::_index_put_impl_",
 }
-# Operators that PyTorch composes of others; ours would run them in one piece and lose the parts.
+# Operators that PyTorch composes of others; the kernel would run them as a whole and miss their parts.
 _COMPOSED = {
     "_to_copy",
     "copy",
@@ -39,7 +39,7 @@ _COMPOSED = {
     "convolution_backward",
     "_batch_norm_impl_index",
 }
-# Products of fp16 whose sums are kept in float32, as a matrix unit does; the CPU's own fp16 loops take minutes.
+# fp16 products accumulated in float32, as in a matrix unit; the CPU's fp16 kernels take minutes.
 _WIDE_SUMS = {
     "aten::convolution_overrideable",
     "aten::convolution_backward_overrideable",
@@ -166,7 +166,7 @@ def _autocast_kernel(op, low):
 
 
 def _direct_operators():
-    """(name, operator) of those that need a kernel of their own: what would otherwise resize a CPU result."""
+    """(name, operator) of operators that need a kernel of their own, because the default resizes a CPU result."""
     for full in torch._C._dispatch_get_all_op_names():
         if not full.startswith("aten::"):
             continue

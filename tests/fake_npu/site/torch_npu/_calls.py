@@ -1,4 +1,4 @@
-"""A line in FAKE_NPU_LOG for each call that a test may want to see."""
+"""Log of calls for tests, in the file FAKE_NPU_LOG."""
 
 import os
 

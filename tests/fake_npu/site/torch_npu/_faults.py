@@ -1,4 +1,4 @@
-"""How importing the real torch_npu 2.12 fails where something is missing; types and texts are the real ones."""
+"""Exceptions of importing torch_npu 2.12 with something missing; types and messages are the real ones."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Process-group backend hccl: gloo on the CPU memory behind npu tensors, with hccl's rules."""
+"""Process-group backend hccl: gloo on the CPU memory of npu tensors, with HCCL's restrictions."""
 
 import os
 
@@ -9,7 +9,7 @@ from torch_npu._calls import note
 
 
 class _Hccl(dist.ProcessGroup):
-    """Delegates to gloo; takes npu tensors alone, one card per process."""
+    """Delegates to gloo; accepts only npu tensors of the process's card."""
 
     def __init__(self, rank, size, inner):
         super().__init__(rank, size)
@@ -45,7 +45,7 @@ class _Hccl(dist.ProcessGroup):
 def _host(tensors):
     for tensor in tensors:
         if str(tensor.device) != f"npu:{npu.current_device()}":
-            raise RuntimeError(f"HCCL: a tensor on {tensor.device}, this process drives npu:{npu.current_device()}")
+            raise RuntimeError(f"HCCL: a tensor on {tensor.device}, this process uses npu:{npu.current_device()}")
     return [_aliasing.to_cpu(tensor) for tensor in tensors]
 
 
@@ -53,7 +53,7 @@ def _create(store, rank, size, timeout):
     npu._lazy_init()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if npu.current_device() != local_rank:
-        raise RuntimeError(f"HCCL: local rank {local_rank} drives npu:{npu.current_device()}; set_device comes first")
+        raise RuntimeError(f"HCCL: local rank {local_rank} uses npu:{npu.current_device()}; set_device comes first")
     note("hccl", f"rank={rank}", f"size={size}", f"npu:{npu.current_device()}")
     return _Hccl(rank, size, dist.ProcessGroupGloo(store, rank, size, timeout))
 

@@ -1,4 +1,4 @@
-"""torch_npu.optim: SGD over flat buffers, with the rules of the real one."""
+"""torch_npu.optim: SGD over flat buffers, with the restrictions of the real one."""
 
 import torch
 
@@ -6,10 +6,10 @@ from torch_npu._calls import note
 
 
 class NpuFusedSGD(torch.optim.Optimizer):
-    """SGD that joins all parameters, all gradients and all momenta of a group into one tensor each at the first step.
+    """SGD that moves all parameters, gradients and momenta of a group into one flat tensor each at the first step.
 
-    Afterwards it reads its own buffer of gradients: one that was replaced (set to None, or re-pointed into a bucket of
-    DistributedDataParallel) is not seen. Where the real one goes on in silence, this one raises.
+    From then on it reads its own gradient buffer and misses a gradient that was replaced (set to None, or made a view
+    of a DistributedDataParallel bucket). The real one ignores that silently, this one raises.
     """
 
     is_fused_optimizer = True
@@ -61,7 +61,7 @@ class NpuFusedSGD(torch.optim.Optimizer):
         return flat
 
     def _update(self, group, p, grad, momentum, is_first):
-        # the kernel that SGD uses on the CPU, one parameter at a time: another order of operations rounds otherwise
+        # torch.optim.SGD's kernel on the CPU, one parameter at a time: another order of operations rounds differently
         names = ("weight_decay", "momentum", "lr", "dampening", "nesterov")
         torch._fused_sgd_(
             [p],
@@ -74,9 +74,9 @@ class NpuFusedSGD(torch.optim.Optimizer):
 
 
 def _padded(tensor):
-    """Elements of a tensor in a flat buffer: every one begins at 64 bytes, as tensors of their own do.
+    """Elements of a tensor in a flat buffer, rounded up so that each tensor begins at a multiple of 64 bytes.
 
-    The CPU's matrix products depend on the alignment in their last bits.
+    Separate tensors are aligned so, and the last bits of the CPU's matrix products depend on the alignment.
     """
     return -(-tensor.numel() // 32) * 32
 
