@@ -21,25 +21,10 @@ from common.evaluation import aipp, onnx_metadata
 from common.files import write_atomic
 
 PRECISION_MODES = (
-    "force_fp16",
-    "force_fp32",
-    "cube_fp16in_fp32out",
-    "allow_fp32_to_fp16",
-    "must_keep_origin_dtype",
-    "allow_mix_precision",
-    "allow_mix_precision_fp16",
-    "allow_mix_precision_bf16",
-    "allow_fp32_to_bf16",
-)
-PRECISION_MODES_V2 = (
-    "fp16",
-    "origin",
-    "cube_fp16in_fp32out",
-    "mixed_float16",
-    "mixed_bfloat16",
-    "cube_hif8",
-    "mixed_hif8",
-)
+    "force_fp16 force_fp32 cube_fp16in_fp32out allow_fp32_to_fp16 must_keep_origin_dtype allow_mix_precision "
+    "allow_mix_precision_fp16 allow_mix_precision_bf16 allow_fp32_to_bf16"
+).split()
+PRECISION_MODES_V2 = "fp16 origin cube_fp16in_fp32out mixed_float16 mixed_bfloat16 cube_hif8 mixed_hif8".split()
 OUTPUT_TYPES = ("FP32", "FP16", "UINT8", "INT8")
 OPSETS = (9, 18)  # first and last that atc parses, over all versions of CANN
 NUM_DYNAMIC_BATCHES = (2, 100)  # fewest and most batch sizes of one --dynamic_batch_size
@@ -309,13 +294,7 @@ def _run_atc(command: list[str], target: pathlib.Path) -> pathlib.Path:
     started_ns = time.time_ns()
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            command,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
     # atc appends the platform to the name of a model with operators that run on the host.
     found = [

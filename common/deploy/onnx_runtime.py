@@ -57,18 +57,19 @@ def run(config: RunOnnxConfig) -> None:
     if config.output:
         folder, summary = result_files.create_output(config.output, config.output_dirname)
         print(f"[INFO] output path:{folder}")
+    inference = Inference(config, engine, loader, batch, folder)
     try:
         if files:
-            compute_ms, filesinfo = _run_files(engine, loader, files, batch, folder, config)
+            inference.run_files(files)
         else:
-            compute_ms, filesinfo = _run_synthetic(engine, loader, batch, folder, config), {}
+            inference.run_synthetic()
     except BaseException:
         if folder is not None:
             shutil.rmtree(folder)  # create_output made it, or found it empty
         raise
     if summary is not None:
-        result_files.write_summary(summary, filesinfo, sys.argv, compute_ms, batch)
-    _print_summary(compute_ms, batch)
+        result_files.write_summary(summary, inference.filesinfo, sys.argv, inference.compute_ms, batch)
+    _print_summary(inference.compute_ms, batch)
 
 
 class InputLoader:
@@ -109,86 +110,78 @@ class InputLoader:
         return images
 
 
-def _run_timed(engine: engines.Engine, images: np.ndarray, loop: int, compute_ms: list[float]) -> np.ndarray:
-    """Run a batch `loop` times and append the milliseconds of each run."""
-    for _ in range(loop):
-        start = time.perf_counter()
-        logits = engine.run(images)
-        compute_ms.append(1000 * (time.perf_counter() - start))
-    return logits
+@dataclasses.dataclass
+class Inference:
+    """The runs of one program.
 
-
-def _run_files(
-    engine: engines.Engine,
-    loader: InputLoader,
-    files: Sequence[pathlib.Path],
-    batch: int,
-    folder: pathlib.Path | None,
-    config: RunOnnxConfig,
-) -> tuple[list[float], dict[str, Any]]:
-    """Read and write files in threads while the network runs; all three release the GIL.
-
-    Returns:
-      (milliseconds of every run, "filesinfo" of the summary).
+    Attributes:
+      batch: images per run.
+      folder: of the results; None: none are written.
+      compute_ms: time of every run that counts.
+      filesinfo: of the summary.
     """
-    batches = [files[i : i + batch] for i in range(0, len(files), batch)]
-    print(f"[INFO] {len(files)} files, {batch} per run, {len(batches)} runs", flush=True)
-    compute_ms: list[float] = []
-    filesinfo: dict[str, Any] = {}
-    writes: list[concurrent.futures.Future[None]] = []
-    with (
-        concurrent.futures.ThreadPoolExecutor(1) as reader,
-        concurrent.futures.ThreadPoolExecutor(1) as writer,
-        Progress(len(files), "images") as advance,
-    ):
-        reads = [reader.submit(loader.load, each, batch) for each in batches[:PREFETCH_BATCHES]]
-        for number, each in enumerate(batches):
-            images = reads.pop(0).result()
-            if number + PREFETCH_BATCHES < len(batches):
-                reads.append(reader.submit(loader.load, batches[number + PREFETCH_BATCHES], batch))
-            if number == 0:
-                for _ in range(config.warmup_count):
-                    engine.run(images)
-            logits = _run_timed(engine, images, config.loop, compute_ms)
-            if folder is not None:
-                arguments = (folder, config.outfmt, each, logits, number * batch, filesinfo)
-                writes.append(writer.submit(_write_batch, *arguments))
-                while len(writes) > PREFETCH_BATCHES:
-                    writes.pop(0).result()
-            advance(len(each))
-        for write in writes:
-            write.result()
-    return compute_ms, filesinfo
 
+    config: RunOnnxConfig
+    engine: engines.Engine
+    loader: InputLoader
+    batch: int
+    folder: pathlib.Path | None
+    compute_ms: list[float] = dataclasses.field(default_factory=list)
+    filesinfo: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-def _write_batch(
-    folder: pathlib.Path,
-    outfmt: str,
-    files: Sequence[pathlib.Path],
-    logits: np.ndarray,
-    first: int,
-    filesinfo: dict[str, Any],
-) -> None:
-    for i, path in enumerate(files):
-        out = result_files.write_result(folder, file_names.stem(path.name), outfmt, logits[i])
-        filesinfo[str(first + i)] = {"infiles": [str(path)], "outfiles": [str(out)]}
+    def run_files(self, files: Sequence[pathlib.Path]) -> None:
+        """Read and write files in threads while the network runs; all three release the GIL."""
+        batches = [files[i : i + self.batch] for i in range(0, len(files), self.batch)]
+        print(f"[INFO] {len(files)} files, {self.batch} per run, {len(batches)} runs", flush=True)
+        writes: list[concurrent.futures.Future[None]] = []
+        with (
+            concurrent.futures.ThreadPoolExecutor(1) as reader,
+            concurrent.futures.ThreadPoolExecutor(1) as writer,
+            Progress(len(files), "images") as advance,
+        ):
+            reads = [reader.submit(self.loader.load, each, self.batch) for each in batches[:PREFETCH_BATCHES]]
+            for number, each in enumerate(batches):
+                images = reads.pop(0).result()
+                if number + PREFETCH_BATCHES < len(batches):
+                    reads.append(reader.submit(self.loader.load, batches[number + PREFETCH_BATCHES], self.batch))
+                if number == 0:
+                    self._warm_up(images)
+                logits = self._run_timed(images)
+                if self.folder is not None:
+                    writes.append(writer.submit(self._write_batch, self.folder, each, logits, number * self.batch))
+                    while len(writes) > PREFETCH_BATCHES:
+                        writes.pop(0).result()
+                advance(len(each))
+            for write in writes:
+                write.result()
 
+    def run_synthetic(self) -> None:
+        """ais_bench's pure inference: one batch of --pure-data-type."""
+        images = np.zeros((self.batch, *self.loader.model_shape), self.loader.model_dtype)
+        if self.config.pure_data_type == "random":
+            pixels = np.asarray(np.random.default_rng(0).integers(0, 256, images.shape))
+            images = (pixels / 127.5 - 1 if images.dtype != np.uint8 else pixels).astype(images.dtype)
+        self._warm_up(images)
+        logits = self._run_timed(images)
+        if self.folder is not None:
+            result_files.write_result(self.folder, "pure_infer_data", self.config.outfmt, logits[0])
 
-def _run_synthetic(
-    engine: engines.Engine, loader: InputLoader, batch: int, folder: pathlib.Path | None, config: RunOnnxConfig
-) -> list[float]:
-    """ais_bench's pure inference: one batch of --pure-data-type; returns the milliseconds of every run."""
-    images = np.zeros((batch, *loader.model_shape), loader.model_dtype)
-    if config.pure_data_type == "random":
-        pixels = np.asarray(np.random.default_rng(0).integers(0, 256, images.shape))
-        images = (pixels / 127.5 - 1).astype(images.dtype) if images.dtype != np.uint8 else pixels.astype(np.uint8)
-    for _ in range(config.warmup_count):
-        engine.run(images)
-    compute_ms: list[float] = []
-    logits = _run_timed(engine, images, config.loop, compute_ms)
-    if folder is not None:
-        result_files.write_result(folder, "pure_infer_data", config.outfmt, logits[0])
-    return compute_ms
+    def _warm_up(self, images: np.ndarray) -> None:
+        for _ in range(self.config.warmup_count):
+            self.engine.run(images)
+
+    def _run_timed(self, images: np.ndarray) -> np.ndarray:
+        """Run a batch --loop times."""
+        for _ in range(self.config.loop):
+            start = time.perf_counter()
+            logits = self.engine.run(images)
+            self.compute_ms.append(1000 * (time.perf_counter() - start))
+        return logits
+
+    def _write_batch(self, folder: pathlib.Path, files: Sequence[pathlib.Path], logits: np.ndarray, first: int) -> None:
+        for i, path in enumerate(files):
+            out = result_files.write_result(folder, file_names.stem(path.name), self.config.outfmt, logits[i])
+            self.filesinfo[str(first + i)] = {"infiles": [str(path)], "outfiles": [str(out)]}
 
 
 def _print_summary(compute_ms: list[float], batch: int) -> None:

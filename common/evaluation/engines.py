@@ -93,16 +93,10 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         providers = [wanted] if provider == "cpu" else [(wanted, {"device_id": str(device_id)})]
         errors = onnxruntime.capi.onnxruntime_pybind11_state
-        load_errors = (
-            errors.Fail,
-            errors.InvalidProtobuf,
-            errors.InvalidGraph,
-            errors.NotImplemented,
-            errors.InvalidArgument,
-        )
+        names = ("Fail", "InvalidProtobuf", "InvalidGraph", "NotImplemented", "InvalidArgument")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except load_errors as error:
+        except tuple(getattr(errors, name) for name in names) as error:
             raise UserError(f"--model: ONNX Runtime cannot load {path}: {str(error).splitlines()[0][:200]}") from error
         started = self._session.get_providers()[0]
         if started != wanted:

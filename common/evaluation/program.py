@@ -103,16 +103,9 @@ def evaluate_folder(
     group = distributed.Group(world, device)
     model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
     group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
-    loader = EvalLoader(
-        index,
-        eval_transform(spec, model.image_size),
-        config.batch_size,
-        "fail",
-        world.rank,
-        world.size,
-        parallel.dataloader_workers(config.workers, world.local_size),
-        device.pin_memory,
-    )
+    transform = eval_transform(spec, model.image_size)
+    workers = parallel.dataloader_workers(config.workers, world.local_size)
+    loader = EvalLoader(index, transform, config.batch_size, "fail", world.rank, world.size, workers, device.pin_memory)
     start = time.perf_counter()
     try:
         counts = evaluate(model.classifier, loader, len(index), group, smoothing(model.num_outputs))
