@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from support import ROOT
 
+from tools import models
+
 # Rooms from the bottom up; those of one line do not import each other. docs/DESIGN.md explains the list.
 BASE = "cli environment errors files layers parallel ports progress run_folder spec".split()
 LAYERS = (
@@ -17,7 +19,7 @@ LAYERS = (
     {"common.evaluation"},
     {"common.train", "common.deploy"},
     {"common.launch"},
-    {"inception_v3", "inception_v4", "xception"},
+    set(models.names()),
     {"tools"},
 )
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
@@ -28,9 +30,8 @@ def modules():
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True
     )
-    paths = [
-        path for path in listed.stdout.split() if path.startswith(("common/", "inception_", "xception/", "tools/"))
-    ]
+    product = tuple(f"{package}/" for package in ("common", *models.names(), "tools"))
+    paths = [path for path in listed.stdout.split() if path.startswith(product)]
     return {
         path[:-3].replace("/", ".").removesuffix(".__init__"): ROOT / path for path in paths if (ROOT / path).exists()
     }
@@ -104,9 +105,10 @@ def test_imports_form_no_circle():
 
 
 def test_common_names_no_model():
+    pattern = rf"inception|(?<![a-z])xception|\b({'|'.join(models.names())})\b"
     for name, path in MODULES.items():
         if name.startswith("common"):
-            assert not re.search(r"inception|(?<![a-z])xception", path.read_text(), re.IGNORECASE), path
+            assert not re.search(pattern, path.read_text(), re.IGNORECASE), path
 
 
 def acts(node, is_program):

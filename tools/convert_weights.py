@@ -29,7 +29,7 @@ def detect(path: str) -> ModelSpec:
 
     reasons = []
     for name in models.names():
-        spec = models.program(name).spec
+        spec = models.spec(name)
         try:
             load_model(path, spec)
             return spec
@@ -41,19 +41,17 @@ def detect(path: str) -> ModelSpec:
 
 
 def main() -> None:
-    names = models.names()
+    names = ",".join(models.names())
     parser = cli.Parser(__doc__)
     parser.add_argument("input", metavar="IN", help="checkpoint to read")
     parser.add_argument("output", metavar="OUT", help="file to write")
-    parser.add_argument("--arch", metavar="{" + ",".join(names) + "}", help="network (default: the one that IN fits)")
+    parser.add_argument("--arch", metavar=f"{{{names}}}", help="network (default: the one that IN fits)")
     options = parser.parse_args()
-    if options.arch and options.arch not in names:
-        raise UserError(f"--arch: {options.arch}, must be one of {', '.join(names)}")
+    spec = models.spec(options.arch) if options.arch else None
     from common.weights import convert
 
     convert.format_of(pathlib.Path(options.output))
-    spec = models.program(options.arch).spec if options.arch else detect(options.input)
-    done = convert.convert(options.input, options.output, spec)
+    done = convert.convert(options.input, options.output, spec or detect(options.input))
     options_text = ", ".join(f"{name} {value}" for name, value in done.build.items())
     print(
         f"{options.output}: {done.target_format} from {done.source_format}, {options_text}; "

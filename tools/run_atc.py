@@ -11,6 +11,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
 from common.deploy import atc
+from tools import models
 
 if __name__ == "__main__":
-    atc.main(__doc__)
+    atc.main(__doc__, models.spec)

@@ -1,7 +1,6 @@
 """run_atc.py: ONNX -> OM with atc. Checks beforehand what atc refuses, and reports its error code and message."""
 
 import dataclasses
-import importlib
 import json
 import pathlib
 import re
@@ -11,7 +10,7 @@ import subprocess
 import tempfile
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from common import cli
 from common.deploy import file_names
@@ -19,6 +18,7 @@ from common.device import npu_smi
 from common.errors import RunError, UserError
 from common.evaluation import aipp, onnx_metadata
 from common.files import write_atomic
+from common.spec import ModelSpec
 
 PRECISION_MODES = (
     "force_fp16 force_fp32 cube_fp16in_fp32out allow_fp32_to_fp16 must_keep_origin_dtype allow_mix_precision "
@@ -105,11 +105,11 @@ def read_metadata(om: pathlib.Path) -> OmMetadata:
         raise UserError(f"{path}: {error}; remove it") from error
 
 
-def main(description: str) -> None:
-    """Body of tools/run_atc.py."""
+def main(description: str, spec_of: Callable[[str], ModelSpec]) -> None:
+    """Body of tools/run_atc.py; `spec_of` gives the ModelSpec for --arch."""
     with cli.exit_on_error():
         config, _ = cli.parse(AtcConfig(), description)
-        convert(config)
+        convert(config, spec_of(config.arch) if config.aipp and config.arch else None)
 
 
 def parse_batch_sizes(flag: str, text: str) -> list[int]:
@@ -123,9 +123,11 @@ def parse_batch_sizes(flag: str, text: str) -> list[int]:
     return sizes
 
 
-def convert(config: AtcConfig) -> dict[int | str, pathlib.Path]:
+def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str, pathlib.Path]:
     """Build the OM files that the options ask for.
 
+    Args:
+      spec: network whose normalization --aipp uses; default: stored in the ONNX file.
     Returns:
       batch size, or "1,4,8" for dynamic batch sizes -> OM file (on a dry run, the name that it would get).
     Raises:
@@ -145,7 +147,7 @@ def convert(config: AtcConfig) -> dict[int | str, pathlib.Path]:
     if not base.parent.is_dir():
         raise UserError(f"--output: {base.parent} is not a folder")
     soc_version = npu_smi.check_chip_name(config.soc_version) if config.soc_version else npu_smi.detect_chip_name()
-    aipp_file = _write_aipp_config(config, model, base) if config.aipp else None
+    aipp_file = _write_aipp_config(config, model, base, spec) if config.aipp else None
     if not config.dry_run and shutil.which("atc") is None:
         raise UserError(f"atc: not on the PATH; {INSTALL_CANN}")
     built = {}
@@ -233,27 +235,23 @@ class OnnxModel:
             )
 
 
-def normalization(metadata: onnx_metadata.OnnxMetadata, arch: str) -> tuple[Sequence[float], Sequence[float]]:
-    """(mean, std) of the model folder `arch`, else those stored in the ONNX file."""
-    if not arch:
-        if "mean" in metadata and "std" in metadata:
-            return metadata["mean"], metadata["std"]
-        raise UserError("--arch: missing; the .onnx file does not say which model it is, name its folder")
-    for module in (f"{arch}.spec", f"{arch}.src.config"):
-        try:
-            spec = importlib.import_module(module).SPEC
-            return spec.mean, spec.std
-        except ModuleNotFoundError:
-            continue
-    raise UserError(f"--arch: {arch} is no model folder of this repository")
+def normalization(
+    metadata: onnx_metadata.OnnxMetadata, spec: ModelSpec | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """(mean, std) of the spec, else those stored in the ONNX file."""
+    if spec is not None:
+        return spec.mean, spec.std
+    if "mean" in metadata and "std" in metadata:
+        return metadata["mean"], metadata["std"]
+    raise UserError("--arch: missing; the .onnx file does not say which model it is, name its folder")
 
 
-def _write_aipp_config(config: AtcConfig, model: OnnxModel, base: pathlib.Path) -> pathlib.Path:
+def _write_aipp_config(config: AtcConfig, model: OnnxModel, base: pathlib.Path, spec: ModelSpec | None) -> pathlib.Path:
     _, height, width = model.image_shape
     if height != width:
         raise UserError(f"--aipp: {config.model} takes {height} x {width} pixels, the AIPP file is for squares")
     path = base.with_name(f"{base.name}_aipp.cfg")
-    write_atomic(path, aipp.config_text(*normalization(model.metadata, config.arch), width))
+    write_atomic(path, aipp.config_text(*normalization(model.metadata, spec), width))
     print(f"AIPP file: {path}", flush=True)
     return path
 
