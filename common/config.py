@@ -14,14 +14,17 @@ _data, _model, _optim, _device, _run = (
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A complete run. Model folders make their recipes with dataclasses.replace.
+    """All options of a run. The recipes of a model are instances of it (see Recipe).
 
     Raises:
       UserError: a value outside its range, or two options that contradict each other.
     """
 
+    # fmt: off
+    recipe: str = _run("default", "named set of defaults; the recipes are listed above")
+
     # Data
-    data: str = _data("", "dataset root that holds train/ and val/")
+    data: str = _data("", "dataset root that holds train/ and val/", required="the folder that holds train/ and val/")
     workers: int = _data(8, "loader processes of this machine, at most its cores", "-j", low=0)
     image_size: int = _data(299, "side of the square input, pixels", low=32)
     num_classes: int | None = _data(None, "number of classes; default: class folders of train/", "-p", low=2)
@@ -30,9 +33,7 @@ class TrainConfig:
     on_bad_image: str = _data("fail", "what to do with a file that does not decode", choices=("fail", "skip"))
     exclude: str = _data("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
     min_crop: float = _data(0.08, "smallest share of an image's area that a training crop keeps", above=0, high=1)
-    auto_augment: str = _data(
-        "none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment")
-    )
+    auto_augment: str = _data("none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment"))
     color_jitter: float = _data(0.0, "strength of brightness, contrast and saturation jitter", low=0, high=1)
     random_erasing: float = _data(0.0, "probability of erasing a rectangle", low=0, high=1)
     mixup: float = _data(0.0, "alpha of mixup; 0: off", low=0)
@@ -40,67 +41,42 @@ class TrainConfig:
 
     # Model
     arch: str = _model("", "model name; only checked, each script trains its own model", "-a")
-    dropout: float | None = _model(
-        None, "dropout probability before the classifier; default: the model's own", low=0, high=1
-    )
-    transform_input: bool | None = _model(
-        None, "convert ImageNet-normalized input to 0.5/0.5; default: as --pretrained needs"
-    )
+    dropout: float | None = _model(None, "dropout probability before the classifier; default: the model's own", low=0, high=1)
+    transform_input: bool | None = _model(None, "convert ImageNet-normalized input to 0.5/0.5; default: as --pretrained needs")
     pretrained: str = _model("", "start from the weights in this file")
 
     # Optimization
     epochs: int = _optim(240, "passes over the training set", low=1)
     max_steps: int | None = _optim(None, "stop after this many steps in all", low=1)
     lr: float = _optim(0.045, "peak learning rate", "--learning-rate", above=0)
-    lr_schedule: str = _optim("cosine-epoch", "how the learning rate falls")
+    lr_schedule: str = _optim("cosine-epoch", "learning-rate schedule")
     warm_up_epochs: int = _optim(0, "epochs of rising learning rate", low=0)
-    optimizer: str = _optim(
-        "sgd", "update rule; every published recipe is SGD with momentum", choices=("sgd", "rmsprop", "adamw")
-    )
+    optimizer: str = _optim("sgd", "update rule; every published recipe is SGD with momentum", choices=("sgd", "rmsprop", "adamw"))
     momentum: float = _optim(0.9, "momentum of SGD and RMSprop, first beta of AdamW", low=0, high=1)
     weight_decay: float = _optim(1e-4, "weight decay", "--wd", low=0)
     decay_norm: bool = _optim(True, "apply weight decay to batch-norm parameters too")
-    label_smoothing: float = _optim(0.1, "share of the target given to all classes", low=0, high=1)
-    smoothing_targets: str = _optim(
-        "all",
-        "classes that share the smoothed part: all, or others (not the label's)",
-        "--smoothing-off",
-        choices=("all", "others"),
-    )
+    label_smoothing: float = _optim(0.1, "label smoothing: share of the target spread over classes", low=0, high=1)
+    smoothing_targets: str = _optim("all", "classes that share it: all, or all but the label", "--smoothing-off", choices=("all", "others"))
     accumulate: int = _optim(1, "micro-batches per device and step", low=1)
     clip_grad: float = _optim(0.0, "largest norm of a step's gradient; 0: off", low=0)
     ema: float = _optim(0.0, "decay of the exponential moving average of the weights; 0: off", low=0, high=1)
-    seed: int = _optim(0, "order, augmentation, dropout and initial weights are functions of it", low=0)
+    seed: int = _optim(0, "seed of data order, augmentation, dropout and initial weights", low=0)
 
     # Device
     device: str = _device("auto", "where to run; auto: npu, then cuda, then cpu", choices=DEVICES)
     device_id: int = _device(0, "index of the device of a single-process run", low=0)
     npu: int | None = _device(None, "same as --device npu --device-id N", "--npu", low=0)
     amp: bool = _device(False, "mixed precision (on cpu only together with --amp-dtype bf16)")
-    amp_dtype: str = _device(
-        "auto", "its type; auto: fp16 on npu and cuda, off on cpu", choices=("auto", "fp16", "bf16")
-    )
+    amp_dtype: str = _device("auto", "its type; auto: fp16 on npu and cuda, off on cpu", choices=("auto", "fp16", "bf16"))
     loss_scale: str = _device("dynamic", "fp16 loss scale: a number or dynamic")
-    amp_backend: str = _device(
-        "native", "who does --amp: PyTorch's autocast, or apex where it is installed", choices=("native", "apex")
-    )
-    opt_level: str | None = _device(
-        None, "of apex: O1 casts in functions, O2 (its default here) keeps fp16 weights", choices=("O1", "O2")
-    )
+    amp_backend: str = _device("native", "backend of --amp: PyTorch's autocast, or apex where it is installed", choices=("native", "apex"))
+    opt_level: str | None = _device(None, "of apex: O1 casts in functions, O2 (its default here) keeps fp16 weights", choices=("O1", "O2"))
     combine_grad: bool = _device(False, "of Ascend's apex: keep all gradients in one tensor")
-    full_fp32: bool = _device(
-        False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; slower, for comparisons"
-    )
-    memory_format: str = _device(
-        "auto", "layout; auto: nchw on npu, else channels_last", choices=("auto", "nchw", "channels_last")
-    )
+    full_fp32: bool = _device(False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; slower, for comparisons")
+    memory_format: str = _device("auto", "layout; auto: nchw on npu, else channels_last", choices=("auto", "nchw", "channels_last"))
     compile: bool = _device(False, "torch.compile the network (minutes before the first step)")
-    threads: int | None = _device(
-        None, "CPU threads of each process; default: OMP_NUM_THREADS, else its share of the cores", low=1
-    )
-    reduce: str = _device(
-        "fast", "gradient sum: fast, or exact (same bits for any number of ranks)", choices=("fast", "exact")
-    )
+    threads: int | None = _device(None, "CPU threads of each process; default: OMP_NUM_THREADS, else its share of the cores", low=1)
+    reduce: str = _device("fast", "gradient sum: fast, or exact (same bits for any number of ranks)", choices=("fast", "exact"))
 
     # Run
     output_dir: str = _run("", "folder of this run; default: a new numbered folder under ./output")
@@ -108,24 +84,17 @@ class TrainConfig:
     resume: str = _run("", "continue from this checkpoint; auto: from the newest one that verifies")
     save_every: str = _run("0", "steps between checkpoints within an epoch, or minutes as 10m; 0: only at its end")
     keep_last: int = _run(0, "further checkpoints to keep, the latest ones, as checkpoint-STEP.pth.tar", low=0)
-    keep_best: int = _run(
-        0, "further checkpoints to keep, those of the highest top-1, as model_best-EPOCH-TOP1.pth.tar", low=0
-    )
-    on_save_error: str = _run(
-        "continue", "when a checkpoint cannot be written: say so and continue, or stop", choices=("continue", "stop")
-    )
-    hang_timeout: float = _run(
-        1800, "seconds without progress after which a hanging rank or loader ends the run; 0: never", low=0
-    )
-    machines: int | None = _run(
-        None, "machines that --batch-size and --accumulate count; default: those that take part", low=1
-    )
-    rendezvous_timeout: int = _run(600, "seconds to wait for all ranks of the run to come", low=1)
+    keep_best: int = _run(0, "further checkpoints to keep, those of the highest top-1, as model_best-EPOCH-TOP1.pth.tar", low=0)
+    on_save_error: str = _run("continue", "when a checkpoint cannot be written: report it and continue, or stop", choices=("continue", "stop"))
+    hang_timeout: float = _run(1800, "seconds without progress after which a hanging rank or loader ends the run; 0: never", low=0)
+    machines: int | None = _run(None, "machines that --batch-size and --accumulate count; default: those that take part", low=1)
+    rendezvous_timeout: int = _run(600, "seconds to wait for all ranks of the run", low=1)
     print_freq: int = _run(100, "steps between progress lines", low=1)
     throughput_skip_steps: int = _run(10, "first steps that the throughput leaves out", "--warm-up-steps", low=0)
     evaluate: bool = _run(False, "evaluate --resume or --pretrained and stop", "-e")
+    # fmt: on
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         if self.loss_scale != "dynamic":
             try:
@@ -136,7 +105,7 @@ class TrainConfig:
                 raise UserError(f"--loss-scale: {self.loss_scale}, must be a positive number or dynamic")
         self.check_warm_up()
         self.check_apex()
-        self.save_interval  # noqa: B018  raises for a word that is none
+        self.save_interval  # noqa: B018  raises for a malformed value
         if self.npu is not None and self.device not in ("auto", "npu"):
             raise UserError(f"--npu: contradicts --device {self.device}; give one of them")
         if self.optimizer == "adamw" and self.momentum == 1:
@@ -144,13 +113,13 @@ class TrainConfig:
         if self.evaluate and not (self.resume or self.pretrained):
             raise UserError("--evaluate: needs --resume FILE or --pretrained FILE")
 
-    def check_warm_up(self):
-        """Raise UserError for a run that would only warm up."""
+    def check_warm_up(self) -> None:
+        """Raise UserError for a run that ends before its warm-up does."""
         if self.warm_up_epochs >= self.epochs and self.warm_up_epochs:
             raise UserError(f"--warm-up-epochs: {self.warm_up_epochs}, must be fewer than --epochs {self.epochs}")
 
-    def check_apex(self):
-        """Raise UserError for options of apex without it, and for what does not go with it."""
+    def check_apex(self) -> None:
+        """Raise UserError for apex's options without apex, and for options that apex does not support."""
         if self.amp_backend == "native":
             if self.opt_level:
                 raise UserError(f"--opt-level: {self.opt_level} is of apex; add --amp-backend apex, or leave it out")
@@ -159,13 +128,13 @@ class TrainConfig:
         elif not self.amp:
             raise UserError("--amp-backend: apex, needs --amp")
         elif self.amp_dtype == "bf16":
-            raise UserError("--amp-dtype: bf16, but apex knows fp16 alone; use --amp-backend native")
+            raise UserError("--amp-dtype: bf16, but apex supports fp16 only; use --amp-backend native")
         elif self.reduce == "exact" or self.ema:
             flag = "--ema" if self.ema else "--reduce exact"
             raise UserError(f"{flag}: works with float32 weights, apex may replace them; use --amp-backend native")
 
     @property
-    def save_interval(self):
+    def save_interval(self) -> tuple[int, float]:
         """(steps, seconds) of --save-every; the one that was not given is 0.
 
         Raises:
@@ -178,11 +147,26 @@ class TrainConfig:
         raise UserError(f"--save-every: {self.save_every}, must be a number of steps (500) or of minutes (10m)")
 
     @property
-    def device_kind(self):
+    def device_kind(self) -> str:
         """--device, or npu where --npu N was given."""
         return "npu" if self.npu is not None else self.device
 
     @property
-    def device_index(self):
+    def device_index(self) -> int:
         """Index of the device of a single-process run."""
         return self.npu if self.npu is not None else self.device_id
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A named set of defaults of a training program: `--recipe NAME`.
+
+    Attributes:
+      config: the options; those on the command line override it.
+      hardware: devices that it is made for.
+      expected: accuracy and speed, and whether they are reported or measured.
+    """
+
+    config: TrainConfig
+    hardware: str = "any"
+    expected: str = ""

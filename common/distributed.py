@@ -74,7 +74,7 @@ class Group:
     """
 
     def __init__(self, world: World, device: Device, timeout_s: float = 600) -> None:
-        self.world = world
+        self.world, self.device = world, device
         self._host: dist.ProcessGroup | None = None
         if "WORLD_SIZE" in os.environ:
             _signal_at_parent_death()

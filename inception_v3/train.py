@@ -2,22 +2,20 @@
 
     python inception_v3/train.py --data /data/imagenet --epochs 240 --amp
 
-The defaults are the one-device recipe: batch 256, lr 0.045 falling as a cosine over 240 epochs, weight decay 2e-4,
-label smoothing 0.1, loss = main + 0.4 x auxiliary. The launchers in inception_v3/test/ hold all recipes.
+The defaults are the one-device recipe in inception_v3/recipes.py: batch 256, lr 0.045 falling as a cosine over 240
+epochs, weight decay 2e-4, label smoothing 0.1, loss = main + 0.4 x auxiliary.
 """
 
-import dataclasses
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common.config import TrainConfig
 from common.train.program import TrainProgram
+from inception_v3.recipes import RECIPES
 from inception_v3.spec import SPEC
 
-RECIPE = dataclasses.replace(TrainConfig(), weight_decay=2e-4, loss_scale="1024")
-PROGRAM = TrainProgram(SPEC, RECIPE, __doc__)
+PROGRAM = TrainProgram(SPEC, RECIPES, __doc__)
 
 if __name__ == "__main__":
     PROGRAM.main()

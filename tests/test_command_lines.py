@@ -1,15 +1,17 @@
 """The command lines people rely on: flags, spellings, launchers' commands, speed of --help."""
 
 import dataclasses
+import re
 import shlex
 import sys
 
 import pytest
-from support import ROOT
+from support import ROOT, user_error
 
 from common import cli
 from common.config import TrainConfig
 from common.errors import UserError
+from inception_v3 import train
 
 V3 = ROOT / "inception_v3"
 
@@ -19,7 +21,9 @@ accumulate amp amp-backend amp-dtype arch auto-augment batch-size clip-grad colo
 data decay-norm device device-id dropout ema epochs eval-batch-size evaluate exclude full-fp32 hang-timeout image-size
 keep-best keep-last label-smoothing loss-scale lr lr-schedule machines max-steps memory-format min-crop mixup momentum
 npu num-classes on-bad-image on-save-error opt-level optimizer output-dir pretrained print-freq random-erasing reduce
-rendezvous-timeout resume run-name save-every seed smoothing-targets threads throughput-skip-steps transform-input
+recipe
+rendezvous-timeout resume run-name save-every seed smoothing-targets threads throughput-skip-steps
+transform-input
 warm-up-epochs
 weight-decay workers
 """.split()
@@ -30,7 +34,7 @@ def test_the_flags_of_training_are_frozen():
 
 
 def parse(*argv):
-    return cli.parse(TrainConfig(), "", argv)[0]
+    return cli.parse(TrainConfig(), "", argv, require=False)[0]
 
 
 def test_every_flag_of_the_document_is_taken():
@@ -83,33 +87,52 @@ def test_mistakes_name_the_flag_what_was_given_and_what_is_allowed(argv, message
     assert str(error.value).startswith(message)
 
 
-RECIPES = {  # launcher: ranks, batch, epochs, lr, wd, loss scale, seed
-    "train_full_1p": (1, "256", "240", "0.045", "2e-4", "1024", None),
-    "train_performance_1p": (1, "256", "1", "0.045", "2e-4", "1024", None),
-    "train_full_8p": (8, "2048", "240", "1.2", "1e-4", "128", "49"),
-    "train_performance_8p": (8, "2048", "1", "0.045", "1e-4", "128", "49"),
-    "train_performance_multinodes": (8, "2048", "1", "0.045", "1e-4", "128", "49"),
+FULL_1P = dict(
+    batch_size=256, epochs=240, lr=0.045, weight_decay=2e-4, label_smoothing=0.1, amp=True, loss_scale="1024",
+    workers=32, print_freq=100,
+)  # fmt: skip
+FULL_8P = dict(
+    batch_size=2048, epochs=240, lr=1.2, weight_decay=1e-4, label_smoothing=0.1, amp=True, loss_scale="128", seed=49,
+    workers=128, print_freq=30,
+)  # fmt: skip
+PERFORMANCE_8P = dict(FULL_8P, epochs=1, lr=0.045)
+LAUNCHERS = {  # launcher: recipe, ranks, options that differ from TrainConfig's defaults, as the document has them
+    "train_full_1p": ("full_1p", 1, FULL_1P),
+    "train_performance_1p": ("performance_1p", 1, dict(FULL_1P, epochs=1, print_freq=10)),
+    "train_full_8p": ("full_8p", 8, FULL_8P),
+    "train_performance_8p": ("performance_8p", 8, PERFORMANCE_8P),
+    "train_performance_multinodes": ("performance_8p", 8, PERFORMANCE_8P),
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_launcher_is_its_recipe(run, name):
-    printed = run(
-        V3 / "test" / f"{name}.sh", "--data_path=/data/a b", "--dry_run=true", "--", "--max-steps=3"
-    ).stdout.strip()
-    ranks, batch, epochs, lr, wd, scale, seed = RECIPES[name]
-    assert printed.startswith("[8 ranks] ") == (ranks == 8)
-    words = shlex.split(printed.removeprefix("[8 ranks] "))
+    """Every field of the configuration, down to those that nobody names."""
+    done = run(V3 / "test" / f"{name}.sh", "--data_path=/data/a b", "--dry_run=true", "--", "--max-steps=3")
+    recipe, ranks, options = LAUNCHERS[name]
+    assert done.stdout.startswith("[8 ranks] ") == (ranks == 8)
+    words = shlex.split(done.stdout.removeprefix("[8 ranks] "))
     assert words[1] == str(V3 / "train.py") and words[-1] == "--max-steps=3"
-    config, _ = cli.parse(TrainConfig(), "", words[2:])
-    assert (config.data, config.batch_size, config.epochs, config.lr) == (
-        "/data/a b",
-        int(batch),
-        int(epochs),
-        float(lr),
-    )
-    assert (config.weight_decay, config.loss_scale, config.label_smoothing, config.amp) == (float(wd), scale, 0.1, True)
-    assert config.seed == int(seed or 0) and config.run_name == name and config.lr_schedule == "cosine-epoch"
+    expected = TrainConfig(recipe=recipe, data="/data/a b", run_name=name, max_steps=3, **options)
+    assert train.PROGRAM.parse(words[2:])[0] == expected
+
+
+def test_the_defaults_of_train_py_are_the_one_device_recipe_without_mixed_precision():
+    config, explicit = train.PROGRAM.parse(["--data=D"])
+    assert config == TrainConfig(data="D", batch_size=256, epochs=240, lr=0.045, weight_decay=2e-4, loss_scale="1024")
+    assert explicit == {"data"}
+
+
+def test_help_lists_the_recipes_with_hardware_and_accuracy_and_shows_the_defaults_of_the_one_named(run):
+    printed = run(V3 / "train.py", "--recipe=full_8p", "--help").stdout
+    assert re.search(r"full_8p +8 NPUs +top-1 78.12 %, 6823 images/s \(reported\)", printed)
+    assert "[at least 1; default 2048]" in printed
+
+
+def test_an_unknown_recipe_is_an_error_that_lists_the_known(run):
+    message = user_error(run(V3 / "train.py", "--recipe=full", check=2))
+    known = "default, full_1p, full_8p, performance_1p, performance_8p, quickstart"
+    assert message == f"--recipe: full, must be one of {known}"
 
 
 def test_the_users_keys_win_over_the_recipe_and_old_spellings_work(run):

@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from common.config import TrainConfig
+from common.config import Recipe, TrainConfig
 from common.spec import ModelSpec
 from common.train.program import TrainProgram
 
@@ -51,7 +51,7 @@ SPEC = ModelSpec(
 RECIPE = dataclasses.replace(
     TrainConfig(), image_size=32, batch_size=12, epochs=3, workers=0, lr=0.1, device="cpu", threads=1, print_freq=2
 )
-PROGRAM = TrainProgram(SPEC, RECIPE, __doc__)
+PROGRAM = TrainProgram(SPEC, {"default": Recipe(RECIPE)}, __doc__)
 
 if __name__ == "__main__":
     PROGRAM.main()

@@ -52,7 +52,8 @@ def main() -> None:
         f"--output-dir={trained}",
         f"--image-size={config.image_size}",
         f"--epochs={config.epochs}",
-        *RECIPE,
+        "--recipe=quickstart",
+        "--device=cpu",
     )
     run("inception_v3/pthtar2onnx.py", f"--ckpt={trained / run_folder.BEST}", f"--onnx={onnx_file}")
     for engine, model in (("torch", trained / run_folder.BEST), ("onnx", onnx_file)):
@@ -119,22 +120,6 @@ def largest_difference(checkpoint: pathlib.Path, onnx_file: pathlib.Path, data: 
     by_onnx = engines.EngineClassifier(engines.open_engine(onnx_file), SPEC)(pixels)
     return float(np.abs(by_torch - by_onnx).max())
 
-
-# For 500 steps instead of ImageNet's hundreds of thousands: an adaptive optimizer, crops that keep most of the image,
-# no dropout. 107 pixels is the smallest input whose last feature map is 2x2: batch norm over 16 single pixels is too
-# noisy to learn from.
-RECIPE = (
-    "--device=cpu",
-    "--batch-size=16",
-    "--optimizer=adamw",
-    "--lr=0.002",
-    "--lr-schedule=cosine-step",
-    "--warm-up-epochs=1",
-    "--min-crop=0.5",
-    "--dropout=0",
-    "--label-smoothing=0",
-    "--print-freq=62",
-)
 
 if __name__ == "__main__":
     with cli.exit_on_error():

@@ -18,10 +18,14 @@ class LaunchConfig:
     """
 
     data_path: str = cli.option(
-        "", "dataset root that holds train/ and val/ (required)", required="the folder that holds train/ and val/"
+        "",
+        "dataset root that holds train/ and val/ (required)",
+        name="--data_path",
+        required="the folder that holds train/ and val/",
     )
     devices: int = cli.option(1, "processes on this machine, one per device", low=1)
     device: str | None = cli.option(None, "auto, npu, cuda or cpu", choices=cli.DEVICES)
+    recipe: str = cli.option("", "recipe of the training program")
     device_id: int | None = cli.option(None, "the device to use when devices=1", low=0)
     batch_size: int | None = cli.option(None, "images per step, over this machine's devices", low=1)
     epochs: int | None = cli.option(None, "passes over the training set", "--train-epochs", low=1)
@@ -38,6 +42,7 @@ class LaunchConfig:
     preflight: str = cli.option(
         "false", "true: check the machine first and stop if a check fails", choices=("true", "false")
     )
+    rank_table_file: str = cli.option("", "accepted: the ranks find each other without it")
     dry_run: str = cli.option("false", "true: print the command and stop", choices=("true", "false"))
 
     def __post_init__(self) -> None:
@@ -67,6 +72,7 @@ class LaunchConfig:
 
 # Key of the launcher -> option of the training program.
 _TRAIN_FLAGS = {
+    "recipe": "--recipe",
     "data_path": "--data",
     "device": "--device",
     "device_id": "--device-id",

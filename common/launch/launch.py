@@ -59,7 +59,7 @@ def restart_arguments(config: LaunchConfig, program: "TrainProgram", arguments: 
         raise UserError("--output_dir: missing; with restarts on several machines give a folder that all of them see")
     folder: str | pathlib.Path = train.output_dir
     if not folder:
-        parent = run_folder.OUTPUT / program.name_of_run(train)
+        parent = run_folder.OUTPUT / program.run_name(train)
         runs = run_folder.numbered_runs(parent) if train.resume else []
         folder = runs[-1] if runs else run_folder.new_run(parent)
     return [*arguments, f"--output-dir={folder}", "--resume=auto"]
@@ -76,6 +76,9 @@ def launch(argv: list[str]) -> int:
         print((f"[{ranks} ranks] " if ranks > 1 else "") + shlex.join(command))
         return 0
     cli.check_required(config)
+    if config.rank_table_file and not os.path.isfile(config.rank_table_file):
+        note = "not found; the ranks find each other without it"
+        print(f"RANK_TABLE_FILE: {config.rank_table_file} {note}", file=sys.stderr)
     # Otherwise torch prints a warning at every connection to a machine whose address has no host name.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     program = load_program(script)
@@ -127,7 +130,7 @@ def _preflight(config: LaunchConfig, program: "TrainProgram", arguments: list[st
         workers=train.workers,
         master_port=config.master_port if config.max_nodes > 1 and config.node_rank == 0 else None,
     )
-    return preflight.print_table(preflight.run_checks(checked, lambda: program.load_data(train)))
+    return preflight.print_table(preflight.run_checks(checked, lambda: program.load_splits(train)))
 
 
 def join_rendezvous(config: LaunchConfig, script: str, settings: dict[str, Any]) -> "dist.Store":

@@ -1,54 +1,71 @@
 """The training loss: smoothed cross entropy, plus the auxiliary head's share where the network has one."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
+from common.config import TrainConfig
 
-def smoothed_cross_entropy(logits_NK, targets, smoothing=0.0, off="all"):
+
+def smoothed_cross_entropy(
+    logits_NK: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0, smoothing_targets: str = "all"
+) -> torch.Tensor:
     """Mean cross entropy against smoothed targets.
 
     Args:
       logits_NK: scores [N, K]; computed in float32.
-      targets: class indices int64 [N], or probabilities [N, K] (mixup, cutmix; only with off="all").
+      targets: class indices int64 [N], or probabilities [N, K] (mixup, cutmix; only with "all").
       smoothing: share s of the target that is spread.
-      off: "all": every class gets s/K, the label 1 - s + s/K (torch's definition); "others": every other class gets
-        s/(K-1), the label 1 - s (MindSpore's CrossEntropySmooth).
+      smoothing_targets: "all": every class gets s/K, the label 1 - s + s/K (torch's definition); "others": every other
+        class gets s/(K-1), the label 1 - s (MindSpore's CrossEntropySmooth).
     Returns:
       scalar tensor.
     """
     return F.cross_entropy(
-        logits_NK.float(), targets, label_smoothing=torch_smoothing(smoothing, off, logits_NK.shape[1])
+        logits_NK.float(), targets, label_smoothing=torch_smoothing(smoothing, smoothing_targets, logits_NK.shape[1])
     )
 
 
-def torch_smoothing(smoothing, off, num_classes):
-    """The share s that makes torch's rule (1 - s + s/K, s/K) equal to the rule named by `off`.
+def torch_smoothing(smoothing: float, smoothing_targets: str, num_classes: int) -> float:
+    """The share s that makes torch's rule (1 - s + s/K, s/K) equal to the named rule.
 
     s/(K-1) on the other classes alone is the same as s * K/(K-1) on all of them.
     """
-    return smoothing * num_classes / (num_classes - 1) if off == "others" else smoothing
+    return smoothing * num_classes / (num_classes - 1) if smoothing_targets == "others" else smoothing
 
 
-def effective_smoothing(config, num_classes):
+def effective_smoothing(config: TrainConfig, num_classes: int) -> float:
     """torch_smoothing of a TrainConfig: what the evaluation's loss is smoothed with."""
     return torch_smoothing(config.label_smoothing, config.smoothing_targets, num_classes)
 
 
-def training_loss(outputs, targets, config, aux_weight):
+def training_loss(
+    outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+    targets: torch.Tensor,
+    config: TrainConfig,
+    aux_weight: float,
+) -> torch.Tensor:
     """Loss of a micro-batch: main + aux_weight * auxiliary, both smoothed.
 
     Args:
       outputs: logits [N, K], or (logits, aux_logits) of a network with an auxiliary head.
       targets: see smoothed_cross_entropy.
     """
-    smooth = dict(smoothing=config.label_smoothing, off=config.smoothing_targets)
+
+    def loss(logits_NK: torch.Tensor) -> torch.Tensor:
+        return smoothed_cross_entropy(logits_NK, targets, config.label_smoothing, config.smoothing_targets)
+
     if isinstance(outputs, torch.Tensor):
-        return smoothed_cross_entropy(outputs, targets, **smooth)
+        return loss(outputs)
     main, aux = outputs
-    return smoothed_cross_entropy(main, targets, **smooth) + aux_weight * smoothed_cross_entropy(aux, targets, **smooth)
+    return loss(main) + aux_weight * loss(aux)
 
 
-def mixer(config, num_classes):
+Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def mixer(config: TrainConfig, num_classes: int) -> Mixer | None:
     """torchvision's mixup and/or cutmix as a function (images, labels) -> (images, probabilities), or None when off.
 
     Both draw from torch's global generator, which the trainer seeds for every micro-batch.

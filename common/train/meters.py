@@ -1,79 +1,90 @@
-"""Speed and loss of a run, without making the device wait for the host at every step."""
+"""Throughput and training loss, without a device synchronization at every step."""
 
 import contextlib
 import math
 import time
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+
+from common.device.device import Device
+from common.distributed import Group
+from common.train.step import StepResult
 
 
 class Throughput:
     """Images per second over all ranks, without the first steps of the process, evaluation and checkpoints."""
 
-    def __init__(self, device, throughput_skip_steps, images_per_step):
-        self._device, self._warm_up, self._images_per_step = device, throughput_skip_steps, images_per_step
-        self._steps, self._measured, self._seconds, self._since = 0, 0, 0.0, None
+    def __init__(self, device: Device, skip_steps: int, images_per_step: int) -> None:
+        self._device, self._skip_steps, self._images_per_step = device, skip_steps, images_per_step
+        self._steps, self._measured_steps, self._seconds = 0, 0, 0.0
+        self._started: float | None = None
 
-    def start(self):
-        """The clock runs from here."""
+    def start(self) -> None:
+        """Start the clock."""
         self._device.synchronize()
-        self._since = time.perf_counter()
+        self._started = time.perf_counter()
 
-    def stop(self):
-        """The clock stands still from here."""
-        if self._since is not None:
+    def stop(self) -> None:
+        """Stop the clock."""
+        if self._started is not None:
             self._device.synchronize()
-            self._seconds += time.perf_counter() - self._since
-            self._since = None
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Stop the clock within the block, if it runs."""
-        running = self._since is not None
+        running = self._started is not None
         self.stop()
         yield
         if running:
             self.start()
 
-    def step(self):
-        """A step was done."""
-        self._steps, self._measured = self._steps + 1, self._measured + 1
-        if self._steps == self._warm_up:
+    def step(self) -> None:
+        """Count a step."""
+        self._steps, self._measured_steps = self._steps + 1, self._measured_steps + 1
+        if self._steps == self._skip_steps:
             with self.paused():
-                self._seconds, self._measured = 0.0, 0
+                self._seconds, self._measured_steps = 0.0, 0
 
     @property
-    def left_out(self):
+    def skipped_steps(self) -> int:
         """First steps that are not in the number."""
-        return self._steps - self._measured if self._measured else 0
+        return self._steps - self._measured_steps if self._measured_steps else 0
 
     @property
-    def images_per_s(self):
-        return self._measured * self._images_per_step / self._seconds if self._measured else 0.0
+    def images_per_s(self) -> float:
+        return self._measured_steps * self._images_per_step / self._seconds if self._measured_steps else 0.0
+
+
+class TrainMetrics(NamedTuple):
+    """Means since the last progress line: loss, top-1 in percent; loss and learning rate of the last step alone."""
+
+    loss: float
+    acc1: float
+    last_loss: float
+    lr: float
 
 
 class LossMeter:
-    """Loss and accuracy since the last progress line; kept on the device until somebody asks."""
+    """Loss and accuracy since the last progress line; values stay on the device until they are read."""
 
-    def __init__(self):
-        self.restart()
-        self._unchecked = []
+    def __init__(self) -> None:
+        self.reset()
+        self._unchecked: list[tuple[int, int, torch.Tensor]] = []
 
-    def restart(self):
-        self._losses, self._hits, self._seen, self._since, self._steps = [], [], 0, time.perf_counter(), set()
-        self._in_last_step = 0
+    def reset(self) -> None:
+        self._results: list[StepResult] = []
+        self._started = time.perf_counter()
 
-    def add(self, epoch, step, loss, outputs, labels_N):
-        """Note a micro-batch: its loss, its network outputs (logits, or a tuple that begins with them), its labels."""
-        logits_NK = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
-        self._losses.append(loss.detach())
-        self._hits.append((logits_NK.detach().argmax(dim=1) == labels_N).sum())
-        self._seen += len(labels_N)
-        self._in_last_step = self._in_last_step + 1 if (epoch, step) in self._steps else 1
-        self._steps.add((epoch, step))
-        self._unchecked.append((epoch, step, self._losses[-1]))
+    def add(self, epoch: int, step: int, result: StepResult) -> None:
+        """Add a step; epoch and step are counted from 0."""
+        self._results.append(result)
+        self._unchecked += [(epoch, step, loss) for loss in result.losses]
 
-    def first_non_finite(self):
+    def first_non_finite(self) -> tuple[int, int, float] | None:
         """(epoch, step, loss) of the first micro-batch since the last call whose loss is NaN or infinite, or None."""
         pending, self._unchecked = self._unchecked, []
         if not pending:
@@ -81,15 +92,17 @@ class LossMeter:
         values = torch.stack([loss for _, _, loss in pending]).tolist()
         return next(((e, s, v) for (e, s, _), v in zip(pending, values, strict=True) if not math.isfinite(v)), None)
 
-    def means(self, group):
-        """(mean loss, top-1 in percent, mean loss of the last step alone) over all ranks; a collective call."""
-        losses = torch.stack(self._losses).cpu().double() if self._losses else torch.zeros(0)
-        hits = int(torch.stack(self._hits).sum()) if self._hits else 0
-        last = losses[len(losses) - self._in_last_step :]
-        local = [float(losses.sum()), len(losses), hits, self._seen, float(last.sum()), len(last)]
-        loss_sum, count, hits, seen, last_sum, last_count = group.all_reduce_sum(local)
-        return loss_sum / max(count, 1), 100.0 * hits / max(seen, 1), last_sum / max(last_count, 1)
+    def means(self, group: Group) -> TrainMetrics:
+        """Means over all ranks; a collective call after at least one step."""
+        losses = torch.stack([loss for result in self._results for loss in result.losses]).cpu().double()
+        correct = int(torch.stack([hits for result in self._results for hits in result.correct]).sum())
+        seen = sum(result.num_images for result in self._results)
+        last = losses[len(losses) - len(self._results[-1].losses) :]
+        local = [float(losses.sum()), len(losses), correct, seen, float(last.sum()), len(last)]
+        loss_sum, count, correct_sum, seen_sum, last_sum, last_count = group.all_reduce_sum(local)
+        lr = self._results[-1].lr
+        return TrainMetrics(loss_sum / count, 100.0 * correct_sum / seen_sum, last_sum / last_count, lr)
 
-    def images_per_s(self, images_per_step):
-        """Speed since the last restart, everything included."""
-        return len(self._steps) * images_per_step / (time.perf_counter() - self._since)
+    def images_per_s(self, images_per_step: int) -> float:
+        """Throughput since the last reset, everything included."""
+        return len(self._results) * images_per_step / (time.perf_counter() - self._started)

@@ -1,75 +1,77 @@
-"""What the ranks of a step do together: average batch-norm statistics, and sum gradients in a fixed order.
+"""What the ranks of a step reduce: batch-norm statistics, and in verification mode gradients in a fixed order.
 
-A step is cut into micro-batches; which rank computes one must not show in the result. Legend: M micro-batches of a
-step over all ranks, P numbers of one micro-batch.
+A step is cut into micro-batches; the result must not depend on which rank computes one.
+Legend: M micro-batches of a step over all ranks, P numbers of one micro-batch.
 """
 
 import torch
+from torch import nn
+
+from common.distributed import Group
 
 
 class NormStatistics:
     """Batch-norm running statistics of a step: every micro-batch starts from the step's buffers, and the results are
     averaged over all micro-batches and ranks."""
 
-    def __init__(self, model):
-        norms = [
-            m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        ]
-        self.buffers = [b for m in norms for b in (m.running_mean, m.running_var)]
-        self._counters = [m.num_batches_tracked for m in norms]
+    def __init__(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        buffers = [b for m in norms for b in (m.running_mean, m.running_var)]
+        self.buffers: list[torch.Tensor] = [b for b in buffers if b is not None]
+        self._counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
 
-    def begin_step(self):
+    def begin_step(self) -> None:
         """Remember the step's buffers."""
         self._start = [b.clone() for b in self.buffers]
         self._count = [c.clone() for c in self._counters]
-        self._sum = None
+        self._sum: list[torch.Tensor] = []
 
-    def restore(self):
+    def restore(self) -> None:
         """Put the step's buffers back, for the next micro-batch."""
         torch._foreach_copy_(self.buffers, self._start)
         torch._foreach_copy_(self._counters, self._count)
 
-    def add(self):
-        """Add the buffers that a micro-batch left behind to the sum."""
-        if self._sum is None:
-            self._sum = [b.clone() for b in self.buffers]
-        else:
+    def add(self) -> None:
+        """Add the buffers that a micro-batch left to the sum."""
+        if self._sum:
             torch._foreach_add_(self._sum, self.buffers)
+        else:
+            self._sum = [b.clone() for b in self.buffers]
 
-    def average(self, share, group):
-        """Set the buffers to the mean over this rank's `share` micro-batches and all ranks: one flat all-reduce."""
-        self.set_flat(group.all_reduce_mean_(torch.cat([s.flatten() for s in self._sum]) / share))
+    def average(self, num_local: int, group: Group) -> None:
+        """Set the buffers to the mean over this rank's `num_local` micro-batches and all ranks: one flat all-reduce."""
+        self.set_flat(group.all_reduce_mean_(torch.cat([s.flatten() for s in self._sum]) / num_local))
 
-    def set_flat(self, flat):
+    def set_flat(self, flat: torch.Tensor) -> None:
         """Set all buffers from one vector in their order."""
         for buffer, part in zip(self.buffers, flat.split([b.numel() for b in self.buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
 
 class FastReduction:
-    """The default: DistributedDataParallel sums the gradients, here only the batch-norm statistics are averaged."""
+    """The default: DistributedDataParallel sums the gradients, only the batch-norm statistics are averaged here."""
 
-    def __init__(self, model, group, num_micro_batches):
+    def __init__(self, model: nn.Module, group: Group, num_micro_batches: int) -> None:
         self._norms, self._group = NormStatistics(model), group
         self._averages = num_micro_batches > 1 and bool(self._norms.buffers)
 
-    def loss_divisor(self, share, num_micro_batches):
+    def loss_divisor(self, num_local: int, num_micro_batches: int) -> int:
         """What a micro-batch's loss is divided by: DDP averages over ranks, the rest is the mean within a rank."""
-        return share
+        return num_local
 
-    def begin_step(self):
+    def begin_step(self) -> None:
         if self._averages:
             self._norms.begin_step()
 
-    def micro_batch_done(self, is_last):
+    def micro_batch_done(self, is_last: bool) -> None:
         if self._averages:
             self._norms.add()
             if not is_last:
                 self._norms.restore()
 
-    def end_step(self, share):
+    def end_step(self, num_local: int) -> None:
         if self._averages:
-            self._norms.average(share, self._group)
+            self._norms.average(num_local, self._group)
 
 
 class ExactReduction:
@@ -79,35 +81,38 @@ class ExactReduction:
     M gradients on every rank: for verification, not for speed.
     """
 
-    def __init__(self, model, group, num_micro_batches):
+    def __init__(self, model: nn.Module, group: Group, num_micro_batches: int) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._norms, self._group = NormStatistics(model), group
 
-    def loss_divisor(self, share, num_micro_batches):
+    def loss_divisor(self, num_local: int, num_micro_batches: int) -> int:
         return num_micro_batches
 
-    def begin_step(self):
+    def begin_step(self) -> None:
         self._norms.begin_step()
-        self._parts = []
+        self._parts: list[torch.Tensor] = []
 
-    def micro_batch_done(self, is_last):
-        tensors = [p.grad for p in self._parameters] + self._norms.buffers
+    def _gradients(self) -> list[torch.Tensor]:
+        return [p.grad for p in self._parameters if p.grad is not None]
+
+    def micro_batch_done(self, is_last: bool) -> None:
+        tensors = self._gradients() + self._norms.buffers
         self._parts.append(torch.cat([t.detach().flatten() for t in tensors]))
         if not is_last:
             for p in self._parameters:
                 p.grad = None
             self._norms.restore()
 
-    def end_step(self, share):
+    def end_step(self, num_local: int) -> None:
         parts_MP = self._group.all_gather(torch.stack(self._parts)).flatten(0, 1)
         total_P = parts_MP[0].clone()
         for part_P in parts_MP[1:]:
             total_P += part_P
-        sizes = [p.numel() for p in self._parameters]
-        grads, buffers = total_P.split([sum(sizes), len(total_P) - sum(sizes)])
-        for p, part in zip(self._parameters, grads.split(sizes), strict=True):
-            p.grad.copy_(part.view_as(p))
+        sizes = [gradient.numel() for gradient in self._gradients()]
+        gradients, buffers = total_P.split([sum(sizes), len(total_P) - sum(sizes)])
+        for gradient, part in zip(self._gradients(), gradients.split(sizes), strict=True):
+            gradient.copy_(part.view_as(gradient))
         self._norms.set_flat(buffers / len(parts_MP))
 
 
-REDUCTIONS = {"fast": FastReduction, "exact": ExactReduction}
+REDUCTIONS: dict[str, type[FastReduction] | type[ExactReduction]] = {"fast": FastReduction, "exact": ExactReduction}

@@ -1,46 +1,50 @@
-"""What a run says: lines on the terminal and in log.txt, numbers in metrics.jsonl and summary.json. Rank 0 only."""
+"""RunLogger: lines on the terminal and in log.txt, records in metrics.jsonl, JSON files. Rank 0 only."""
 
 import contextlib
 import json
 import pathlib
 import sys
 import time
+from typing import Any
 
 import tqdm
 
+from common.evaluation.metrics import Counts
 from common.files import write_atomic
 from common.run_folder import LOG, METRICS
+from common.train.meters import TrainMetrics
 
 
-class Report:
-    """The voice of one run; a silent one (folder None) serves the other ranks.
+class RunLogger:
+    """Logger of one run; with `folder` None (ranks other than 0) every method does nothing.
 
-    A model with another log format overrides the methods below `line`.
+    A model with another log format overrides the methods below `write_json`.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: pathlib.Path | None) -> None:
         self.folder = folder and pathlib.Path(folder)
-        self._bar, self._unwritable = None, set()
+        self._bar: tqdm.tqdm | None = None
+        self._unwritable: set[pathlib.Path] = set()
 
-    def line(self, text=""):
-        """One line of plain text to the terminal and log.txt."""
+    def info(self, text: str = "") -> None:
+        """Print a line and append it to log.txt."""
         if self.folder:
             try:
                 with tqdm.tqdm.external_write_mode(file=sys.stdout, nolock=True):
                     print(text, flush=True)
             except BrokenPipeError:
-                raise  # nobody reads any more, which ends a program
-            except OSError:  # redirected to a file on a full disk; log.txt may have the line
+                raise
+            except OSError:  # standard output is a file on a full disk; log.txt may be on another one
                 pass
             self._append(self.folder / LOG, text + "\n")
 
-    def numbers(self, **values):
-        """One record of metrics.jsonl, with the time in seconds since the epoch of Unix."""
+    def metrics(self, **values: Any) -> None:
+        """Append a record to metrics.jsonl, with the time in seconds since the Unix epoch."""
         if self.folder:
             self._append(self.folder / METRICS, json.dumps(dict(time=round(time.time(), 3), **values)) + "\n")
 
-    def _append(self, path, text):
-        """Add to a file of the run; a full disk is no reason to end it, so that is said once and then borne."""
+    def _append(self, path: pathlib.Path, text: str) -> None:
+        """Append to a file of the run. A failure (full disk) is reported once, then ignored: the run continues."""
         try:
             with open(path, "a") as file:
                 file.write(text)
@@ -52,48 +56,47 @@ class Report:
         else:
             self._unwritable.discard(path)
 
-    def write(self, name, value):
-        """A JSON file of the run folder."""
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run folder."""
         if self.folder:
             write_atomic(self.folder / name, json.dumps(value, indent=2) + "\n")
 
-    def epoch_begins(self, epoch, first_step, num_steps):
-        """Start the progress bar of an epoch; only on a terminal."""
+    def epoch_started(self, epoch: int, first_step: int, num_steps: int) -> None:
+        """Start the progress bar of an epoch, on a terminal."""
         if self.folder and sys.stdout.isatty():
             self._bar = tqdm.tqdm(
                 total=num_steps, initial=first_step, desc=f"epoch {epoch + 1}", unit="step", leave=False
             )
 
-    def step_done(self):
+    def step_done(self) -> None:
         if self._bar:
             self._bar.update()
 
-    def progress(self, epoch, epochs, step, num_steps, loss, acc1, lr, fps, last_loss):
-        """A progress line within an epoch; `loss` and `acc1` (percent) are means since the line before, `last_loss` is
-        that of the last step alone."""
-        self.line(
+    def progress(self, epoch: int, epochs: int, step: int, num_steps: int, means: TrainMetrics, fps: float) -> None:
+        """Log the progress within an epoch; `epoch` is counted from 0, `step` is the number of steps done in it."""
+        self.info(
             f"epoch {epoch + 1}/{epochs} step {step}/{num_steps} "
-            f"loss {loss:.4f} acc1 {acc1:.2f} lr {lr:.6g} fps {fps:.1f}"
+            f"loss {means.loss:.4f} acc1 {means.acc1:.2f} lr {means.lr:.6g} fps {fps:.1f}"
         )
 
-    def epoch_saved(self, checkpoint, epochs_done, num_steps):
-        """The checkpoint at the end of an epoch of `num_steps` steps is on disk, validation included."""
+    def validated(self, epoch: int, epochs: int, counts: Counts | None, is_best: bool) -> None:
+        """Log the validation result of an epoch; `counts` is None without a validation set."""
+        self.close()
+        if counts is not None:
+            self.info(f"epoch {epoch + 1}/{epochs} {counts}{' best' if is_best else ''}")
 
-    def epoch_done(self, epoch, epochs, counts, is_best):
-        """The validation result of an epoch."""
+    def epoch_saved(self, checkpoint: pathlib.Path, epochs_done: int, num_steps: int) -> None:
+        """The checkpoint at the end of an epoch of `num_steps` steps, validation included, is on disk."""
+
+    def final_result(self, fps: float, best_acc1: float, duration_s: float) -> None:
+        """Log the last lines of a run. Scripts parse them: their wording is fixed."""
+        self.info("------------------ Final result ------------------")
+        self.info(f"Final Performance images/sec : {fps:.3f}")
+        self.info(f"Final Train Accuracy : {best_acc1:.3f}")
+        self.info(f"E2E Training Duration sec : {duration_s:.0f}")
+
+    def close(self) -> None:
+        """Remove the progress bar."""
         if self._bar:
             self._bar.close()
             self._bar = None
-        if counts is not None:
-            self.line(f"epoch {epoch + 1}/{epochs} {counts}{' best' if is_best else ''}")
-
-    def final(self, fps, best_acc1, duration_s):
-        """The last lines of a run; their wording is a contract with the people who read them by script."""
-        self.line("------------------ Final result ------------------")
-        self.line(f"Final Performance images/sec : {fps:.3f}")
-        self.line(f"Final Train Accuracy : {best_acc1:.3f}")
-        self.line(f"E2E Training Duration sec : {duration_s:.0f}")
-
-    def close(self):
-        if self._bar:
-            self._bar.close()

@@ -1,8 +1,10 @@
-"""A training run whose every input was checked, and the checks, the checkpoint's word against the user's."""
+"""RunSetup: the checked inputs of a training run, and the checks, which reconcile options with the checkpoint."""
 
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from common import cli, run_folder
 from common.config import TrainConfig
@@ -12,19 +14,17 @@ from common.spec import ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """A run whose every input was checked.
+class RunSetup:
+    """The checked inputs of a run, equal on all ranks except for `folder`.
 
     Attributes:
-      spec, config: as given.
-      splits: index.Splits.
-      plan: order.StepPlan.
+      plan: how the images of a step are cut into micro-batches.
       build_options: arguments of spec.build, class count included.
-      memory_format: word of --memory-format, the checkpoint's where the user gave none.
-      state: content of the checkpoint to resume from, or None.
-      weights: state dict of --pretrained, or None.
-      folder: run folder, or None until it is known (and on ranks other than 0).
-      schedules: the model's own learning-rate schedules by name.
+      memory_format: value of --memory-format, the checkpoint's where the user gave none.
+      lr_at: (epoch, step) -> learning rate, both counted from 0.
+      state: content of the checkpoint to resume from.
+      weights: state dict of --pretrained.
+      folder: run folder; None until it is created.
       first_epoch: epoch to begin with, counted from 0, where there is no `state`.
     """
 
@@ -32,37 +32,39 @@ class Job:
     config: TrainConfig
     splits: index.Splits
     plan: sampling.StepPlan
-    build_options: dict
+    build_options: dict[str, Any]
     memory_format: str
-    state: dict | None = None
-    weights: dict | None = None
+    lr_at: Callable[[int, int], float]
+    state: dict[str, Any] | None = None
+    weights: dict[str, Any] | None = None
     folder: pathlib.Path | None = None
-    schedules: dict | None = None
     first_epoch: int = 0
 
 
-# Options that may differ from machine to machine: where things are, and how fast they are read.
-_OWN_TO_A_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretrained")
+# Options that may differ between machines: where files are, and how fast they are read.
+_PER_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretrained")
 
 
-def options_of(config):
-    values = dataclasses.asdict(config)
-    return {cli.flag_of(f): values[f.name] for f in dataclasses.fields(config) if f.name not in _OWN_TO_A_MACHINE}
+def shared_options(config: TrainConfig) -> dict[str, Any]:
+    """{flag: value} of the options that all machines of a run must share."""
+    fields = [field for field in dataclasses.fields(config) if field.name not in _PER_MACHINE]
+    return {cli.flag_of(field): getattr(config, field.name) for field in fields}
 
 
-def common_facts(job):
-    """What all machines of a run must have alike: images, place to continue at, options."""
-    at = "the beginning" if job.state is None else f"epoch {job.state['epoch'] + 1} step {job.state['step']}"
-    val = job.splits.val
+def shared_facts(setup: RunSetup) -> dict[str, Any]:
+    """{name: value} that all machines of a run must share: images, position to resume at, options."""
+    state, splits = setup.state, setup.splits
+    at = "the beginning" if state is None else f"epoch {state['epoch'] + 1} step {state['step']}"
+    val = None if splits.val is None else f"{len(splits.val)} images, fingerprint {splits.val.fingerprint}"
     return {
-        "--data, train/": f"{len(job.splits.train)} images, fingerprint {job.splits.train.fingerprint}",
-        "--data, val/": None if val is None else f"{len(val)} images, fingerprint {val.fingerprint}",
+        "--data, train/": f"{len(splits.train)} images, fingerprint {splits.train.fingerprint}",
+        "--data, val/": val,
         "--resume": at,
-        **options_of(job.config),
+        **shared_options(setup.config),
     }
 
 
-def resumed_state(config, run_name):
+def load_resume_state(config: TrainConfig, run_name: str) -> dict[str, Any] | None:
     """Content of the checkpoint that --resume names, or None for a fresh start."""
     if not config.resume:
         return None
@@ -88,13 +90,15 @@ def resumed_state(config, run_name):
     return state
 
 
-def _newest_run(run_name):
+def _newest_run(run_name: str) -> pathlib.Path | None:
     found = run_folder.numbered_runs(run_folder.OUTPUT / run_name)
     return found[-1] if found else None
 
 
-def class_count(config, explicit, splits, state):
-    """Number of classes: --num-classes, else the checkpoint's, else the folders'."""
+def class_count(
+    config: TrainConfig, explicit: frozenset[str], splits: index.Splits, state: dict[str, Any] | None
+) -> int:
+    """Number of classes: --num-classes, else the checkpoint's, else the number of class folders."""
     folders = len(splits.classes)
     count = config.num_classes or folders
     if state is not None:
@@ -107,25 +111,24 @@ def class_count(config, explicit, splits, state):
     return count
 
 
-def agree_with_checkpoint(spec, config, explicit, state, splits):
-    """Take class count, image size and build options from the checkpoint; contradicting flags are errors."""
+def reconcile_with_checkpoint(
+    spec: ModelSpec, config: TrainConfig, explicit: frozenset[str], state: dict[str, Any], splits: index.Splits
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """Take image size, seed and build options from the checkpoint; explicit options that contradict it are errors.
+
+    Returns:
+      (config, build options).
+    """
     where = f"the checkpoint (--resume {config.resume})"
     if state["arch"] != spec.name:
         raise UserError(f"--resume: {config.resume} holds a {state['arch']}, this script trains {spec.name}")
-    for name in explicit & set(state["build"]):
-        if (
-            name != "num_classes"
-            and getattr(config, name) is not None
-            and getattr(config, name) != state["build"][name]
-        ):
-            raise UserError(
-                f"--{name.replace('_', '-')}: {getattr(config, name)}, but {where} has {state['build'][name]}"
-            )
-    for name in ("image_size", "seed"):
-        stored = state["image_size"] if name == "image_size" else state["config"]["seed"]
-        if name in explicit and getattr(config, name) != stored:
-            raise UserError(f"--{name.replace('_', '-')}: {getattr(config, name)}, but {where} has {stored}")
-        config = dataclasses.replace(config, **{name: stored})
+    stored = {name: value for name, value in state["build"].items() if name != "num_classes"}
+    stored |= {"image_size": state["image_size"], "seed": state["config"]["seed"]}
+    for name in sorted(explicit & stored.keys()):
+        given = getattr(config, name)
+        if given is not None and given != stored[name]:
+            raise UserError(f"--{name.replace('_', '-')}: {given}, but {where} has {stored[name]}")
+    config = dataclasses.replace(config, image_size=stored["image_size"], seed=stored["seed"])
     if state["data_fingerprint"] != splits.train.fingerprint:
         if state.get("folder_fingerprint") == splits.train.full_fingerprint:
             raise UserError(
@@ -140,7 +143,14 @@ def agree_with_checkpoint(spec, config, explicit, state, splits):
     return config, dict(state["build"])
 
 
-def step_plan(config, num_images, world_size, machines, state, global_batch):
+def step_plan(
+    config: TrainConfig,
+    num_images: int,
+    world_size: int,
+    machines: int,
+    state: dict[str, Any] | None,
+    global_batch: int,
+) -> sampling.StepPlan:
     """How a step is cut into micro-batches; a resumed run keeps its micro-batches for any number of ranks."""
     if state is not None:
         plan = sampling.StepPlan(num_images, state["num_micro_batches"], state["micro_batch_size"])
@@ -168,7 +178,8 @@ def step_plan(config, num_images, world_size, machines, state, global_batch):
     return plan
 
 
-def refuse_used_folder(folder):
+def refuse_used_folder(folder: str) -> None:
+    """Raise UserError where --output-dir already holds a run."""
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--output-dir: {folder} is not a folder")
     if run_folder.holds_run(folder):
@@ -177,9 +188,9 @@ def refuse_used_folder(folder):
         )
 
 
-def create_folder(job):
+def create_folder(setup: RunSetup) -> pathlib.Path:
     """The run folder, on rank 0: the one given, the one that is resumed, or a new numbered one."""
-    config = job.config
+    config = setup.config
     if config.output_dir:
         try:
             os.makedirs(config.output_dir, exist_ok=True)
@@ -188,7 +199,8 @@ def create_folder(job):
                 f"--output-dir: {config.output_dir} cannot be created ({error.strerror})", every_rank=False
             ) from error
         return pathlib.Path(config.output_dir)
-    parent = run_folder.OUTPUT / (config.run_name or f"{job.spec.name}_train")
-    if job.state is not None and config.resume == "auto":
-        return _newest_run(parent.name)
+    parent = run_folder.OUTPUT / (config.run_name or f"{setup.spec.name}_train")
+    newest = _newest_run(parent.name)
+    if setup.state is not None and config.resume == "auto" and newest is not None:
+        return newest
     return run_folder.new_run(parent)

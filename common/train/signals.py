@@ -1,9 +1,10 @@
-"""Being asked to stop."""
+"""Signals that ask a run to save and end."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from typing import NoReturn
 
 from common.distributed import RESTART_SIGNAL
 
@@ -11,52 +12,51 @@ _STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupt:
-    """Remembers SIGTERM, SIGUSR1, a first SIGINT or RESTART_SIGNAL until the trainer looks.
+    """Records SIGTERM, SIGUSR1, a first SIGINT or RESTART_SIGNAL; true once one has arrived.
 
-    A second SIGINT ends the process at once.
-    A thread listens, because Python runs a signal handler between two instructions of the main thread only: one that
-    waits for another rank would not hear the second SIGINT.
+    A second SIGINT ends the process at once. A thread reads the signals from a pipe, because Python runs handlers in
+    the main thread only: while that waits in a collective, a handler would not run.
 
     Attributes:
-      signal: the number that came, or None; a request to stop is not replaced by one to start again.
+      signal: the signal that arrived, or None; a request to stop is not replaced by one to restart.
     """
 
-    def __init__(self):
-        self.signal = None
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._before = {number: signal.signal(number, lambda *_: None) for number in (*_STOP, RESTART_SIGNAL)}
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True)
+        self._thread = threading.Thread(target=self._read_signals, args=(reader,), name="signals", daemon=True)
         self._thread.start()
 
-    def _listen(self, reader):
+    def _read_signals(self, reader: int) -> None:
         with open(reader, "rb", buffering=0) as numbers:
             while number := numbers.read(1)[0]:
-                self._note(number)
+                self._record(number)
 
-    def _note(self, number):
+    def _record(self, number: int) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
-            leave_now(130)
+            exit_immediately(130)
         if number in _STOP or (number == RESTART_SIGNAL and self.signal is None):
             self.signal = signal.Signals(number)
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.signal is not None
 
-    def close(self):
-        """Give the signals back to those who had them before."""
+    def close(self) -> None:
+        """Restore the previous signal handlers."""
         if self._before:
             signal.set_wakeup_fd(-1)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
-            os.write(self._writer, b"\0")  # no signal: the end
+            os.write(self._writer, b"\0")  # ends the thread
             self._thread.join()
             os.close(self._writer)
             self._before = {}
 
 
-def leave_now(status):
+def exit_immediately(status: int) -> NoReturn:
     """End this process and its loader processes without waiting for anything."""
     for child in multiprocessing.active_children():
         child.kill()

@@ -1,124 +1,144 @@
-"""The network and all that changes with it: what an optimizer step does to it, what a checkpoint keeps of it.
+"""One optimizer step: network, optimizer, mixed precision and reduction of a rank, and their part of a checkpoint.
 
-Legend: m is the index of a micro-batch among all of its step.
+Legend: m is the index of a micro-batch among all micro-batches of its step, N batch, K classes.
 """
 
 import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from common.data import sampling
+from common.data.loader import Batch
 from common.device import amp
 from common.device import device as devices
+from common.distributed import Group
 from common.evaluation.torch_classifier import Normalizer, TorchClassifier
-from common.train import checkpoint, losses, meters, optim, reduction, schedules
+from common.train import checkpoint, losses, optim, reduction
+from common.train.run_setup import RunSetup
 
 
-def _compiled(model):
-    """torch.compile with eager's random numbers, so that a step draws the same dropout either way."""
-    return torch.compile(model, dynamic=False, options={"fallback_random": True})
+class StepResult(NamedTuple):
+    """What a rank measured in one step; tensors stay on the device.
+
+    Attributes:
+      lr: learning rate of the step.
+      losses: scalar loss of each micro-batch.
+      correct: hits at top-1 of each micro-batch.
+      num_images: images of this rank's micro-batches.
+    """
+
+    lr: float
+    losses: list[torch.Tensor]
+    correct: list[torch.Tensor]
+    num_images: int
 
 
 class TrainStep:
-    """Network, averages of its weights, optimizer, mixed precision and reduction of one rank.
-
-    Args:
-      job: RunSetup.
-      world, device, group: place of this rank.
+    """Network, moving average, optimizer, mixed precision and gradient reduction of one rank.
 
     Attributes:
-      model: the network as checkpoints name it.
-      window: meters.LossMeter of the losses since the last progress line.
-      my_micro_batches: indices of this rank's micro-batches of a step.
+      model: the network as checkpoints name it; `network` is the same one, compiled and wrapped by DDP.
+      micro_batches: indices of this rank's micro-batches of a step.
     """
 
-    def __init__(self, job, world, device, group):
-        self.config, self.plan, self.device, self.aux_weight = job.config, job.plan, device, job.spec.aux_weight
-        config = self.config
-        self.memory_format = device.memory_format(job.memory_format)
+    def __init__(self, setup: RunSetup, group: Group) -> None:
+        config, device, world = setup.config, group.device, group.world
+        self.setup, self.device = setup, device
+        self.threads = devices.set_threads(config.threads, world.local_size)
+        self.memory_format = device.memory_format(setup.memory_format)
         self.amp_type = device.amp_type(config.amp, config.amp_dtype)
 
         # Initial weights are a function of the seed, so all ranks start equal.
         torch.manual_seed(config.seed)
-        self.model = job.spec.build(**job.build_options)
-        if job.weights is not None:
-            self.model.load_state_dict(job.weights)
-        self.model.to(device.torch_device, memory_format=devices.torch_memory_format(self.memory_format))
-        self.ema = optim.make_ema(self.model, config.ema)
+        model = setup.spec.build(**setup.build_options)
+        if setup.weights is not None:
+            model.load_state_dict(setup.weights)
+        model.to(device.torch_device, memory_format=devices.torch_memory_format(self.memory_format))
+        self.ema = optim.make_ema(model, config.ema)
         self.model, self.optimizer, self.precision = amp.prepare(
-            self.model, optim.make_optimizer(self.model, config, device), device.kind, self.amp_type, config
+            model, optim.make_optimizer(model, config, device), device.kind, self.amp_type, config
         )
-        self.lr_at = schedules.make(config, self.plan.steps_per_epoch, job.schedules)
-        self.mix = losses.mixer(config, job.build_options["num_classes"])
-        self.reduction = reduction.REDUCTIONS[config.reduce](self.model, group, self.plan.num_micro_batches)
-        self.my_micro_batches = self.plan.micro_batches_of(world.rank, world.size)
-        self.normalize = Normalizer(job.spec, device, self.memory_format)
-        self.window = meters.LossMeter()
-        if job.state is not None:
-            self._load_state(job.state)
-        self.network = self._wrapped(_compiled(self.model) if config.compile else self.model, world)
+        self.mixer = losses.mixer(config, setup.build_options["num_classes"])
+        self.reduction = reduction.REDUCTIONS[config.reduce](self.model, group, setup.plan.num_micro_batches)
+        self.micro_batches = setup.plan.micro_batches_of(world.rank, world.size)
+        self.normalize = Normalizer(setup.spec, device, self.memory_format)
+        if setup.state is not None:
+            self._load_state(setup.state)
+        self.network = self._wrap(world.size)
 
-    def _wrapped(self, network, world):
-        """DistributedDataParallel where gradients are summed by all-reduce; its buffers are ours to average."""
-        if world.size == 1 or self.config.reduce == "exact":
+    def _wrap(self, world_size: int) -> nn.Module:
+        """The model, compiled on request, in DistributedDataParallel where gradients are summed by all-reduce."""
+        network: Any = self.model
+        if self.setup.config.compile:  # fallback_random: eager's random numbers, so that dropout is the same either way
+            network = torch.compile(network, dynamic=False, options={"fallback_random": True})
+        if world_size == 1 or self.setup.config.reduce == "exact":
             return network
-        ids = None if self.device.kind == "cpu" else [self.device.index]
-        return torch.nn.parallel.DistributedDataParallel(
+        return nn.parallel.DistributedDataParallel(
             network,
-            device_ids=ids,
-            broadcast_buffers=False,
+            device_ids=None if self.device.kind == "cpu" else [self.device.index],
+            broadcast_buffers=False,  # the reduction averages them
             gradient_as_bucket_view=not optim.keeps_gradients(self.optimizer),
         )
 
-    def engine(self):
-        """TorchClassifier of the weights that validation scores: the averages where there are some."""
+    def engine(self) -> TorchClassifier:
+        """Evaluation engine of the averaged weights where --ema is on, else of the weights."""
         model = self.ema.module if self.ema else self.model
         return TorchClassifier(model, self.normalize, self.device, self.precision.evaluation_type)
 
-    def train_step(self, epoch, step, batches):
-        """One optimizer step over this rank's micro-batches."""
+    def __call__(self, epoch: int, step: int, batches: Sequence[Batch]) -> StepResult:
+        """One optimizer step over this rank's micro-batches; epoch and step are counted from 0."""
+        config, plan = self.setup.config, self.setup.plan
+        result = StepResult(self.setup.lr_at(epoch, step), [], [], sum(len(batch.labels_N) for batch in batches))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_at(epoch, step)
-        divisor = self.reduction.loss_divisor(len(self.my_micro_batches), self.plan.num_micro_batches)
-        self.optimizer.zero_grad()  # to None or to zero, as the optimizer has it
+            group["lr"] = result.lr
+        divisor = self.reduction.loss_divisor(len(self.micro_batches), plan.num_micro_batches)
+        self.optimizer.zero_grad()
         self.reduction.begin_step()
-        for m, batch in zip(self.my_micro_batches, batches, strict=True):
-            # Dropout and mixing are functions of (seed, epoch, step, m): any rank, any restart draws the same.
-            torch.manual_seed(sampling.step_seed(self.config.seed, epoch, step, m))
-            is_last = m == self.my_micro_batches[-1]
-            with self._gradients_travel(is_last):
+        for m, batch in zip(self.micro_batches, batches, strict=True):
+            # Dropout and mixing are functions of (seed, epoch, step, m): equal on any rank and after any restart.
+            torch.manual_seed(sampling.step_seed(config.seed, epoch, step, m))
+            is_last = m == self.micro_batches[-1]
+            with self._gradient_sync(is_last):
                 with self.precision.forward():
-                    loss = self._micro_batch_loss(epoch, step, batch)
+                    loss, correct = self._loss(batch)
                 self.precision.backward(loss / divisor, self.optimizer, is_last)
             self.reduction.micro_batch_done(is_last)
-        self.reduction.end_step(len(self.my_micro_batches))
-        if self.config.clip_grad:
+            result.losses.append(loss.detach())
+            result.correct.append(correct)
+        self.reduction.end_step(len(self.micro_batches))
+        if config.clip_grad:
             parameters = self.precision.unscaled_parameters(self.model, self.optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
+            nn.utils.clip_grad_norm_(parameters, config.clip_grad)
         self.precision.step(self.optimizer)
         if self.ema:
             self.ema.update_parameters(self.model)
+        return result
 
-    def _gradients_travel(self, is_last):
-        """DDP sends gradients with the last micro-batch of a rank only."""
-        if is_last or not isinstance(self.network, torch.nn.parallel.DistributedDataParallel):
+    def _gradient_sync(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """DDP reduces gradients with the last micro-batch of a rank only."""
+        if is_last or not isinstance(self.network, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.network.no_sync()
 
-    def _micro_batch_loss(self, epoch, step, batch):
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, hits at top-1) of a micro-batch, scalars."""
         images = self.normalize(batch.pixels_NHWC)
-        targets = labels = batch.labels_N.to(self.device.torch_device, non_blocking=True)
-        if self.mix:
-            images, targets = self.mix(images, labels)
+        targets = labels_N = batch.labels_N.to(self.device.torch_device, non_blocking=True)
+        if self.mixer:
+            images, targets = self.mixer(images, labels_N)
         outputs = self.network(images)
-        loss = losses.training_loss(outputs, targets, self.config, self.aux_weight)
-        self.window.add(epoch, step, loss, outputs, labels)
-        return loss
+        loss = losses.training_loss(outputs, targets, self.setup.config, self.setup.spec.aux_weight)
+        logits_NK = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+        return loss, (logits_NK.detach().argmax(dim=1) == labels_N).sum()
 
-    def state(self):
-        """What a later TrainStep needs to go on; plain values and host tensors only."""
+    def state(self) -> dict[str, Any]:
+        """What a later TrainStep needs to continue; plain values and host tensors only."""
         return checkpoint.on_host(
             dict(
+                threads=self.threads,
                 memory_format=self.memory_format,
                 amp_type=self.amp_type,
                 state_dict=self.model.state_dict(),
@@ -129,7 +149,7 @@ class TrainStep:
             )
         )
 
-    def _load_state(self, state):
+    def _load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["state_dict"])
         optim.load_state(self.optimizer, state["optimizer"])
         self.precision.load_state_dict(state["scaler"])

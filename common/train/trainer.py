@@ -1,4 +1,4 @@
-"""The run loop: every step a function of (config, epoch, step), so that a run survives being stopped anywhere."""
+"""The training loop. A step is a function of (config, epoch, step), so a run can be stopped and resumed anywhere."""
 
 import dataclasses
 import functools
@@ -6,61 +6,92 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from common import distributed, errors, parallel, run_folder
+from common import distributed, parallel, run_folder
 from common.data import loader, sampling, transforms
 from common.data.decode import BadImage
-from common.device import device as devices
-from common.errors import RunError
-from common.evaluation import evaluate
-from common.train import checkpoint, losses, meters, signals, watchdog
+from common.data.loader import Batch
+from common.distributed import Group
+from common.errors import EXIT_RESTART, EXIT_TERMINATED, RunError
+from common.evaluation.metrics import Counts
+from common.train import checkpoint, meters, signals, watchdog
+from common.train.run_log import RunLogger
+from common.train.run_setup import RunSetup
 from common.train.step import TrainStep
+from common.train.validation import Validator
 
-# How long a rank that hangs lets the writer of its last checkpoint finish.
+# How long the watchdog waits for the checkpoint that is being written before it ends a hanging rank.
 _LAST_WRITE_S = 60
 
 
-class Trainer:
-    """One run of a Job (see common/train/jobs.py) in this process.
+@dataclasses.dataclass
+class TrainState:
+    """Position and best result of a run; part of every checkpoint.
 
-    Args:
-      job: the checked configuration: spec, config, splits, plan, build options, resumed state.
-      world, device, group: place of this rank.
-      say: report.Report.
+    Attributes:
+      epoch: counted from 0.
+      step: optimizer steps done in this epoch.
+      best_acc1: highest validation top-1, percent.
+      best_epoch: its epoch, counted from 1.
     """
 
-    def __init__(self, job, world, device, group, say):
-        self.job, self.config, self.plan, self.spec = job, job.config, job.plan, job.spec
-        self.world, self.device, self.group, self.say = world, device, group, say
-        config = self.config
-        self.started = self.saved_at = time.perf_counter()
-        self.save_every_steps, self.save_every_s = config.save_interval
-        threads = devices.set_threads(config.threads, world.local_size)
-        self.learner = TrainStep(job, world, device, group)
-        self.window, self.my_micro_batches = self.learner.window, self.learner.my_micro_batches
+    epoch: int = 0
+    step: int = 0
+    best_acc1: float = 0.0
+    best_epoch: int | None = None
 
-        # Resume > pretrained > scratch.
-        self.epoch, self.step, self.best_acc1, self.best_epoch = job.first_epoch, 0, 0.0, None
-        if job.state is not None:
-            state = job.state
-            self.epoch, self.step = state["epoch"], state["step"]
-            self.best_acc1, self.best_epoch = state["best_acc1"], state["best_epoch"]
-            if state["threads"] != threads:
-                say.line(
-                    f"resume: {threads} threads per process, before {state['threads']}; "
-                    "results may differ in the last bits"
-                )
-        self.threads = threads
-        self.saved_place = self.epoch, self.step  # nothing is new there
+    @classmethod
+    def of(cls, setup: RunSetup) -> "TrainState":
+        """The state to start with: the checkpoint's, else the beginning of setup.first_epoch."""
+        if setup.state is None:
+            return cls(epoch=setup.first_epoch)
+        return cls(**{field.name: setup.state[field.name] for field in dataclasses.fields(cls)})
 
-        # Loaders.
+
+class SaveSchedule:
+    """When --save-every asks for a checkpoint within an epoch."""
+
+    def __init__(self, steps: int, seconds: float, state: TrainState) -> None:
+        self._steps, self._seconds = steps, seconds
+        self.saved(state)
+
+    def saved(self, state: TrainState) -> None:
+        """A checkpoint of `state` was begun."""
+        self._saved_at, self._saved_place = time.perf_counter(), (state.epoch, state.step)
+
+    def is_due_by_time(self, state: TrainState) -> bool:
+        due = bool(self._seconds) and time.perf_counter() - self._saved_at >= self._seconds
+        return due and (state.epoch, state.step) != self._saved_place
+
+    def is_due_by_steps(self, state: TrainState) -> bool:
+        return bool(self._steps) and state.step % self._steps == 0
+
+
+class Trainer:
+    """One run of a RunSetup on this rank: owns the loop, and what runs beside it (loaders, writer, watchdog)."""
+
+    def __init__(self, setup: RunSetup, group: Group, logger: RunLogger) -> None:
+        assert setup.folder is not None
+        config, world, device = setup.config, group.world, group.device
+        self.setup, self.group, self.logger = setup, group, logger
+        self.started = time.perf_counter()
+        self.train_step = TrainStep(setup, group)
+        self.state = TrainState.of(setup)
+        if setup.state is not None and setup.state["threads"] != self.train_step.threads:
+            logger.info(
+                f"resume: {self.train_step.threads} threads per process, before {setup.state['threads']}; "
+                "results may differ in the last bits"
+            )
+        self.save_schedule = SaveSchedule(*config.save_interval, self.state)
         workers = parallel.dataloader_workers(config.workers, world.local_size)
         self.train_loader = loader.TrainLoader(
-            job.splits.train,
+            setup.splits.train,
             transforms.train_transform(config),
-            self.plan,
+            setup.plan,
             config.seed,
             config.on_bad_image,
             world.rank,
@@ -68,134 +99,117 @@ class Trainer:
             workers,
             device.pin_memory,
         )
-        self.val_loader = None
-        if job.splits.val is not None:
-            self.val_loader = loader.EvalLoader(
-                job.splits.val,
-                transforms.eval_transform(self.spec, config.image_size),
-                config.eval_batch_size,
-                config.on_bad_image,
-                world.rank,
-                world.size,
-                workers,
-                device.pin_memory,
-            )
-        self.engine = self.learner.engine()
-        self.eval_smoothing = losses.effective_smoothing(config, job.build_options["num_classes"])
-        self.throughput = meters.Throughput(device, config.throughput_skip_steps, self.plan.global_batch_size)
-
-        # What goes on beside the training, last: until here nothing needs to be closed.
+        self.validate = Validator(setup, group, self.train_step.engine(), workers)
+        self.loss_meter = meters.LossMeter()
+        self.throughput = meters.Throughput(device, config.throughput_skip_steps, setup.plan.global_batch_size)
+        # Threads and signal handlers last: nothing before them needs to be closed.
         self.writer = checkpoint.Writer(
-            job.folder, config.keep_last, config.keep_best, config.on_save_error == "stop", say.line
+            setup.folder, config.keep_last, config.keep_best, config.on_save_error == "stop", logger.info
         )
         self.interrupt = signals.Interrupt()
-        self.last_image = None
-        self.watch = watchdog.Watch(world, config.hang_timeout, self._where, self._leave)
+        self.last_image: torch.Tensor | None = None
+        self.watchdog = watchdog.Watchdog(world, config.hang_timeout, self._position, self._abort)
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
-    def fit(self):
+    def fit(self) -> dict[str, Any]:
         """Train to the end, or to a signal.
 
         Returns:
-          dict, the summary of the run.
+          the summary of the run.
         Raises:
           SystemExit: 143 after SIGTERM, when the checkpoint of that very step is on disk.
         """
         counts = None
-        while self.epoch < self.config.epochs and not self._reached_max_steps():
+        while self.state.epoch < self.setup.config.epochs and not self._reached_max_steps():
             self._train_epoch()
             counts, is_best = self._validate()
-            if self.step == self.plan.steps_per_epoch:
-                self.epoch, self.step = self.epoch + 1, 0
+            if self.state.step == self.setup.plan.steps_per_epoch:
+                self.state.epoch, self.state.step = self.state.epoch + 1, 0
             self._save(counts, is_best)
         self._wait_for_writer()
         return self._finish(counts)
 
-    def _reached_max_steps(self):
-        done = self.epoch * self.plan.steps_per_epoch + self.step
-        return self.config.max_steps is not None and done >= self.config.max_steps
+    def _reached_max_steps(self) -> bool:
+        max_steps = self.setup.config.max_steps
+        done = self.state.epoch * self.setup.plan.steps_per_epoch + self.state.step
+        return max_steps is not None and done >= max_steps
 
-    def _train_epoch(self):
-        """Run the steps of the current epoch from self.step on, to its end or to --max-steps; saves at the end."""
-        config, steps = self.config, self.plan.steps_per_epoch
-        if self.step == steps:  # the run was stopped during the validation of this epoch
+    def _train_epoch(self) -> None:
+        """Run the rest of the current epoch, to its end or to --max-steps; saves at the end."""
+        state, num_steps = self.state, self.setup.plan.steps_per_epoch
+        if state.step == num_steps:  # the run was stopped during the validation of this epoch
             return
-        self.say.epoch_begins(self.epoch, self.step, steps)
-        self.watch.at("loading images")
-        batches = self.train_loader.epoch(self.epoch, self.step)
-        self.learner.network.train()
-        self.window.restart()
+        self.logger.epoch_started(state.epoch, state.step, num_steps)
+        self.watchdog.phase("loading images")
+        batches = self.train_loader.epoch(state.epoch, state.step)
+        self.train_step.network.train()
+        self.loss_meter.reset()
         self.throughput.start()
-        while self.step < steps and not self._reached_max_steps():
-            self.watch.at("loading images")
-            mine, error = self._fetch(batches)
-            self.watch.at(watchdog.WAITING)
-            agreed = self.group.sync_status(self._requested_action(), error or self.writer.fatal)
-            if agreed in (distributed.RESTART, distributed.STOP):
-                self._stop(agreed)
-            if agreed == distributed.SAVE:
+        while state.step < num_steps and not self._reached_max_steps():
+            self.watchdog.phase("loading images")
+            micro_batches, error = self.fetch(batches)
+            self.watchdog.phase(watchdog.WAITING)
+            action = self.group.sync_status(self._requested_action(), error or self.writer.fatal)
+            if action in (distributed.RESTART, distributed.STOP):
+                self._stop(action)
+            if action == distributed.SAVE:
                 self._save()
-            self.watch.at("training")
-            self.learner.train_step(self.epoch, self.step, mine)
-            self.step += 1
+            self.watchdog.phase("training")
+            result = self.train_step(state.epoch, state.step, micro_batches)
+            self.loss_meter.add(state.epoch, state.step, result)
+            state.step += 1
             self.throughput.step()
-            self.say.step_done()
-            if self.step % config.print_freq == 0 or self.step == steps:
-                self._print_progress()
-            if self.save_every_steps and self.step % self.save_every_steps == 0:
+            self.logger.step_done()
+            if state.step % self.setup.config.print_freq == 0 or state.step == num_steps:
+                self._log_progress()
+            if self.save_schedule.is_due_by_steps(state):
                 self._save()
         self.throughput.stop()
         self._save()
 
-    def _fetch(self, batches):
-        """(this rank's micro-batches of a step, the error that kept it from having them)."""
+    def fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], BadImage | None]:
+        """(this rank's micro-batches of a step, the error that prevented them)."""
         try:
-            mine = [next(batches) for _ in self.my_micro_batches]
-            for batch in mine:
+            micro_batches = [next(batches) for _ in self.train_step.micro_batches]
+            for batch in micro_batches:
                 batch.raise_if_failed()
                 self.last_image = batch.indices_N[-1:]
                 for path, reason in batch.bad:
                     print(f"skipped: {path} ({reason})", file=sys.stderr, flush=True)
-                    self.say.numbers(kind="bad_image", path=path, reason=reason)
+                    self.logger.metrics(kind="bad_image", path=path, reason=reason)
         except BadImage as error:
             return [], error
-        return mine, None
+        return micro_batches, None
 
-    def _requested_action(self):
-        """What this rank wants to happen before the next step."""
+    def _requested_action(self) -> int:
+        """The action that this rank asks for before the next step."""
         if self.interrupt:
             return distributed.RESTART if self.interrupt.signal == distributed.RESTART_SIGNAL else distributed.STOP
-        due = self.save_every_s and time.perf_counter() - self.saved_at >= self.save_every_s
-        due = due and (self.epoch, self.step) != self.saved_place
-        return distributed.SAVE if due and self.world.is_main else distributed.RUN
+        due = self.group.world.is_main and self.save_schedule.is_due_by_time(self.state)
+        return distributed.SAVE if due else distributed.RUN
 
     # ---- validation, progress ------------------------------------------------------------------------------------
 
-    def _validate(self):
+    def _validate(self) -> tuple[Counts | None, bool]:
         """(Counts of the validation set, whether this is the best epoch); without a validation set, (None, False)."""
-        if self.val_loader is None:
-            self.say.epoch_done(self.epoch, self.config.epochs, None, False)
+        state, epochs = self.state, self.setup.config.epochs
+        if self.validate.loader is None:
+            self.logger.validated(state.epoch, epochs, None, False)
             return None, False
-        counts = evaluate.evaluate(
-            self.engine,
-            self.val_loader,
-            len(self.job.splits.val),
-            self.group,
-            self.eval_smoothing,
-            interrupted=self._interrupts_validation,
-        )
-        self.watch.at("validating")
+        counts = self.validate(interrupted=self._interrupts_validation)
+        self.watchdog.phase("validating")
         if counts is None:
             self._stop(self.group.all_reduce_max(self._requested_action()))
-        is_best = self.best_epoch is None or counts.percent(1) > self.best_acc1
+        assert counts is not None
+        is_best = state.best_epoch is None or counts.percent(1) > state.best_acc1
         if is_best:
-            self.best_acc1, self.best_epoch = counts.percent(1), self.epoch + 1
-        self.say.epoch_done(self.epoch, self.config.epochs, counts, is_best)
-        self.say.numbers(
+            state.best_acc1, state.best_epoch = counts.percent(1), state.epoch + 1
+        self.logger.validated(state.epoch, epochs, counts, is_best)
+        self.logger.metrics(
             kind="val",
-            epoch=self.epoch + 1,
-            step=self.step,
+            epoch=state.epoch + 1,
+            step=state.step,
             acc1=counts.percent(1),
             acc5=counts.percent(5),
             loss=counts.loss,
@@ -205,160 +219,161 @@ class Trainer:
         )
         return counts, is_best
 
-    def _interrupts_validation(self):
-        self.watch.at("validating")
+    def _interrupts_validation(self) -> bool:
+        self.watchdog.phase("validating")
         return bool(self.interrupt)
 
-    def _print_progress(self):
-        self.group.sync_status(error=self._non_finite())
-        loss, acc1, last_loss = self.window.means(self.group)
-        lr, fps = self.learner.optimizer.param_groups[0]["lr"], self.window.images_per_s(self.plan.global_batch_size)
-        steps = self.plan.steps_per_epoch
-        self.say.progress(self.epoch, self.config.epochs, self.step, steps, loss, acc1, lr, fps, last_loss)
-        self.say.numbers(kind="train", epoch=self.epoch + 1, step=self.step, loss=loss, acc1=acc1, lr=lr, fps=fps)
-        self.window.restart()
-
-    def _non_finite(self):
-        """A RunError that names the step and the images of the first loss that is not finite, or None."""
-        found = self.window.first_non_finite()
-        if found is None:
-            return None
-        epoch, step, loss = found
-        batches = sampling.epoch_batches(self.plan, self.config.seed, epoch, step, self.world.rank, self.world.size)
-        images = [self.job.splits.train.name(i) for _, i in next(batches)]
-        return RunError(
-            f"the loss is {loss} at epoch {epoch + 1} step {step + 1} (rank {self.world.rank}, images "
-            f"{', '.join(images[:4])}{' ...' if len(images) > 4 else ''}); lower --lr or look at these images"
+    def _log_progress(self) -> None:
+        self.check_finite()
+        state, plan = self.state, self.setup.plan
+        means, fps = self.loss_meter.means(self.group), self.loss_meter.images_per_s(plan.global_batch_size)
+        self.logger.progress(state.epoch, self.setup.config.epochs, state.step, plan.steps_per_epoch, means, fps)
+        self.logger.metrics(
+            kind="train", epoch=state.epoch + 1, step=state.step, loss=means.loss, acc1=means.acc1, lr=means.lr, fps=fps
         )
+        self.loss_meter.reset()
 
-    # ---- state ---------------------------------------------------------------------------------------------------
-
-    def state(self):
-        """Everything a later process needs to go on; plain values and host tensors only."""
-        job = self.job
-        return dict(
-            arch=self.spec.name,
-            build=job.build_options,
-            image_size=self.config.image_size,
-            classes=list(job.splits.classes),
-            epoch=self.epoch,
-            step=self.step,
-            best_acc1=self.best_acc1,
-            best_epoch=self.best_epoch,
-            num_micro_batches=self.plan.num_micro_batches,
-            micro_batch_size=self.plan.micro_batch_size,
-            data_fingerprint=job.splits.train.fingerprint,
-            folder_fingerprint=job.splits.train.full_fingerprint,
-            num_images=len(job.splits.train),
-            threads=self.threads,
-            config=dataclasses.asdict(self.config),
-            torch_version=str(torch.__version__),
-            **self.learner.state(),
-        )
-
-    def _save(self, counts=None, is_best=False):
-        """Begin to write the state of this very step, after all ranks know that their losses are finite.
-
-        Rank 0 does it, beside the steps that follow; `counts` are those of a validation that was just done.
-        """
-        with self.throughput.paused():
-            self.group.sync_status(error=self._non_finite())
-            self.saved_at, self.saved_place = time.perf_counter(), (self.epoch, self.step)
-            if self.world.is_main:
-                self.watch.at("writing the checkpoint before this one")
-                self.writer.wait()
-                self.watch.at("saving")
-                steps, done = self.plan.steps_per_epoch, None
-                if counts is not None or self.job.splits.val is None:
-                    done = functools.partial(self._epoch_saved, self.epoch) if self.step == 0 else None
-                acc1 = None if counts is None else counts.percent(1)
-                snapshot = checkpoint.Snapshot(self.state(), self.epoch * steps + self.step, is_best, acc1, done)
-                self.writer.save(snapshot)
-                self.watch.at("saving")
-
-    def _epoch_saved(self, epochs_done):
-        self.say.epoch_saved(self.job.folder / checkpoint.NEWEST, epochs_done, self.plan.steps_per_epoch)
-
-    def _wait_for_writer(self):
-        """Return when the last checkpoint is on the disk; one that is not ends all ranks with the reason."""
-        self.watch.at("writing the last checkpoint")
-        error = self.writer.wait()
-        self.watch.at(watchdog.WAITING)
+    def check_finite(self) -> None:
+        """End all ranks with a RunError that names step and images of the first loss that is not finite."""
+        found, error = self.loss_meter.first_non_finite(), None
+        if found is not None:
+            (epoch, step, loss), world, setup = found, self.group.world, self.setup
+            batches = sampling.epoch_batches(setup.plan, setup.config.seed, epoch, step, world.rank, world.size)
+            images = [setup.splits.train.name(i) for _, i in next(batches)]
+            error = RunError(
+                f"the loss is {loss} at epoch {epoch + 1} step {step + 1} (rank {world.rank}, images "
+                f"{', '.join(images[:4])}{' ...' if len(images) > 4 else ''}); lower --lr or look at these images"
+            )
         self.group.sync_status(error=error)
 
-    def _stop(self, agreed):
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Everything a later process needs to continue; plain values and host tensors only."""
+        setup = self.setup
+        return dict(
+            arch=setup.spec.name,
+            build=setup.build_options,
+            image_size=setup.config.image_size,
+            classes=list(setup.splits.classes),
+            **dataclasses.asdict(self.state),
+            num_micro_batches=setup.plan.num_micro_batches,
+            micro_batch_size=setup.plan.micro_batch_size,
+            data_fingerprint=setup.splits.train.fingerprint,
+            folder_fingerprint=setup.splits.train.full_fingerprint,
+            num_images=len(setup.splits.train),
+            config=dataclasses.asdict(setup.config),
+            torch_version=str(torch.__version__),
+            **self.train_step.state(),
+        )
+
+    def _save(self, counts: Counts | None = None, is_best: bool = False) -> None:
+        """Begin to write a checkpoint of this step, once all ranks have finite losses.
+
+        Rank 0 writes it in a thread; `counts` are those of the validation that was just done.
+        """
+        with self.throughput.paused():
+            self.check_finite()
+            state, num_steps = self.state, self.setup.plan.steps_per_epoch
+            self.save_schedule.saved(state)
+            if self.group.world.is_main:
+                self.watchdog.phase("writing the checkpoint before this one")
+                self.writer.wait()
+                self.watchdog.phase("saving")
+                is_epoch_end = state.step == 0 and (counts is not None or self.validate.loader is None)
+                then = functools.partial(self._epoch_saved, state.epoch) if is_epoch_end else None
+                acc1 = None if counts is None else counts.percent(1)
+                done_steps = state.epoch * num_steps + state.step
+                self.writer.save(checkpoint.Snapshot(self.checkpoint_state(), done_steps, is_best, acc1, then))
+                self.watchdog.phase("saving")
+
+    def _epoch_saved(self, epochs_done: int) -> None:
+        newest = self.writer.folder / run_folder.NEWEST
+        self.logger.epoch_saved(newest, epochs_done, self.setup.plan.steps_per_epoch)
+
+    def _wait_for_writer(self) -> None:
+        """Return when the last checkpoint is on disk; if it could not be written, end all ranks with the reason."""
+        self.watchdog.phase("writing the last checkpoint")
+        error = self.writer.wait()
+        self.watchdog.phase(watchdog.WAITING)
+        self.group.sync_status(error=error)
+
+    def _stop(self, action: int) -> None:
         """End all ranks with the checkpoint of this step."""
         self._save()
         self._wait_for_writer()
-        if agreed == distributed.RESTART:
-            sys.exit(errors.EXIT_RESTART)
-        self.say.line(f"stopped at epoch {self.epoch + 1} step {self.step}; --resume auto continues there")
-        sys.exit(130 if self.interrupt.signal == signal.SIGINT else errors.EXIT_TERMINATED)
+        if action == distributed.RESTART:
+            sys.exit(EXIT_RESTART)
+        self.logger.info(
+            f"stopped at epoch {self.state.epoch + 1} step {self.state.step}; --resume auto continues there"
+        )
+        sys.exit(130 if self.interrupt.signal == signal.SIGINT else EXIT_TERMINATED)
 
-    def close(self):
-        """End what runs beside the training: the writer when it is done, the loaders' processes at once."""
-        self.watch.close()
+    def close(self) -> None:
+        """Wait for the writer, end the loaders' processes, restore the signal handlers."""
+        self.watchdog.close()
         self.writer.wait()
         self.interrupt.close()
         self.train_loader.close()
-        if self.val_loader is not None:
-            self.val_loader.close()
+        self.validate.close()
 
-    # ---- the heartbeat, called from its thread -------------------------------------------------------------------
+    # ---- the watchdog, called from its thread --------------------------------------------------------------------
 
-    def _where(self):
-        """Step and images at hand, for the report of a hang."""
-        index, last = self.job.splits.train, self.last_image
-        words = [f"epoch {self.epoch + 1} step {self.step + 1}"]
+    def _position(self) -> str:
+        """Current step and images, for the report of a hang."""
+        splits, last = self.setup.splits, self.last_image
+        words = [f"epoch {self.state.epoch + 1} step {self.state.step + 1}"]
         if last is not None and len(last):
-            words.append(f"last image {index.path(int(last))}")
-        for loader_of, images in ((self.train_loader, index), (self.val_loader, self.job.splits.val)):
-            if loader_of is not None and (reading := loader_of.reading()):
+            words.append(f"last image {splits.train.path(int(last))}")
+        for images_loader, images in ((self.train_loader, splits.train), (self.validate.loader, splits.val)):
+            if images_loader is not None and images is not None and (reading := images_loader.reading()):
                 words.append(f"reading {', '.join(str(images.path(i)) for i in reading)}")
         return ", ".join(words)
 
-    def _leave(self, report_of_hang):
-        if report_of_hang:
-            print(f"error: {report_of_hang}", file=sys.stderr, flush=True)
+    def _abort(self, report: str | None) -> None:
+        """End this rank, which hangs or waits for one that does; `report` goes to stderr."""
+        if report:
+            print(f"error: {report}", file=sys.stderr, flush=True)
         self.writer.wait(timeout=_LAST_WRITE_S)
-        signals.leave_now(1)
+        signals.exit_immediately(1)
 
-    def _images_per_s_of_machines(self):
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def _images_per_s_by_machine(self) -> list[float]:
         """Images per second of each machine, by the clocks of its own ranks; every machine prints its own."""
-        world, speeds = self.world, [0.0] * self.world.num_nodes
-        share = len(self.my_micro_batches) / self.plan.num_micro_batches
+        world, speeds = self.group.world, [0.0] * self.group.world.num_nodes
+        share = len(self.train_step.micro_batches) / self.setup.plan.num_micro_batches
         speeds[world.node_rank] = self.throughput.images_per_s * share
         speeds = self.group.all_reduce_sum(speeds)
         if world.num_nodes > 1 and world.local_rank == 0:
             text = f"machine {world.node_rank} of {world.num_nodes}: {speeds[world.node_rank]:.3f} images/sec"
-            self.say.line(text) if world.is_main else print(text, flush=True)
+            self.logger.info(text) if world.is_main else print(text, flush=True)
         return speeds
 
-    def _finish(self, counts):
+    def _finish(self, counts: Counts | None) -> dict[str, Any]:
         duration_s = time.perf_counter() - self.started
-        fps_of_machines = self._images_per_s_of_machines()
-        fps = sum(fps_of_machines)
+        fps_by_machine = self._images_per_s_by_machine()
+        fps, skipped = sum(fps_by_machine), self.throughput.skipped_steps
         summary = dict(
-            arch=self.spec.name,
-            best_acc1=self.best_acc1,
-            best_epoch=self.best_epoch,
+            arch=self.setup.spec.name,
+            best_acc1=self.state.best_acc1,
+            best_epoch=self.state.best_epoch,
             images_per_s=fps,
-            images_per_s_of_machines=fps_of_machines,
-            warm_up_steps_left_out=self.throughput.left_out,
+            images_per_s_of_machines=fps_by_machine,
+            warm_up_steps_left_out=skipped,
             duration_s=duration_s,
             val_images=None if counts is None else counts.seen,
-            device=self.device.describe(),
-            ranks=self.world.size,
-            amp=self.learner.amp_type,
-            memory_format=self.learner.memory_format,
+            device=self.group.device.describe(),
+            ranks=self.group.world.size,
+            amp=self.train_step.amp_type,
+            memory_format=self.train_step.memory_format,
             torch=torch.__version__,
             python=platform.python_version(),
-            folder=str(self.job.folder),
+            folder=str(self.setup.folder),
         )
-        self.say.write(run_folder.SUMMARY, summary)
-        self.say.line(
-            f"throughput leaves out the first {self.throughput.left_out} steps and all evaluation; "
-            f"files are in {self.job.folder}"
+        self.logger.write_json(run_folder.SUMMARY, summary)
+        self.logger.info(
+            f"throughput leaves out the first {skipped} steps and all evaluation; files are in {self.setup.folder}"
         )
-        self.say.final(fps, self.best_acc1, duration_s)
+        self.logger.final_result(fps, self.state.best_acc1, duration_s)
         return summary

@@ -40,7 +40,7 @@ class ZooTraining:
 
     def step(self):
         self._training.step()
-        self._training.trainer._non_finite()  # wait for the loss at every step, as the baseline does
+        self._training.trainer.check_finite()  # wait for the loss at every step, as the baseline does
 
     def close(self):
         self._training.close()

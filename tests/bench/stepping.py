@@ -16,25 +16,26 @@ class Stepping:
     def __init__(self, program, argv, folder):
         from common import distributed
         from common.device import device as devices
-        from common.train.run_log import Report
+        from common.train.run_log import RunLogger
         from common.train.trainer import Trainer
 
-        job = dataclasses.replace(program.prepare(["--device=cpu", *argv]), folder=pathlib.Path(folder))
+        setup = program.prepare(*program.parse(["--device=cpu", *argv]))
+        setup = dataclasses.replace(setup, folder=pathlib.Path(folder))
         device, world = devices.Device("cpu"), distributed.World()
         device.activate()
-        self.trainer = Trainer(job, world, device, distributed.Group(world, device), Report(None))
-        self.trainer.learner.network.train()
+        self.trainer = Trainer(setup, distributed.Group(world, device), RunLogger(None))
+        self.trainer.train_step.network.train()
         self._batches = self.trainer.train_loader.epoch(0)
 
-    def step(self):
-        trainer = self.trainer
-        if trainer.step == trainer.plan.steps_per_epoch:
-            trainer.epoch, trainer.step = trainer.epoch + 1, 0
-            self._batches = trainer.train_loader.epoch(trainer.epoch)
-        mine, error = trainer._fetch(self._batches)
+    def step(self) -> None:
+        trainer, state = self.trainer, self.trainer.state
+        if state.step == trainer.setup.plan.steps_per_epoch:
+            state.epoch, state.step = state.epoch + 1, 0
+            self._batches = trainer.train_loader.epoch(state.epoch)
+        micro_batches, error = trainer.fetch(self._batches)
         assert error is None
-        trainer.learner.train_step(trainer.epoch, trainer.step, mine)
-        trainer.step += 1
+        trainer.loss_meter.add(state.epoch, state.step, trainer.train_step(state.epoch, state.step, micro_batches))
+        state.step += 1
 
     def close(self):
         self.trainer.close()

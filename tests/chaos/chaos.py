@@ -272,7 +272,7 @@ class Chaos:
         elif kind == "stopped rank":
             life.signal(signal.SIGSTOP, [victim])
             rank = life.pids.index(victim)
-            said = f"rank {rank} gives no sign of life", f"rank {rank} was never heard of"
+            said = f"rank {rank} sends no heartbeat", f"rank {rank} never sent a heartbeat"
             self.expect(kind, lambda: any(words in life.output() for words in said), "was not reported")
             self.wait(lambda: life.alive() == [victim], 20)
             life.signal(signal.SIGKILL, [victim])

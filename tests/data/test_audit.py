@@ -317,18 +317,18 @@ def test_a_resumed_run_needs_the_same_list(data, bad_list):
     common = ["--data", str(data), "--output-dir", "run", "--epochs=1"]
     PROGRAM.main([*common, "--exclude", str(bad_list)])
     resume = ["--data", str(data), "--resume=run/checkpoint.pth.tar", "--epochs=2"]
-    assert len(PROGRAM.prepare([*resume, "--exclude", str(bad_list)]).splits.train) == 58
+    assert len(PROGRAM.prepare(*PROGRAM.parse([*resume, "--exclude", str(bad_list)])).splits.train) == 58
     longer = data.parent / "longer.txt"
     longer.write_text(bad_list.read_text() + "train/cat/0005.jpg\n")
     with pytest.raises(UserError) as error:
-        PROGRAM.prepare([*resume, "--exclude", str(longer)])
+        PROGRAM.prepare(*PROGRAM.parse([*resume, "--exclude", str(longer)]))
     assert str(error.value).startswith(f"--exclude: {longer} leaves 57 images, but the checkpoint ")
     assert f"was trained on 58 of this folder (--exclude {bad_list}); give the same list" in str(error.value)
     with pytest.raises(UserError, match="^--exclude: no list leaves 60 images"):
-        PROGRAM.prepare(resume)
+        PROGRAM.prepare(*PROGRAM.parse(resume))
     (data / "train" / "cat" / "0006.jpg").unlink()
     with pytest.raises(UserError, match="^--data: train/ does not hold the images that"):
-        PROGRAM.prepare([*resume, "--exclude", str(bad_list)])
+        PROGRAM.prepare(*PROGRAM.parse([*resume, "--exclude", str(bad_list)]))
 
 
 @pytest.mark.parametrize("folder", ["", "val"])
@@ -367,5 +367,5 @@ def test_a_list_that_cannot_be_meant(data, lines, message):
     if lines is not None:
         (data.parent / "list.txt").write_text(lines)
     with pytest.raises(UserError) as error:
-        PROGRAM.prepare(["--data", str(data), "--exclude=list.txt"])
+        PROGRAM.prepare(*PROGRAM.parse(["--data", str(data), "--exclude=list.txt"]))
     assert str(error.value).startswith(message)

@@ -14,6 +14,7 @@ from common.device import device as devices
 from common.errors import UserError
 from common.evaluation.metrics import Counts
 from common.train import optim, schedules
+from common.train.meters import TrainMetrics
 from xception.src import config, dataset, lr_generator, run_log
 from xception.src.loss import CrossEntropySmooth
 
@@ -202,9 +203,9 @@ def saver(folder, monkeypatch, resume=None, **options):
     run = folder / f"run{len(list(folder.iterdir()))}"
     run.mkdir()
     (run / "checkpoint.pth.tar").write_text("weights")
-    job = types.SimpleNamespace(config=dataclasses.replace(config.GPU, resume=resume or "", **options), state=resume)
-    say = run_log.XceptionReport(run, job)
-    return lambda epoch: say.epoch_saved(run / "checkpoint.pth.tar", epoch, 20)
+    setup = types.SimpleNamespace(config=dataclasses.replace(config.GPU, resume=resume or "", **options), state=resume)
+    logger = run_log.XceptionLogger(run, setup)
+    return lambda epoch: logger.epoch_saved(run / "checkpoint.pth.tar", epoch, 20)
 
 
 def names(folder):
@@ -244,11 +245,11 @@ def test_the_lines_of_an_epoch(tmp_path, monkeypatch, capsys):
     """The golden lines of the package's log, down to the printing of a float32."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    say = run_log.XceptionReport(tmp_path / "run", types.SimpleNamespace(config=config.ASCEND, state=None))
+    logger = run_log.XceptionLogger(tmp_path / "run", types.SimpleNamespace(config=config.ASCEND, state=None))
     clock = iter([100.0, 801.24235])
     monkeypatch.setattr(run_log.time, "perf_counter", lambda: next(clock))
-    say.epoch_begins(0, 0, 1251)
-    say.progress(0, 250, 1251, 1251, 5.0, 3.0, 0.4, 1826.0, 4.84274435)
+    logger.epoch_started(0, 0, 1251)
+    logger.progress(0, 250, 1251, 1251, TrainMetrics(5.0, 3.0, 4.84274435, 0.4), 1826.0)
     assert capsys.readouterr().out.splitlines() == [
         "lr_decay_mode: 'liner' is read as 'linear'",
         "epoch: 1 step: 1251, loss is 4.8427444",

@@ -87,7 +87,7 @@ def test_the_best_weights_that_met_a_full_disk_are_written_with_the_next_checkpo
 def test_a_damaged_newest_file_never_replaces_the_one_before_it(tmp_path, monkeypatch):
     saved(checkpoint.Writer(tmp_path), snapshot(1), snapshot(2))
     (tmp_path / NEWEST).write_bytes((tmp_path / NEWEST).read_bytes()[:500])
-    found, _ = checkpoint.newest_valid(tmp_path, say=lambda line: None)
+    found, _ = checkpoint.newest_valid(tmp_path, log=lambda line: None)
     assert found.name == PREVIOUS
     saved(checkpoint.Writer(tmp_path), snapshot(3))
     assert (step_of(tmp_path / NEWEST), step_of(tmp_path / PREVIOUS)) == (3, 1)

@@ -215,11 +215,11 @@ def test_a_rank_that_stands_still_is_named_and_ends_the_run(images, start, tmp_p
     run = start(command(images, folder, "--devices=2", options=[*OPTIONS, MANY, "--hang-timeout=3"]), folder)
     run.does_steps(300)  # until the heartbeat has seen images
     os.kill(run.ranks()[1], signal.SIGSTOP)
-    run.says("rank 1 gives no sign of life, last seen ")
+    run.says("rank 1 sends no heartbeat, last phase: ")
     os.kill(run.ranks()[-1], signal.SIGKILL)  # torch's agent gives a stopped rank 30 s
     output = run.ends(1)
     assert "error: no progress for 3 s (--hang-timeout 3)" in output
-    assert "last image " in output.split("no sign of life")[1] and "Traceback" not in output
+    assert "last image " in output.split("no heartbeat")[1] and "Traceback" not in output
 
 
 @pytest.mark.parametrize("workers", [0, 2])

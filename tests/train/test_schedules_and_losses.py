@@ -62,7 +62,9 @@ def test_smoothing_over_all_classes_by_hand():
 
 def test_smoothing_over_the_other_classes_by_hand():
     expected = 0.9 * math.log(2) + 0.1 * (math.log(4) + math.log(4)) / 2
-    assert losses.smoothed_cross_entropy(LOGITS, LABEL, 0.1, off="others").item() == pytest.approx(expected, rel=1e-6)
+    assert losses.smoothed_cross_entropy(LOGITS, LABEL, 0.1, smoothing_targets="others").item() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_both_heads_are_smoothed_and_the_auxiliary_one_counts_by_its_weight():

@@ -1,7 +1,5 @@
 #!/usr/bin/env bash
-# Xception on one Ascend NPU, batch 128.
-#   sh run_standalone_train.sh DEVICE_ID DATA_PATH [--key=value ...] [-- options of train.py]
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+# Xception on one Ascend NPU, batch 128: DEVICE_ID DATA_PATH [--key=value ...] [-- options of train.py]
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # started with sh
 source "$(dirname "${BASH_SOURCE[0]}")/../../common/launch/launch.sh"
-positional DEVICE_ID DATA_PATH -- "$@"
-launch xception/train.py devices=1 device=npu device_id="$DEVICE_ID" data_path="$DATA_PATH" -- --recipe=Ascend -- ${rest[@]+"${rest[@]}"}
+launch xception/train.py recipe=Ascend devices=1 device=npu device_id=@DEVICE_ID data_path=@DATA_PATH -- -- "$@"

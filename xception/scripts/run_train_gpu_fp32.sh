@@ -1,8 +1,5 @@
 #!/usr/bin/env bash
-# Xception on DEVICE_NUM GPUs in fp32, batch 64 each.
-#   sh run_train_gpu_fp32.sh DEVICE_NUM DATASET_PATH [PRETRAINED_CKPT_PATH] [--key=value ...] [-- options of train.py]
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+# DEVICE_NUM GPUs in fp32, batch 64 each: DEVICE_NUM DATASET_PATH [PRETRAINED_CKPT_PATH] [--key=value ...] [-- options]
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # started with sh
 source "$(dirname "${BASH_SOURCE[0]}")/../../common/launch/launch.sh"
-positional DEVICE_NUM DATASET_PATH "[PRETRAINED_CKPT_PATH]" -- "$@"
-launch xception/train.py devices="$DEVICE_NUM" device=cuda data_path="$DATASET_PATH" \
-  -- --recipe=GPU --is_fp32 --pretrained="$PRETRAINED_CKPT_PATH" -- ${rest[@]+"${rest[@]}"}
+launch xception/train.py recipe=GPU device=cuda devices=@DEVICE_NUM data_path=@DATASET_PATH -- --is_fp32 [--pretrained=@PRETRAINED_CKPT_PATH] -- "$@"

@@ -7,8 +7,6 @@ from xception.src.config import GPU, SPEC
 
 def load_splits(config):
     """Images of --dataset_path and, where it is given, of --eval_path; both are folders of class folders."""
-    if not config.data:
-        raise UserError("--dataset-path: missing; give the folder that holds one folder of images per class")
     excluded = exclude.read(config.exclude)
     train = index.load_folder(config.data, "--dataset-path")
     if set(train.classes) <= {"train", "val", "test"}:

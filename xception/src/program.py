@@ -1,29 +1,48 @@
-"""The shared training program under the seed's command line."""
+"""The training program under the command line of the MindSpore package."""
 
 import dataclasses
 import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from common import cli
+from common.config import TrainConfig
+from common.data import index
 from common.errors import UserError
+from common.evaluation.program import EvalConfig
 from common.train.program import TrainProgram
-from xception.src import config as recipes
+from common.train.run_setup import RunSetup
 from xception.src import dataset, lr_generator
-from xception.src.run_log import XceptionReport
-
-RECIPES = {"Ascend": recipes.ASCEND, "GPU": recipes.GPU}
+from xception.src.config import DEVICES, RECIPES, SPEC, XceptionConfig
+from xception.src.run_log import XceptionLogger
 
 
 class XceptionProgram(TrainProgram):
-    """Xception's training: recipes by device, images per device, and --resume with the weights of any program."""
+    """Recipes by device, batch size per device, and --resume with the weights of any program."""
 
-    def __init__(self, description):
-        super().__init__(recipes.SPEC, recipes.GPU, description, lr_generator.SCHEDULES, load_data=dataset.load_splits)
+    extra_schedules = lr_generator.SCHEDULES
 
-    def parse(self, argv=None):
-        word = cli.parse(dataclasses.replace(recipes.GPU, recipe="auto"), self.description, argv)[0]
-        self.recipe = RECIPES[word.recipe if word.recipe != "auto" else _recipe_of(word.device_kind)]
+    def __init__(self, description: str) -> None:
+        super().__init__(SPEC, RECIPES, description)
+
+    def default_recipe(self, argv: Sequence[str] | None) -> str:
+        """Ascend's on an npu, else GPU's."""
+        parser = cli.Parser("", add_help=False)
+        parser.add_argument("--device-target", "--device", default="auto")
+        parser.add_argument("--npu", default=None)
+        given = parser.parse_known_args(argv)[0]
+        kind = "npu" if given.npu is not None else DEVICES.get(given.device_target, given.device_target)
+        if kind == "auto":
+            from common.device import device as devices
+
+            kind = devices.choose("auto").kind
+        return "Ascend" if kind == "npu" else "GPU"
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[XceptionConfig, frozenset[str]]:
         config, explicit = super().parse(argv)
-        lr_generator.mode(config.lr_schedule, say=lambda line: None)
+        assert isinstance(config, XceptionConfig)
+        lr_generator.mode(config.lr_schedule)
         if config.is_fp32:
             config = dataclasses.replace(config, amp=False)
         if not config.use_label_smooth:
@@ -34,20 +53,33 @@ class XceptionProgram(TrainProgram):
             raise UserError("--evaluate: needs --eval-path, or use eval.py")
         return config, explicit
 
-    def report(self, folder, job):
-        return XceptionReport(folder, job)
+    def load_splits(self, config: TrainConfig) -> index.Splits:
+        assert isinstance(config, XceptionConfig)
+        return dataset.load_splits(config)
 
-    def evaluation(self, config, explicit):
-        return dataclasses.replace(super().evaluation(config, explicit), data=config.eval_path)
+    def make_logger(self, folder: pathlib.Path | None, setup: RunSetup) -> XceptionLogger:
+        return XceptionLogger(folder, setup)
 
-    def global_batch(self, config, explicit, state, world_size, machines):
-        """--batch-size counts images per device, as in the seed; a resumed run keeps its own where none is given."""
+    def evaluation_config(self, config: TrainConfig, explicit: frozenset[str]) -> EvalConfig:
+        assert isinstance(config, XceptionConfig)
+        return dataclasses.replace(super().evaluation_config(config, explicit), data=config.eval_path)
+
+    def global_batch(
+        self,
+        config: TrainConfig,
+        explicit: frozenset[str],
+        state: dict[str, Any] | None,
+        world_size: int,
+        machines: int,
+    ) -> int:
+        """--batch-size counts images per device; a resumed run keeps its own where none is given."""
         if state is not None and "batch_size" not in explicit:
             return state["num_micro_batches"] * state["micro_batch_size"]
         return config.batch_size * world_size
 
-    def first_epoch(self, config, explicit, state):
-        """Epochs done: --finish_epoch says it for files that do not know."""
+    def first_epoch(self, config: TrainConfig, explicit: frozenset[str], state: dict[str, Any] | None) -> int:
+        """Epochs done: --finish_epoch, for weight files that do not store it."""
+        assert isinstance(config, XceptionConfig)
         if state is not None and "finish_epoch" in explicit and config.finish_epoch != state["epoch"]:
             raise UserError(f"--finish-epoch: {config.finish_epoch}, but {config.resume} has finished {state['epoch']}")
         if state is None and config.finish_epoch and not config.pretrained:
@@ -55,19 +87,10 @@ class XceptionProgram(TrainProgram):
         return config.finish_epoch
 
 
-def _recipe_of(device_kind):
-    """Word of the recipe for a device; finds out which one `auto` is."""
-    if device_kind == "auto":
-        from common.device import device as devices
-
-        device_kind = devices.choose("auto").kind
-    return "Ascend" if device_kind == "npu" else "GPU"
-
-
-def _weights_only(path):
+def _weights_only(path: str) -> bool:
     """Whether a file holds weights without the state of a run: MindSpore's, Keras', or a converted one."""
     if not os.path.isfile(path):
-        return False  # the shared program says so
+        return False  # reported when the checkpoint is opened
     from common.weights.load import read_checkpoint
 
-    return "step" not in read_checkpoint(path, recipes.SPEC).metadata
+    return "step" not in read_checkpoint(path, SPEC).metadata
