@@ -9,6 +9,8 @@ Reported: 78.12 % top-1 after 240 epochs on 8 Ascend 910 (resize 342, crop 299);
 give 77.29 % and expect 0.5/0.5 normalization (`transform_input`).
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,11 +21,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUX_GRID = 5  # the auxiliary head's 5x5 convolution needs a map of this side
 
 
-def _average(x):
+def _average(x: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1)
 
 
-def _maximum(x):
+def _maximum(x: torch.Tensor) -> torch.Tensor:
     return F.max_pool2d(x, kernel_size=3, stride=2)
 
 
@@ -36,11 +38,13 @@ class Branches(nn.Module):
         size unless it has a stride; a function pools; a list of two convolutions is a fork, concatenated.
     """
 
-    def __init__(self, in_channels, *branches):
+    def __init__(self, in_channels: int, *branches: list[Any]) -> None:
         super().__init__()
-        self.paths, self.out_channels = [], 0
+        self.paths: list[list[Any]] = []
+        self.out_channels = 0
         for steps in branches:
-            path, channels = [], in_channels
+            path: list[Any] = []
+            channels = in_channels
             for step in steps:
                 if isinstance(step, list):
                     path.append([self._add(channels, *fork) for fork in step])
@@ -53,16 +57,23 @@ class Branches(nn.Module):
             self.paths.append(path)
             self.out_channels += channels
 
-    def _add(self, in_channels, name, out_channels, kernel_size, stride=1):
+    def _add(
+        self,
+        in_channels: int,
+        name: str,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int = 1,
+    ) -> str:
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         padding = (height // 2, width // 2) if stride == 1 else 0
         self.add_module(name, BasicConv2d(in_channels, out_channels, (height, width), stride, padding))
         return name
 
-    def _step(self, step, x):
+    def _step(self, step: Any, x: torch.Tensor) -> torch.Tensor:
         return getattr(self, step)(x) if isinstance(step, str) else step(x)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs = []
         for path in self.paths:
             y = x
@@ -76,7 +87,7 @@ class Branches(nn.Module):
         return torch.cat(outputs, 1)
 
 
-def _grid_35(in_channels, pool_channels):
+def _grid_35(in_channels: int, pool_channels: int) -> Branches:
     """Figure 5 of the paper: 35x35, a 5x5 and a double 3x3 branch."""
     return Branches(
         in_channels,
@@ -87,7 +98,7 @@ def _grid_35(in_channels, pool_channels):
     )
 
 
-def _reduce_to_17(in_channels):
+def _reduce_to_17(in_channels: int) -> Branches:
     """Figure 10: 35x35 -> 17x17."""
     return Branches(
         in_channels,
@@ -97,7 +108,7 @@ def _reduce_to_17(in_channels):
     )
 
 
-def _grid_17(in_channels, c):
+def _grid_17(in_channels: int, c: int) -> Branches:
     """Figure 6 with n = 7: 17x17, `c` channels inside the factorized 7x7 branches."""
     return Branches(
         in_channels,
@@ -114,7 +125,7 @@ def _grid_17(in_channels, c):
     )
 
 
-def _reduce_to_8(in_channels):
+def _reduce_to_8(in_channels: int) -> Branches:
     """17x17 -> 8x8."""
     return Branches(
         in_channels,
@@ -129,7 +140,7 @@ def _reduce_to_8(in_channels):
     )
 
 
-def _grid_8(in_channels):
+def _grid_8(in_channels: int) -> Branches:
     """Figure 7: 8x8, branches that fork at their end."""
     return Branches(
         in_channels,
@@ -147,13 +158,13 @@ def _grid_8(in_channels):
 class AuxiliaryHead(nn.Module):
     """Classifier on the 17x17 map, used in training only."""
 
-    def __init__(self, in_channels, num_classes):
+    def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
         self.conv0 = BasicConv2d(in_channels, 128, 1)
         self.conv1 = BasicConv2d(128, 768, AUX_GRID)
         self.fc = nn.Linear(768, num_classes)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         # 17x17 -> 5x5 as published; a map too small for that (inputs below 299) is brought to 5x5 instead.
         if min(x.shape[-2:]) >= 17:
             x = F.avg_pool2d(x, kernel_size=5, stride=3)
@@ -174,7 +185,9 @@ class InceptionV3(nn.Module):
       dropout: probability of dropping a feature before the classifier.
     """
 
-    def __init__(self, num_classes=1000, aux=True, transform_input=False, dropout=0.5):
+    def __init__(
+        self, num_classes: int = 1000, aux: bool = True, transform_input: bool = False, dropout: float = 0.5
+    ) -> None:
         super().__init__()
         self.transform_input = transform_input
         self.Conv2d_1a_3x3 = BasicConv2d(3, 32, 3, stride=2)
@@ -198,11 +211,13 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(2048, num_classes)
         self._initialize()
 
-    def _initialize(self):
+    def _initialize(self) -> None:
         """Normal with sigma 0.1, cut at two sigma, in every convolution and linear layer; in the auxiliary head 0.01
         for its 5x5 convolution and 0.001 for its classifier. (The reference sets these as attributes of the wrapper
         modules, where its initializer does not find the first.)"""
-        sigma = {self.AuxLogits.conv1.conv: 0.01, self.AuxLogits.fc: 0.001} if self.AuxLogits else {}
+        sigma: dict[nn.Module, float] = (
+            {self.AuxLogits.conv1.conv: 0.01, self.AuxLogits.fc: 0.001} if self.AuxLogits else {}
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 std = sigma.get(module, 0.1)
@@ -210,13 +225,13 @@ class InceptionV3(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def _convert_input(self, x):
+    def _convert_input(self, x: torch.Tensor) -> torch.Tensor:
         """From (x - mean) / std of ImageNet to (x - 0.5) / 0.5, channel by channel."""
         scale = x.new_tensor([std / 0.5 for std in IMAGENET_STD]).view(1, 3, 1, 1)
         shift = x.new_tensor([(mean - 0.5) / 0.5 for mean in IMAGENET_MEAN]).view(1, 3, 1, 1)
         return x * scale + shift
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if self.transform_input:
             x = self._convert_input(x)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))

@@ -1,15 +1,17 @@
 """What is true of Inception v3 alone: sizes, normalization, how to build it. Importing this does not import torch."""
 
+from typing import Any
+
 from common.spec import ModelSpec
 
 
-def _build(**options):
+def _build(**options: Any) -> Any:
     from inception_v3.model import InceptionV3
 
     return InceptionV3(**options)
 
 
-def _infer_options(state_dict):
+def _infer_options(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Build options that a file without any gives away.
 
     TensorFlow's Inception v3 has no batch-norm scale, so weights ported from it have scales of exactly 1 beside

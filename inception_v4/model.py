@@ -18,12 +18,12 @@ from torch.nn import functional
 from common.layers import BasicConv2d
 
 
-def same(in_channels, out_channels, height, width):
+def same(in_channels: int, out_channels: int, height: int, width: int) -> BasicConv2d:
     """A unit that keeps the size of the map."""
     return BasicConv2d(in_channels, out_channels, (height, width), padding=(height // 2, width // 2))
 
 
-def pooled(in_channels, out_channels):
+def pooled(in_channels: int, out_channels: int) -> nn.Sequential:
     """The pooling branch of the A, B and C blocks."""
     return nn.Sequential(
         nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), BasicConv2d(in_channels, out_channels, 1)
@@ -33,72 +33,72 @@ def pooled(in_channels, out_channels):
 class StemPoolConv(nn.Module):
     """149 -> 73 pixels, 64 -> 160 channels (figure 3, first fork)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.maxpool = nn.MaxPool2d(3, stride=2)
         self.conv = BasicConv2d(64, 96, 3, stride=2)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat((self.maxpool(x), self.conv(x)), 1)
 
 
 class StemFactorized(nn.Module):
     """73 -> 71 pixels, 160 -> 192 channels (figure 3, second fork)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.branch0 = nn.Sequential(BasicConv2d(160, 64, 1), BasicConv2d(64, 96, 3))
         self.branch1 = nn.Sequential(
             BasicConv2d(160, 64, 1), same(64, 64, 1, 7), same(64, 64, 7, 1), BasicConv2d(64, 96, 3)
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat((self.branch0(x), self.branch1(x)), 1)
 
 
 class StemConvPool(nn.Module):
     """71 -> 35 pixels, 192 -> 384 channels (figure 3, third fork)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = BasicConv2d(192, 192, 3, stride=2)
         self.maxpool = nn.MaxPool2d(3, stride=2)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat((self.conv(x), self.maxpool(x)), 1)
 
 
 class InceptionA(nn.Module):
     """35 x 35 x 384 block (figure 4)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.branch0 = BasicConv2d(384, 96, 1)
         self.branch1 = nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3))
         self.branch2 = nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3), same(96, 96, 3, 3))
         self.branch3 = pooled(384, 96)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)), 1)
 
 
 class ReductionA(nn.Module):
     """35 -> 17 pixels, 384 -> 1024 channels (figure 7 with k, l, m, n = 192, 224, 256, 384)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.branch0 = BasicConv2d(384, 384, 3, stride=2)
         self.branch1 = nn.Sequential(BasicConv2d(384, 192, 1), same(192, 224, 3, 3), BasicConv2d(224, 256, 3, stride=2))
         self.branch2 = nn.MaxPool2d(3, stride=2)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x)), 1)
 
 
 class InceptionB(nn.Module):
     """17 x 17 x 1024 block (figure 5)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.branch0 = BasicConv2d(1024, 384, 1)
         self.branch1 = nn.Sequential(BasicConv2d(1024, 192, 1), same(192, 224, 1, 7), same(224, 256, 7, 1))
@@ -111,14 +111,14 @@ class InceptionB(nn.Module):
         )
         self.branch3 = pooled(1024, 128)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)), 1)
 
 
 class ReductionB(nn.Module):
     """17 -> 8 pixels, 1024 -> 1536 channels (figure 8)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.branch0 = nn.Sequential(BasicConv2d(1024, 192, 1), BasicConv2d(192, 192, 3, stride=2))
         self.branch1 = nn.Sequential(
@@ -126,14 +126,14 @@ class ReductionB(nn.Module):
         )
         self.branch2 = nn.MaxPool2d(3, stride=2)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x)), 1)
 
 
 class InceptionC(nn.Module):
     """8 x 8 x 1536 block; two of its branches fork once more (figure 6)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.branch0 = BasicConv2d(1536, 256, 1)
         self.branch1_0 = BasicConv2d(1536, 384, 1)
@@ -146,7 +146,7 @@ class InceptionC(nn.Module):
         self.branch2_3b = same(512, 256, 3, 1)
         self.branch3 = pooled(1536, 256)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x1 = self.branch1_0(x)
         x2 = self.branch2_2(self.branch2_1(self.branch2_0(x)))
         return torch.cat(
@@ -170,7 +170,7 @@ class InceptionV4(nn.Module):
       dropout: probability of dropping a feature in training; the paper keeps 0.8.
     """
 
-    def __init__(self, num_classes=1000, dropout=0.2):
+    def __init__(self, num_classes: int = 1000, dropout: float = 0.2) -> None:
         super().__init__()
         self.features = nn.Sequential(
             BasicConv2d(3, 32, 3, stride=2),
@@ -189,12 +189,12 @@ class InceptionV4(nn.Module):
         self.last_linear = nn.Linear(1536, num_classes)
         self.apply(_initialize)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.adaptive_avg_pool2d(self.features(x), 1).flatten(1)
         return self.last_linear(self.dropout(x))
 
 
-def _initialize(module):
+def _initialize(module: nn.Module) -> None:
     """He initialization of the convolutions, Glorot of the classifier: what the paper's own code trains from."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

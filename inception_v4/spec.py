@@ -1,9 +1,11 @@
 """What is true of Inception v4 alone; every stage reads it from here."""
 
+from typing import Any
+
 from common.spec import ModelSpec
 
 
-def _build(**options):
+def _build(**options: Any) -> Any:
     from inception_v4.model import InceptionV4
 
     return InceptionV4(**options)

@@ -76,7 +76,7 @@ def test_underscores_and_dashes_are_the_same_and_values_keep_theirs():
         (["--combine-grad"], "--combine-grad: is of apex; add --amp-backend apex, or leave it out"),
         (["--amp-backend=apex"], "--amp-backend: apex, needs --amp"),
         (["--amp", "--amp-backend=apex", "--ema=0.9"], "--ema: works with float32 weights, apex may replace them"),
-        (["--amp", "--amp-backend=apex", "--amp-dtype=bf16"], "--amp-dtype: bf16, but apex knows fp16 alone"),
+        (["--amp", "--amp-backend=apex", "--amp-dtype=bf16"], "--amp-dtype: bf16, but apex supports fp16 only"),
         (["--evaluate"], "--evaluate: needs --resume FILE or --pretrained FILE"),
         (["--warm-up-epochs=6", "--epochs=5"], "--warm-up-epochs: 6, must be fewer than --epochs 5"),
     ],

@@ -37,7 +37,7 @@ class Validator:
 
     def __call__(self, interrupted: Callable[[], bool]) -> Counts | None:
         """Counts over all ranks; None when `interrupted`, which is called before every batch, returned True."""
-        assert self._images is not None
+        assert self._images is not None and self.loader is not None
         return evaluate(self._engine, self.loader, len(self._images), self._group, self._smoothing, interrupted)
 
     def close(self) -> None:

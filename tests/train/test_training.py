@@ -409,13 +409,13 @@ def test_interrupted_twice_leaves_at_once(images, tmp_path):
 
 def test_an_empty_validation_set_is_not_taken_for_none(images, tmp_path):
     """An empty index, which index.load_val refuses, is false as a condition."""
-    run = PROGRAM.prepare(["--data", str(images), "--device=cpu"])
+    run = PROGRAM.prepare(*PROGRAM.parse(["--data", str(images), "--device=cpu"]))
     splits = run.splits
     empty = index.Splits(splits.train, splits.val.without(set(splits.val.names())))
     run = dataclasses.replace(run, splits=empty, folder=tmp_path)
-    assert run_setup.common_facts(run)["--data, val/"].startswith("0 images, fingerprint ")
+    assert run_setup.shared_facts(run)["--data, val/"].startswith("0 images, fingerprint ")
     cpu, world = device.Device("cpu"), distributed.World()
-    loop = trainer.Trainer(run, world, cpu, distributed.Group(world, cpu), run_log.Report(None))
-    assert isinstance(loop.val_loader, loader.EvalLoader)
+    loop = trainer.Trainer(run, distributed.Group(world, cpu), run_log.RunLogger(None))
+    assert isinstance(loop.validate.loader, loader.EvalLoader)
     loop.close()
-    assert ", 0 for validation" in program._headline(run, loop, cpu, world)
+    assert ", 0 for validation" in program._headline(loop, cpu)

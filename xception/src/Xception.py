@@ -12,6 +12,10 @@ network shares. Weights exist in two variants of the same layers:
 Legend: N batch, C channel, H W pixel.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -25,13 +29,13 @@ class SamePool(nn.Module):
     (74 -> 37 in block2) start one pixel later than with padding=1. ceil_mode lets the last window hang over the end.
     """
 
-    def forward(self, x_NCHW):
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         # int(): an exported graph has fixed sides, and carries the phase as a constant.
         height, width = (int(side) for side in x_NCHW.shape[-2:])
         return F.max_pool2d(x_NCHW, 3, 2, padding=(height % 2, width % 2), ceil_mode=True)
 
 
-def max_pool(pool_padding):
+def max_pool(pool_padding: str) -> nn.Module:
     """The down-sampling pool: "same" for MindSpore's and Keras' phase, "torch" for padding=1 on every side.
 
     Raises:
@@ -47,12 +51,12 @@ def max_pool(pool_padding):
 class SeparableConv2d(nn.Module):
     """Depthwise 3x3 convolution, then pointwise 1x1; nothing in between (section 4.7 of the paper)."""
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.pointwise(self.conv1(x))
 
 
@@ -67,22 +71,29 @@ class Block(nn.Module):
       leading_relu: False where the input is activated already (block1).
     """
 
-    def __init__(self, in_channels, widths, bn_eps, pool=None, leading_relu=True):
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        bn_eps: float,
+        pool: nn.Module | None = None,
+        leading_relu: bool = True,
+    ) -> None:
         super().__init__()
-        layers, channels = [], in_channels
+        layers: list[nn.Module] = []
+        channels = in_channels
         for width in widths:
             # Not in place: the shortcut reads the same tensor before the activation.
             layers += [nn.ReLU(), SeparableConv2d(channels, width), nn.BatchNorm2d(width, eps=bn_eps)]
             channels = width
+        self.skip: nn.Conv2d | None = None
         if pool is not None:
             layers.append(pool)
             self.skip = nn.Conv2d(in_channels, channels, 1, stride=2, bias=False)
             self.skipbn = nn.BatchNorm2d(channels, eps=bn_eps)
-        else:
-            self.skip = None
         self.rep = nn.Sequential(*layers[0 if leading_relu else 1 :])
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.skip is None else self.skipbn(self.skip(x))
         return self.rep(x) + shortcut
 
@@ -97,10 +108,12 @@ class Xception(nn.Module):
       bn_eps: epsilon of every batch norm.
     """
 
-    def __init__(self, num_classes=1000, dropout=0.5, pool_padding="same", bn_eps=1e-5):
+    def __init__(
+        self, num_classes: int = 1000, dropout: float = 0.5, pool_padding: str = "same", bn_eps: float = 1e-5
+    ) -> None:
         super().__init__()
 
-        def down(in_channels, widths, **options):
+        def down(in_channels: int, widths: Sequence[int], **options: Any) -> Block:
             return Block(in_channels, widths, bn_eps, max_pool(pool_padding), **options)
 
         self.conv1 = nn.Conv2d(3, 32, 3, stride=2, bias=False)
@@ -121,7 +134,7 @@ class Xception(nn.Module):
         self.fc = nn.Linear(2048, num_classes)
         self.apply(_initialize)
 
-    def forward(self, x_NCHW):
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x_NCHW)))
         x = F.relu(self.bn2(self.conv2(x)))
         for index in range(1, 13):
@@ -132,7 +145,7 @@ class Xception(nn.Module):
         return self.fc(self.dropout(x_NC))
 
 
-def _initialize(module):
+def _initialize(module: nn.Module) -> None:
     """The seed's initial values: Xavier-uniform convolutions, MindSpore's default for its dense layer."""
     if isinstance(module, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)

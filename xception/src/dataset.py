@@ -1,11 +1,18 @@
-"""Xception's data: random crop to 299, flip and color jitter 0.4 for training; 320 -> 299 for evaluation."""
+"""Data of Xception: random crop to 299, flip and color jitter 0.4 for training; 320 -> 299 for evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from common.data import exclude, index
 from common.errors import UserError
-from xception.src.config import GPU, SPEC
+from xception.src.config import GPU, SPEC, XceptionConfig
+
+if TYPE_CHECKING:
+    from common.data.loader import EvalLoader, TrainLoader
 
 
-def load_splits(config):
+def load_splits(config: XceptionConfig) -> index.Splits:
     """Images of --dataset_path and, where it is given, of --eval_path; both are folders of class folders."""
     excluded = exclude.read(config.exclude)
     train = index.load_folder(config.data, "--dataset-path")
@@ -18,25 +25,30 @@ def load_splits(config):
     return index.Splits(train, val).without(excluded, is_dataset_root=True)
 
 
-def create_dataset(dataset_path, do_train, batch_size=64, device_num=1, rank=0, workers=8, seed=GPU.seed):
+def create_dataset(
+    dataset_path: str,
+    do_train: bool,
+    batch_size: int = 64,
+    device_num: int = 1,
+    rank: int = 0,
+    workers: int = 8,
+    seed: int = GPU.seed,
+) -> TrainLoader | EvalLoader:
     """The images of one rank, in an order and with augmentations that are functions of `seed`.
 
     Args:
       dataset_path: folder of class folders.
-      do_train: augmented batches of a fixed size, or every image once, cut as published.
-      batch_size: images per batch.
-      device_num, rank: count of ranks, and which one this is.
-      workers: processes that decode.
+      do_train: augmented batches of a fixed size; else every image once, resized and cropped as published.
+      device_num, rank: number of ranks, and this rank's number.
     Returns:
-      For training a loader whose `epoch(n)` iterates over epoch n, else an iterable; both of common.data.loader.Batch,
-      uint8 [N, 299, 299, 3]. common/evaluation/torch_classifier.py makes (x - 127.5) / 127.5 of them on the device.
+      for training a loader whose `epoch(n)` iterates over epoch n, else an iterable; both of common.data.loader.Batch,
+      uint8 [N, 299, 299, 3]. Normalizer in common/evaluation makes (x - 127.5) / 127.5 of them on the device.
     """
     from common.data import loader, sampling, transforms
 
     images = index.load_folder(dataset_path, "--dataset-path")
     if not do_train:
-        return loader.EvalLoader(
-            images, transforms.eval_transform(SPEC), batch_size, "fail", rank, device_num, workers, False
-        )
+        transform = transforms.eval_transform(SPEC)
+        return loader.EvalLoader(images, transform, batch_size, "fail", rank, device_num, workers, False)
     plan, augment = sampling.StepPlan(len(images), device_num, batch_size), transforms.train_transform(GPU)
-    return loader.TrainLoader(images, augment, plan, seed, "fail", rank, device_num, workers, False)
+    return loader.TrainLoader(images, augment, plan, seed, GPU.on_bad_image, rank, device_num, workers, False)
