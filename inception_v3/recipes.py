@@ -17,7 +17,7 @@ _FULL_8P = dataclasses.replace(
     _FULL_1P, batch_size=2048, lr=1.2, weight_decay=1e-4, loss_scale="128", seed=49, workers=128, print_freq=30
 )
 # For 500 steps instead of ImageNet's hundreds of thousands: an adaptive optimizer, crops that keep most of the image,
-# no dropout. 107 pixels is the smallest input whose last feature map is 2x2: batch norm over 16 single pixels is noisy.
+# no dropout. 107 pixels is the smallest input whose last feature map is 2x2: with 1x1, batch norm over 16 is too noisy.
 _QUICKSTART = TrainConfig(
     batch_size=16,
     epochs=8,

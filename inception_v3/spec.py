@@ -1,5 +1,6 @@
 """What is true of Inception v3 alone: sizes, normalization, how to build it. Importing this does not import torch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from common.spec import ModelSpec
@@ -11,7 +12,7 @@ def _build(**options: Any) -> Any:
     return InceptionV3(**options)
 
 
-def _infer_options(state_dict: dict[str, Any]) -> dict[str, Any]:
+def _infer_options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Build options that a file without any gives away.
 
     TensorFlow's Inception v3 has no batch-norm scale, so weights ported from it have scales of exactly 1 beside

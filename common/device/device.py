@@ -75,6 +75,11 @@ class Device:
         else:
             torch.get_device_module(self.kind).set_device(self.index)
 
+    def move(self, model: torch.nn.Module, memory_format: str) -> None:
+        """Move a network to this device, in the memory format "nchw" or "channels_last"."""
+        to: Any = model.to  # torch's annotations lack memory_format
+        to(self.torch_device, memory_format=torch_memory_format(memory_format))
+
     def synchronize(self) -> None:
         """Wait until the device has finished its work, for measuring time on the host."""
         if self.kind != "cpu":

@@ -163,7 +163,7 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
     spec.check_image_size(size)
     # Memory format and precision of the training's own evaluation, where this device has them: equal accuracy.
     memory_format = device.memory_format("auto" if device.kind == "npu" else meta.get("memory_format") or "auto")
-    model = model.to(device.torch_device, memory_format=devices.torch_memory_format(memory_format))
+    device.move(model, memory_format)
     normalizer = Normalizer(spec, device, memory_format)
     classifier = TorchClassifier(model, normalizer, device, device.stored_amp_type(meta.get("amp_type")))
     return EvalModel(classifier, meta["num_classes"], size, meta["classes"])

@@ -56,7 +56,7 @@ class TrainStep:
         model = setup.spec.build(**setup.build_options)
         if setup.weights is not None:
             model.load_state_dict(setup.weights)
-        model.to(device.torch_device, memory_format=devices.torch_memory_format(self.memory_format))
+        device.move(model, self.memory_format)
         self.ema = optim.make_ema(model, config.ema)
         self.model, self.optimizer, self.precision = amp.prepare(
             model, optim.make_optimizer(model, config, device), device.kind, self.amp_type, config
