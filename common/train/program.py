@@ -224,7 +224,7 @@ class TrainProgram:
         splits = self.load_splits(config)
         num_classes = run_setup.class_count(config, explicit, splits, state)
         given = self._build_options(config)
-        build_options = {**self.spec.build_options, **given, "num_classes": num_classes}
+        build_options: Mapping[str, Any] = {**self.spec.build_options, **given, "num_classes": num_classes}
         if state is not None:
             config, build_options = run_setup.reconcile_with_checkpoint(self.spec, config, explicit, state, splits)
         # With an elastic number of machines the step is planned for the largest one.
@@ -234,7 +234,7 @@ class TrainProgram:
         plan = run_setup.step_plan(config, len(splits.train), planned_ranks, planned, state, global_batch)
         plan.check_world_size(world_size)
         lr_at = schedules.make(config, plan.steps_per_epoch, self.extra_schedules)
-        weights = None
+        weights: Mapping[str, Any] | None = None
         if config.pretrained and state is None:
             from common.weights.load import load_pretrained
 

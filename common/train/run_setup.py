@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from common import cli, run_folder
@@ -32,11 +32,11 @@ class RunSetup:
     config: TrainConfig
     splits: index.Splits
     plan: sampling.StepPlan
-    build_options: dict[str, Any]
+    build_options: Mapping[str, Any]
     memory_format: str
     lr_at: Callable[[int, int], float]
     state: dict[str, Any] | None = None
-    weights: dict[str, Any] | None = None
+    weights: Mapping[str, Any] | None = None
     folder: pathlib.Path | None = None
     first_epoch: int = 0
 
