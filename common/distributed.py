@@ -175,7 +175,7 @@ class Group:
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise UserError(
-                    f"{name}: rank {rank} has {other}, rank 0 has {values[0]}; all machines must have the same files",
+                    f"{name}: rank {rank} has {other}, rank 0 has {values[0]}; all nodes must have the same files",
                     every_rank=self.world.local_rank != 0,  # print once per node
                 )
 
@@ -238,7 +238,7 @@ def _wait_for_all_ranks(world: World, limit: datetime.timedelta) -> dist.Store:
         missing = [rank for rank in range(world.size) if not store.check([f"started/{rank}"])]
         raise UserError(
             f"--rendezvous-timeout: rank {', '.join(map(str, missing))} of {world.size} did not start within "
-            f"{int(limit.total_seconds())} s; see the output of its machine",
+            f"{int(limit.total_seconds())} s; see the output of its node",
             every_rank=world.local_rank != 0,  # print once per node: rank 0 may be the missing one
         ) from error
     store.set_timeout(datetime.timedelta(minutes=30))  # torch's default, for what the process groups do later

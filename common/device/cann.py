@@ -31,7 +31,7 @@ def set_hccl_environment(local_addr: str, rendezvous_timeout_s: int) -> None:
 
     Args:
       local_addr: address of this machine; empty: HCCL chooses a network interface by its name.
-      rendezvous_timeout_s: how long ranks wait for each other. HCCL needs it too: in the first step some machines
+      rendezvous_timeout_s: how long ranks wait for each other. HCCL needs it too: in the first step some nodes
         compile operators for minutes longer than others.
     """
     if home() is None:

@@ -1,1 +1,1 @@
-"""Launchers: configuration checks, machines, torchrun's agent, restarts, preflight."""
+"""Launchers: checks before a run, rendezvous of several nodes, torchrun's agent, restarts."""

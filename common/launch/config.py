@@ -23,22 +23,22 @@ class LaunchConfig:
         name="--data_path",
         required="the folder that holds train/ and val/",
     )
-    devices: int = cli.option(1, "processes on this machine, one per device", low=1)
+    devices: int = cli.option(1, "processes on this node, one per device", low=1)
     device: str | None = cli.option(None, "auto, npu, cuda or cpu", choices=cli.DEVICES)
     recipe: str = cli.option("", "recipe of the training program")
     device_id: int | None = cli.option(None, "the device to use when devices=1", low=0)
-    batch_size: int | None = cli.option(None, "images per step, over this machine's devices", low=1)
+    batch_size: int | None = cli.option(None, "images per step, over this node's devices", low=1)
     epochs: int | None = cli.option(None, "passes over the training set", "--train-epochs", low=1)
     lr: float | None = cli.option(None, "peak learning rate", above=0)
     output_dir: str = cli.option("", "run folder; default: a new one under ./output/LAUNCHER")
     resume: str = cli.option("", "checkpoint to continue from, or auto")
-    nnodes: str = cli.option("1", "number of machines, or MIN:MAX if they may join and leave during the run")
+    nnodes: str = cli.option("1", "number of nodes, or MIN:MAX if they may join and leave during the run")
     max_restarts: int = cli.option(0, "how often ranks that died are restarted from the last saved step", low=0)
-    node_rank: int = cli.option(0, "number of this machine, 0 to nnodes-1", low=0)
-    local_addr: str = cli.option("", "address of this machine, for nnodes > 1")
-    master_addr: str = cli.option("127.0.0.1", "address of machine 0")
-    master_port: int = cli.option(29500, "free TCP port on machine 0", low=1, high=65535)
-    rendezvous_timeout: int | None = cli.option(None, "seconds to wait until all machines and ranks are there", low=1)
+    node_rank: int = cli.option(0, "number of this node, 0 to nnodes-1", low=0)
+    local_addr: str = cli.option("", "address of this node, for nnodes > 1")
+    master_addr: str = cli.option("127.0.0.1", "address of node 0")
+    master_port: int = cli.option(29500, "free TCP port on node 0", low=1, high=65535)
+    rendezvous_timeout: int | None = cli.option(None, "seconds to wait until all nodes and ranks are there", low=1)
     preflight: str = cli.option(
         "false", "true: check the machine first and stop if a check fails", choices=("true", "false")
     )
@@ -48,7 +48,7 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         cli.check_ranges(self)
         if not re.fullmatch(r"\d+(:\d+)?", self.nnodes):
-            raise UserError(f"--nnodes: {self.nnodes}, must be a number of machines or MIN:MAX")
+            raise UserError(f"--nnodes: {self.nnodes}, must be a number of nodes or MIN:MAX")
         if not 1 <= self.min_nodes <= self.max_nodes:
             raise UserError(f"--nnodes: {self.nnodes}, MIN must be at least 1 and at most MAX")
         if self.node_rank >= self.max_nodes:

@@ -122,8 +122,8 @@ def describe_failure(failures: Mapping[int, ProcessFailure]) -> str:
     """Which rank failed first, and its signal or exit status."""
     first = first_failure(failures)
     if first.exitcode < 0:
-        return f"rank {first.local_rank} of this machine was ended by {signal.Signals(-first.exitcode).name}"
-    return f"rank {first.local_rank} of this machine ended with status {first.exitcode}"
+        return f"rank {first.local_rank} of this node was ended by {signal.Signals(-first.exitcode).name}"
+    return f"rank {first.local_rank} of this node ended with status {first.exitcode}"
 
 
 def _print_error(message: str) -> None:
@@ -163,8 +163,8 @@ def run_agent(config: LaunchConfig, command: list[str], timeout_s: int, store: d
     except (rendezvous.RendezvousError, dist.DistError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"--master-addr: the rendezvous of the machines failed ({reason}); fewer than --nnodes are there, "
-            "machine 0 is gone, or the run has ended"
+            f"--master-addr: the rendezvous of the nodes failed ({reason}); fewer than --nnodes are there, "
+            "node 0 is gone, or the run has ended"
         ) from error
     finally:
         agent.kill()

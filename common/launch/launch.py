@@ -56,7 +56,7 @@ def restart_arguments(config: LaunchConfig, program: "TrainProgram", arguments: 
             "--pretrained starts from the weights of a file"
         )
     if not train.output_dir and config.max_nodes > 1:
-        raise UserError("--output_dir: missing; with restarts on several machines give a folder that all of them see")
+        raise UserError("--output_dir: missing; with restarts on several nodes give a folder that all of them see")
     folder: str | pathlib.Path = train.output_dir
     if not folder:
         parent = run_folder.OUTPUT / program.run_name(train)
@@ -79,7 +79,7 @@ def launch(argv: list[str]) -> int:
     if config.rank_table_file and not os.path.isfile(config.rank_table_file):
         note = "not found; the ranks find each other without it"
         print(f"RANK_TABLE_FILE: {config.rank_table_file} {note}", file=sys.stderr)
-    # Otherwise torch prints a warning at every connection to a machine whose address has no host name.
+    # Otherwise torch prints a warning at every connection to a node whose address has no host name.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     program = load_program(script)
     if config.preflight == "true" and _preflight(config, program, arguments):

@@ -39,10 +39,10 @@ class PreflightConfig:
     device_id: int = cli.option(0, "index of the device, where one is used", low=0)
     data: str = cli.option("", "dataset root that holds train/ and val/; left out: not checked")
     output_dir: str = cli.option("output", "folder that runs are written to")
-    batch_size: int = cli.option(256, "images per step of this machine", "-b", low=1)
+    batch_size: int = cli.option(256, "images per step of this node", "-b", low=1)
     image_size: int = cli.option(299, "side of the square input, pixels", low=32)
-    workers: int = cli.option(8, "dataloader workers of this machine, at most its cores", "-j", low=0)
-    master_port: int | None = cli.option(None, "TCP port that machine 0 of several will open", low=1, high=65535)
+    workers: int = cli.option(8, "dataloader workers of this node, at most its cores", "-j", low=0)
+    master_port: int | None = cli.option(None, "TCP port that node 0 of several will open", low=1, high=65535)
 
     def __post_init__(self) -> None:
         cli.check_ranges(self)
@@ -66,7 +66,7 @@ def run_checks(config: PreflightConfig, load_data: "Callable[[], Splits] | None"
     else:
         found.append(Finding("device, memory, data", "not checked", "install the packages above first"))
     if config.master_port:
-        found.append(check_ports("master port", [config.master_port], "give another --master_port on every machine"))
+        found.append(check_ports("master port", [config.master_port], "give another --master_port on every node"))
     found.append(_check_disk(config.output_dir))
     if has_packages and (load_data or config.data):
         found.append(_check_data(load_data, config.data))

@@ -1,4 +1,4 @@
-"""Check of all machines before any rank starts: are they there, reachable, and equal in code, data and options?
+"""Check of all nodes before any rank starts: are they there, reachable, and equal in code, data and options?
 
 Node 0 serves a store at --master_addr and --master_port; every other node connects and writes its settings there. A
 missing, unreachable or different node is named on every node within --rendezvous-timeout, where a process group would
@@ -38,7 +38,7 @@ def code_version(script: str | os.PathLike[str]) -> str:
 
 
 def interface_addresses() -> dict[str, str]:
-    """{address: network interface} of this machine, IPv4 and IPv6."""
+    """{address: network interface} of this node, IPv4 and IPv6."""
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -55,25 +55,25 @@ def interface_addresses() -> dict[str, str]:
 
 
 def _describe(addresses: dict[str, str]) -> str:
-    """Addresses that other machines can reach, for a message."""
+    """Addresses that other nodes can reach, for a message."""
     local = ("127.", "::1", "fe80:")
     return ", ".join(f"{each} ({name})" for each, name in addresses.items() if not each.startswith(local)) or "none"
 
 
 def choose_interface(local_addr: str, master_addr: str, master_port: int) -> None:
-    """Set the network interface of gloo and nccl to that of this machine's address. A variable that is set is kept.
+    """Set the network interface of gloo and nccl to that of this node's address. A variable that is set is kept.
 
     By default they use the address to which the host name resolves, often loopback or another network.
 
     Args:
-      local_addr: --local_addr; empty: the address from which this machine reaches node 0.
+      local_addr: --local_addr; empty: the address from which this node reaches node 0.
     Raises:
-      UserError: local_addr is no address of this machine.
+      UserError: local_addr is no address of this node.
     """
     own = interface_addresses()
     address = _resolve(local_addr, "--local_addr") if local_addr else _source_address(master_addr, master_port)
     if local_addr and address not in own:
-        raise UserError(f"--local_addr: {local_addr} is no address of this machine; it has {_describe(own)}")
+        raise UserError(f"--local_addr: {local_addr} is no address of this node; it has {_describe(own)}")
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if address in own:
             os.environ.setdefault(variable, own[address])
@@ -87,7 +87,7 @@ def _resolve(name: str, flag: str) -> str:
 
 
 def _source_address(host: str, port: int) -> str | None:
-    """The address of this machine from which packets to `host` leave; None if there is no route."""
+    """The address of this node from which packets to `host` leave; None if there is no route."""
     try:
         family, kind, *_, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
@@ -140,8 +140,8 @@ class Rendezvous:
                 problem = self._submit(settings)
         except dist.DistError as error:
             raise UserError(
-                f"--rendezvous-timeout: the connection to machine 0 at {self.endpoint} ended during the rendezvous; "
-                "see the message of machine 0"
+                f"--rendezvous-timeout: the connection to node 0 at {self.endpoint} ended during the rendezvous; "
+                "see the message of node 0"
             ) from error
         if problem:
             raise UserError(problem)
@@ -151,12 +151,12 @@ class Rendezvous:
         return max(1.0, self._deadline - time.monotonic())
 
     def _serve(self) -> dist.Store:
-        """Node 0: the store, served on all addresses of this machine."""
+        """Node 0: the store, served on all addresses of this node."""
         reason = bind_error(self.port)
         if reason:
             raise UserError(
-                f"--master_port: {self.port} cannot be opened on this machine ({reason}); end the program that uses "
-                "it, or give another port on every machine"
+                f"--master_port: {self.port} cannot be opened on this node ({reason}); end the program that uses "
+                "it, or give another port on every node"
             )
         # multi_tenant: torchrun's agent, in this process, opens the same port and gets this server.
         store = dist.TCPStore(
@@ -170,7 +170,7 @@ class Rendezvous:
         failure = self._probe(min(self._left_s(), 10))
         if failure:
             raise UserError(
-                f"--master_addr: {self.host} does not lead to this machine, which is machine 0 ({failure}); it has "
+                f"--master_addr: {self.host} does not lead to this node, which is node 0 ({failure}); it has "
                 f"{_describe(interface_addresses())}"
             )
         return store
@@ -180,7 +180,7 @@ class Rendezvous:
         failure = self._probe(self._left_s())
         if failure:
             raise UserError(
-                f"--master_addr: machine 0 does not answer at {self.endpoint} within {self.timeout_s} s ({failure}); "
+                f"--master_addr: node 0 does not answer at {self.endpoint} within {self.timeout_s} s ({failure}); "
                 "start it there with --node_rank=0, or correct --master_addr, --master_port or the firewall"
             )
         stores = []
@@ -197,8 +197,8 @@ class Rendezvous:
         thread.join(self._left_s() + 1)
         if not stores:
             raise UserError(
-                f"--master_port: what answers at {self.endpoint} is not machine 0 of this run; correct --master_addr "
-                "or --master_port on every machine"
+                f"--master_port: what answers at {self.endpoint} is not node 0 of this run; correct --master_addr "
+                "or --master_port on every node"
             )
         return stores[0]
 
@@ -231,7 +231,7 @@ class Rendezvous:
     def _submit(self, settings: dict[str, Any]) -> str:
         """Other nodes: write the settings and return node 0's result."""
         if self._store.add(f"rendezvous/slot/{self.node_rank}", 1) > 1 and not self.is_elastic:
-            raise UserError(f"--node_rank: {self.node_rank} is taken by another machine; each needs its own number")
+            raise UserError(f"--node_rank: {self.node_rank} is taken by another node; each needs its own number")
         self._write("settings", settings)
         # Node 0 has started to wait before, so its limit ends before this one.
         self._store.wait(["rendezvous/result"], _seconds(self.timeout_s + _REPLY_S))
@@ -261,7 +261,7 @@ class Rendezvous:
             return ""
         names = ", ".join(map(str, missing))
         return (
-            f"--rendezvous-timeout: machine {names} of {self.nnodes} did not join at {self.endpoint} within "
+            f"--rendezvous-timeout: node {names} of {self.nnodes} did not join at {self.endpoint} within "
             f"{self.timeout_s} s; start it with --node_rank={missing[0]} --nnodes={self.nnodes}, or see its output"
         )
 
@@ -270,8 +270,5 @@ def difference(node: int, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """A message on the first setting in which a node differs from node 0, or an empty string."""
     for name in ours:
         if theirs.get(name) != ours[name]:
-            return (
-                f"{name}: machine {node} has {theirs.get(name)}, machine 0 has {ours[name]}; "
-                "all machines must have the same"
-            )
+            return f"{name}: node {node} has {theirs.get(name)}, node 0 has {ours[name]}; all nodes must have the same"
     return ""

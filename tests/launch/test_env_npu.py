@@ -9,6 +9,7 @@ import pytest
 from support import ROOT
 
 from common.config import TrainConfig
+from common.device import cann
 
 MULTI = ROOT / "inception_v3" / "test" / "train_performance_multinodes.sh"
 # Like CANN's own: reads variables that are not set, and has commands that fail.
@@ -172,3 +173,11 @@ def test_scripts_without_the_launcher_have_the_environment_too(environment, tmp_
     home = install(tmp_path / "Ascend", "cann")
     script = ROOT / "xception" / "scripts" / "run_eval.sh"
     assert environment(script, "0", "data", "file.ckpt")["ASCEND_HOME_PATH"] == home
+
+
+def test_the_remedy_for_a_missing_cann_names_the_set_env_that_launchers_source(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASCEND_INSTALL_PATH", str(tmp_path / "Ascend"))
+    install(tmp_path / "Ascend", "nnae")
+    assert cann.how_to_source() == f"run `source {tmp_path}/Ascend/nnae/set_env.sh` first"
+    install(tmp_path / "Ascend", "cann")
+    assert cann.how_to_source() == f"run `source {tmp_path}/Ascend/cann/set_env.sh` first"

@@ -1,4 +1,4 @@
-"""Two machines in two network namespaces, joined by a cable: what is right trains, what is wrong is said in a line."""
+"""Two nodes in two network namespaces with a veth pair: correct ones train, mistakes are reported in one line."""
 
 import concurrent.futures
 import functools
@@ -150,32 +150,29 @@ def mistake(process):
 def test_a_wrong_address_and_a_machine_that_never_comes(machines, tmp_path):
     alone = machines.start(0, rendezvous_timeout=3, cwd=tmp_path)
     lost = machines.start(1, rendezvous_timeout=3, master_addr="10.77.0.9", cwd=tmp_path)
-    assert mistake(alone).startswith(
-        "--rendezvous-timeout: machine 1 of 2 did not join at 10.77.0.1:29400 within 3 s; "
-    )
-    assert mistake(lost).startswith("--master_addr: machine 0 does not answer at 10.77.0.9:29400 within 3 s (")
+    assert mistake(alone).startswith("--rendezvous-timeout: node 1 of 2 did not join at 10.77.0.1:29400 within 3 s; ")
+    assert mistake(lost).startswith("--master_addr: node 0 does not answer at 10.77.0.9:29400 within 3 s (")
 
 
 def test_addresses_that_are_not_this_machines(machines, tmp_path):
     elsewhere = machines.start(0, master_addr="10.77.0.2", cwd=tmp_path)
     foreign = machines.start(1, local_addr="10.77.0.3", cwd=tmp_path)
     assert mistake(elsewhere).startswith(
-        "--master_addr: 10.77.0.2 does not lead to this machine, which is machine 0 (Connection refused); it "
-        "has 10.77.0.1"
+        "--master_addr: 10.77.0.2 does not lead to this node, which is node 0 (Connection refused); it has 10.77.0.1"
     )
-    assert mistake(foreign).startswith("--local_addr: 10.77.0.3 is no address of this machine; it has 10.77.0.2 (z")
+    assert mistake(foreign).startswith("--local_addr: 10.77.0.3 is no address of this node; it has 10.77.0.2 (z")
 
 
 def test_an_occupied_port(machines, tmp_path):
-    """Machine 0 says it at once; machine 1 finds that whoever answers there is somebody else."""
+    """Node 0 reports it at once; node 1 reports that something else answers there."""
     words = ["ip", "netns", "exec", machines.names[0], sys.executable, "-m", "http.server", str(PORT)]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         zero = machines.start(0, cwd=tmp_path)
         one = machines.start(1, rendezvous_timeout=3, cwd=tmp_path)
-        taken = "--master_port: 29400 cannot be opened on this machine (Address already in use); "
+        taken = "--master_port: 29400 cannot be opened on this node (Address already in use); "
         assert mistake(zero).startswith(taken)
-        assert mistake(one).startswith("--master_port: what answers at 10.77.0.1:29400 is not machine 0 of this run")
+        assert mistake(one).startswith("--master_port: what answers at 10.77.0.1:29400 is not node 0 of this run")
     finally:
         server.kill()
         server.wait()
@@ -187,8 +184,8 @@ def test_machines_with_other_data_or_other_code_are_told_so(machines, images, tm
     next((fewer / "train" / "bee").iterdir()).unlink()
     zero, one = machines.start(0, cwd=tmp_path), machines.start(1, data=fewer, cwd=tmp_path)
     sentence = mistake(zero)
-    assert sentence == mistake(one) and sentence.startswith("--data, train/: machine 1 has 59 images, fingerprint ")
-    assert "machine 0 has 60 images, fingerprint " in sentence
+    assert sentence == mistake(one) and sentence.startswith("--data, train/: node 1 has 59 images, fingerprint ")
+    assert "node 0 has 60 images, fingerprint " in sentence
 
     roots = [tmp_path / "old", tmp_path / "new"]
     for root in roots:
@@ -199,7 +196,7 @@ def test_machines_with_other_data_or_other_code_are_told_so(machines, images, tm
         file.write("# changed\n")
     zero, one = (machines.start(r, root=roots[r], cwd=tmp_path) for r in (0, 1))
     sentence = mistake(zero)
-    assert sentence == mistake(one) and sentence.startswith("code: machine 1 has ") and "machine 0 has " in sentence
+    assert sentence == mistake(one) and sentence.startswith("code: node 1 has ") and "node 0 has " in sentence
 
 
 def join(*settings, nnodes=None, node_ranks=None, **more):
@@ -226,21 +223,21 @@ def test_the_rendezvous_compares_everything_with_machine_0():
     alike = {"--nnodes": 3, "--lr": 0.1}
     assert join(alike, alike, alike) == [None] * 3
     told = join(alike, alike, {"--nnodes": 3, "--lr": 0.2})
-    assert told == ["--lr: machine 2 has 0.2, machine 0 has 0.1; all machines must have the same"] * 3
+    assert told == ["--lr: node 2 has 0.2, node 0 has 0.1; all nodes must have the same"] * 3
 
 
 def test_a_number_that_is_taken_and_a_machine_too_many():
     told = join({}, {}, {}, nnodes=2, node_ranks=[0, 1, 1])
     assert told[0] is None and sorted(map(bool, told[1:])) == [False, True]
-    assert "--node_rank: 1 is taken by another machine; each needs its own number" in told
+    assert "--node_rank: 1 is taken by another node; each needs its own number" in told
     told = join({"--nnodes": 2}, {"--nnodes": 2}, {"--nnodes": 3}, nnodes=2)
-    assert told[:2] == [None, None] and told[2].startswith("--nnodes: machine 2 has 3, machine 0 has 2; ")
+    assert told[:2] == [None, None] and told[2].startswith("--nnodes: node 2 has 3, node 0 has 2; ")
 
 
 def test_machines_that_join_later_are_compared_when_they_join():
     settings = [{"--lr": lr} for lr in (0.1, 0.1, 0.1, 0.2)]
     told = join(*settings, nnodes=5, node_ranks=[0, 1, 1, 2], is_elastic=True)
-    assert told[:3] == [None] * 3 and told[3].startswith("--lr: machine 2 has 0.2, machine 0 has 0.1; ")
+    assert told[:3] == [None] * 3 and told[3].startswith("--lr: node 2 has 0.2, node 0 has 0.1; ")
 
 
 def test_a_rank_that_never_comes_is_named(images, run, tmp_path):
@@ -266,6 +263,4 @@ def test_a_rank_that_never_comes_is_named(images, run, tmp_path):
         env=place,
         fork=False,
     )  # the log level of a launcher is read when torch is imported
-    assert (
-        user_error(done) == "--rendezvous-timeout: rank 1 of 2 did not start within 2 s; see the output of its machine"
-    )
+    assert user_error(done) == "--rendezvous-timeout: rank 1 of 2 did not start within 2 s; see the output of its node"

@@ -284,7 +284,7 @@ def test_a_number_of_machines_may_be_a_range():
         with pytest.raises(UserError, match=f"--nnodes: {text}, MIN must be at least 1 and at most MAX"):
             launch.parse_keys([], [f"--nnodes={text}"])
     for text in ("", "two", "1:", "1:2:3", "-1"):
-        with pytest.raises(UserError, match=f"--nnodes: {text}, must be a number of machines or MIN:MAX"):
+        with pytest.raises(UserError, match=f"--nnodes: {text}, must be a number of nodes or MIN:MAX"):
             launch.parse_keys([], [f"--nnodes={text}"])
     with pytest.raises(UserError, match="--resume: x.pth, with --max_restarts"):
         launch.restart_arguments(launch.LaunchConfig(max_restarts=1), PROGRAM, ["--resume=x.pth"])
