@@ -5,7 +5,7 @@
     python tools/run_ais_bench.py --model inceptionv4_bs8.om --batchsize 8 --loop 100
     python tools/run_ais_bench.py --model inceptionv4.onnx --sweep 1,4,8,16,32,64
 
-The first infers a data set, the second measures the network alone, the third converts and measures every batch size.
+The first runs over a data set, the second measures the network alone, the third converts and measures batch sizes.
 tools/run_onnx.py does the same on a machine without NPU.
 """
 

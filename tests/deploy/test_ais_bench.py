@@ -249,7 +249,7 @@ def test_half_runs_are_failures(stop, words, ready, fake_tools):
     assert done.returncode == 1 and line.startswith("error: ais_bench: ") and all(word in line for word in words)
 
 
-def test_gears_need_a_choice(ready, fake_tools):
+def test_dynamic_batch_sizes_need_a_choice(ready, fake_tools):
     run_ok(
         "tools/run_atc.py",
         "--model",

@@ -122,7 +122,7 @@ def test_six_batch_sizes_in_one_command(work, fake_tools):
     assert not (work / "fusion_result.json").exists() and not (work / "kernel_meta").exists()
 
 
-def test_gears_aipp_and_the_real_output_name(work, fake_tools):
+def test_dynamic_batch_sizes_aipp_and_the_real_output_name(work, fake_tools):
     done = convert(
         work, fake_tools, "--dynamic_batch", "1,4,8", "--aipp", "--arch", "inception_v4", env={"FAKE_ATC_HOST": "1"}
     )
@@ -156,10 +156,10 @@ REFUSED = {
     "batch words": (["--batch", "1,x"], ["--batch: 1,x"]),
     "batch twice": (["--batch", "4,4"], ["--batch: 4,4", "twice"]),
     "both kinds": (["--batch", "1", "--dynamic-batch", "1,2"], ["--dynamic-batch", "not together with --batch"]),
-    "one gear": (["--dynamic-batch", "8"], ["--dynamic-batch: 1 numbers", "2 to 100"]),
-    "too many gears": (["--dynamic-batch", ",".join(map(str, range(1, 102)))], ["101 numbers"]),
-    "gear 0": (["--dynamic-batch", "0,1"], ["--dynamic-batch: 0,1"]),
-    "gear twice": (["--dynamic-batch", "2,2"], ["twice"]),
+    "one dynamic batch size": (["--dynamic-batch", "8"], ["--dynamic-batch: 1 numbers", "2 to 100"]),
+    "too many dynamic batch sizes": (["--dynamic-batch", ",".join(map(str, range(1, 102)))], ["101 numbers"]),
+    "dynamic batch size 0": (["--dynamic-batch", "0,1"], ["--dynamic-batch: 0,1"]),
+    "dynamic batch size twice": (["--dynamic-batch", "2,2"], ["twice"]),
     "both precision modes": (["--precision-mode", "force_fp16", "--precision-mode-v2", "fp16"], ["not together"]),
     "precision mode": (["--precision-mode", "fp8"], ["--precision-mode: fp8", "force_fp16"]),
     "chip": (["--soc-version", "Ascend42"], ["--soc-version: Ascend42", "Ascend310P3"]),
