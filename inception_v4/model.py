@@ -25,109 +25,68 @@ def same(in_channels: int, out_channels: int, height: int, width: int) -> BasicC
 
 def pooled(in_channels: int, out_channels: int) -> nn.Sequential:
     """The pooling branch of the A, B and C blocks."""
-    return nn.Sequential(
-        nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), BasicConv2d(in_channels, out_channels, 1)
+    pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+    return nn.Sequential(pool, BasicConv2d(in_channels, out_channels, 1))
+
+
+class Branches(nn.Module):
+    """Parallel branches, named as in the public weights; their outputs are concatenated along the channels."""
+
+    def __init__(self, **branches: nn.Module) -> None:
+        super().__init__()
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([branch(x) for branch in self.children()], 1)
+
+
+def stem() -> list[nn.Module]:
+    """299 -> 35 pixels, 3 -> 384 channels (figure 3)."""
+    units = [BasicConv2d(3, 32, 3, stride=2), BasicConv2d(32, 32, 3), same(32, 64, 3, 3)]
+    first = Branches(maxpool=nn.MaxPool2d(3, stride=2), conv=BasicConv2d(64, 96, 3, stride=2))
+    branch0 = nn.Sequential(BasicConv2d(160, 64, 1), BasicConv2d(64, 96, 3))
+    branch1 = [BasicConv2d(160, 64, 1), same(64, 64, 1, 7), same(64, 64, 7, 1), BasicConv2d(64, 96, 3)]
+    second = Branches(branch0=branch0, branch1=nn.Sequential(*branch1))
+    return [*units, first, second, Branches(conv=BasicConv2d(192, 192, 3, stride=2), maxpool=nn.MaxPool2d(3, stride=2))]
+
+
+def inception_a() -> Branches:
+    """35 x 35 x 384 block (figure 4)."""
+    return Branches(
+        branch0=BasicConv2d(384, 96, 1),
+        branch1=nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3)),
+        branch2=nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3), same(96, 96, 3, 3)),
+        branch3=pooled(384, 96),
     )
 
 
-class StemPoolConv(nn.Module):
-    """149 -> 73 pixels, 64 -> 160 channels (figure 3, first fork)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxpool = nn.MaxPool2d(3, stride=2)
-        self.conv = BasicConv2d(64, 96, 3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.maxpool(x), self.conv(x)), 1)
-
-
-class StemFactorized(nn.Module):
-    """73 -> 71 pixels, 160 -> 192 channels (figure 3, second fork)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch0 = nn.Sequential(BasicConv2d(160, 64, 1), BasicConv2d(64, 96, 3))
-        self.branch1 = nn.Sequential(
-            BasicConv2d(160, 64, 1), same(64, 64, 1, 7), same(64, 64, 7, 1), BasicConv2d(64, 96, 3)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.branch0(x), self.branch1(x)), 1)
-
-
-class StemConvPool(nn.Module):
-    """71 -> 35 pixels, 192 -> 384 channels (figure 3, third fork)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = BasicConv2d(192, 192, 3, stride=2)
-        self.maxpool = nn.MaxPool2d(3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.conv(x), self.maxpool(x)), 1)
-
-
-class InceptionA(nn.Module):
-    """35 x 35 x 384 block (figure 4)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch0 = BasicConv2d(384, 96, 1)
-        self.branch1 = nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3))
-        self.branch2 = nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3), same(96, 96, 3, 3))
-        self.branch3 = pooled(384, 96)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)), 1)
-
-
-class ReductionA(nn.Module):
+def reduction_a() -> Branches:
     """35 -> 17 pixels, 384 -> 1024 channels (figure 7 with k, l, m, n = 192, 224, 256, 384)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch0 = BasicConv2d(384, 384, 3, stride=2)
-        self.branch1 = nn.Sequential(BasicConv2d(384, 192, 1), same(192, 224, 3, 3), BasicConv2d(224, 256, 3, stride=2))
-        self.branch2 = nn.MaxPool2d(3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x)), 1)
+    branch0 = BasicConv2d(384, 384, 3, stride=2)
+    branch1 = nn.Sequential(BasicConv2d(384, 192, 1), same(192, 224, 3, 3), BasicConv2d(224, 256, 3, stride=2))
+    return Branches(branch0=branch0, branch1=branch1, branch2=nn.MaxPool2d(3, stride=2))
 
 
-class InceptionB(nn.Module):
+def inception_b() -> Branches:
     """17 x 17 x 1024 block (figure 5)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch0 = BasicConv2d(1024, 384, 1)
-        self.branch1 = nn.Sequential(BasicConv2d(1024, 192, 1), same(192, 224, 1, 7), same(224, 256, 7, 1))
-        self.branch2 = nn.Sequential(
-            BasicConv2d(1024, 192, 1),
-            same(192, 192, 7, 1),
-            same(192, 224, 1, 7),
-            same(224, 224, 7, 1),
-            same(224, 256, 1, 7),
-        )
-        self.branch3 = pooled(1024, 128)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)), 1)
+    branch0 = BasicConv2d(1024, 384, 1)
+    branch1 = nn.Sequential(BasicConv2d(1024, 192, 1), same(192, 224, 1, 7), same(224, 256, 7, 1))
+    branch2 = [BasicConv2d(1024, 192, 1), same(192, 192, 7, 1), same(192, 224, 1, 7), same(224, 224, 7, 1)]
+    branch2.append(same(224, 256, 1, 7))
+    return Branches(branch0=branch0, branch1=branch1, branch2=nn.Sequential(*branch2), branch3=pooled(1024, 128))
 
 
-class ReductionB(nn.Module):
+def reduction_b() -> Branches:
     """17 -> 8 pixels, 1024 -> 1536 channels (figure 8)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch0 = nn.Sequential(BasicConv2d(1024, 192, 1), BasicConv2d(192, 192, 3, stride=2))
-        self.branch1 = nn.Sequential(
-            BasicConv2d(1024, 256, 1), same(256, 256, 1, 7), same(256, 320, 7, 1), BasicConv2d(320, 320, 3, stride=2)
-        )
-        self.branch2 = nn.MaxPool2d(3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.branch0(x), self.branch1(x), self.branch2(x)), 1)
+    branch0 = nn.Sequential(BasicConv2d(1024, 192, 1), BasicConv2d(192, 192, 3, stride=2))
+    branch1 = [
+        BasicConv2d(1024, 256, 1),
+        same(256, 256, 1, 7),
+        same(256, 320, 7, 1),
+        BasicConv2d(320, 320, 3, stride=2),
+    ]
+    return Branches(branch0=branch0, branch1=nn.Sequential(*branch1), branch2=nn.MaxPool2d(3, stride=2))
 
 
 class InceptionC(nn.Module):
@@ -147,19 +106,9 @@ class InceptionC(nn.Module):
         self.branch3 = pooled(1536, 256)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x1 = self.branch1_0(x)
-        x2 = self.branch2_2(self.branch2_1(self.branch2_0(x)))
-        return torch.cat(
-            (
-                self.branch0(x),
-                self.branch1_1a(x1),
-                self.branch1_1b(x1),
-                self.branch2_3a(x2),
-                self.branch2_3b(x2),
-                self.branch3(x),
-            ),
-            1,
-        )
+        x1, x2 = self.branch1_0(x), self.branch2_2(self.branch2_1(self.branch2_0(x)))
+        forks = self.branch1_1a(x1), self.branch1_1b(x1), self.branch2_3a(x2), self.branch2_3b(x2)
+        return torch.cat((self.branch0(x), *forks, self.branch3(x)), 1)
 
 
 class InceptionV4(nn.Module):
@@ -172,19 +121,8 @@ class InceptionV4(nn.Module):
 
     def __init__(self, num_classes: int = 1000, dropout: float = 0.2) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            BasicConv2d(3, 32, 3, stride=2),
-            BasicConv2d(32, 32, 3),
-            same(32, 64, 3, 3),
-            StemPoolConv(),
-            StemFactorized(),
-            StemConvPool(),
-            *(InceptionA() for _ in range(4)),
-            ReductionA(),
-            *(InceptionB() for _ in range(7)),
-            ReductionB(),
-            *(InceptionC() for _ in range(3)),
-        )
+        blocks = [*(inception_a() for _ in range(4)), reduction_a(), *(inception_b() for _ in range(7)), reduction_b()]
+        self.features = nn.Sequential(*stem(), *blocks, *(InceptionC() for _ in range(3)))
         self.dropout = nn.Dropout(dropout)
         self.last_linear = nn.Linear(1536, num_classes)
         self.apply(_initialize)
