@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import signal
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import sharedctypes
@@ -72,14 +71,11 @@ class _EvalDataset(data.Dataset[_Item]):
         self.in_progress[slot] = 0
         return pixels
 
-    def _item(self, i: int) -> _Item:
+    def __getitem__(self, i: typing.Any) -> _Item:
         try:
             return self._decode(i), int(self.index.labels[i]), i, []
         except BadImage as error:
             return None, -1, i, [(error.path, error.reason)]
-
-    def __getitem__(self, key: typing.Any) -> _Item:
-        return self._item(key)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -98,7 +94,7 @@ class _TrainDataset(_EvalDataset):
         for i in range(first, first + _MAX_SUBSTITUTES):
             i %= len(self.index)
             torch.manual_seed(sampling.image_seed(self.seed, epoch, i))
-            pixels, label, _, broken = self._item(i)
+            pixels, label, _, broken = super().__getitem__(i)
             bad += broken
             if pixels is not None or not self.skips:
                 break
@@ -132,16 +128,14 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _print_unless_trainer_ended(
-    kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None
-) -> None:
-    """sys.excepthook of a worker: multiprocessing's feeder thread fails when the trainer no longer takes batches."""
+def _worker_excepthook(kind: type[BaseException], error: BaseException, traceback: typing.Any) -> None:
+    """Silent about multiprocessing's feeder thread, which fails when the trainer no longer takes batches."""
     if not isinstance(error, (OSError, EOFError)):
         sys.__excepthook__(kind, error, traceback)
 
 
 def _init_worker(_worker_id: int) -> None:
-    sys.excepthook = _print_unless_trainer_ended
+    sys.excepthook = _worker_excepthook
     for number in _TRAINER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _TRAINER_SIGNALS)

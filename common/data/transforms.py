@@ -15,8 +15,6 @@ from common.spec import ModelSpec
 if typing.TYPE_CHECKING:
     import numpy as np
 
-Output = typing.TypeVar("Output")
-
 
 class AugmentationOptions(typing.Protocol):
     """The options that train_transform reads; documented in TrainConfig."""
@@ -66,11 +64,18 @@ def eval_crop(image: Image.Image, resize: int, crop: int, rounding: str) -> Imag
     return image.crop((left, top, left + crop, top + crop))
 
 
-def eval_pixels(image: Image.Image, **transform: typing.Any) -> "np.ndarray":
-    """`eval_crop` as a C-contiguous uint8 array [crop, crop, 3]."""
+def eval_crop_transform(spec: ModelSpec, image_size: int | None = None) -> Callable[[Image.Image], Image.Image]:
+    """`eval_crop` of a network; at an `image_size` (pixels) other than the published one, the resize scales with it."""
+    size = image_size or spec.input_size
+    return functools.partial(eval_crop, resize=spec.resize_for(size), crop=size, rounding=spec.crop_rounding)
+
+
+def eval_transform(spec: ModelSpec, image_size: int | None = None) -> "Callable[[Image.Image], np.ndarray]":
+    """`eval_crop_transform` to a C-contiguous uint8 array [image_size, image_size, 3]."""
     import numpy as np
 
-    return np.asarray(eval_crop(image, **transform))
+    crop = eval_crop_transform(spec, image_size)
+    return lambda image: np.asarray(crop(image))
 
 
 def normalize_into(
@@ -91,26 +96,6 @@ def normalize_into(
         plane /= np.float32(255)
         plane -= np.float32(center)
         plane /= np.float32(scale)
-
-
-@typing.overload
-def eval_transform(spec: ModelSpec, image_size: int | None = None) -> "Callable[[Image.Image], np.ndarray]": ...
-@typing.overload
-def eval_transform(
-    spec: ModelSpec, image_size: int | None, to: Callable[..., Output]
-) -> Callable[[Image.Image], Output]: ...
-def eval_transform(
-    spec: ModelSpec, image_size: int | None = None, to: Callable[..., typing.Any] = eval_pixels
-) -> Callable[[Image.Image], typing.Any]:
-    """The evaluation transform of a network: RGB image to uint8 [image_size, image_size, 3].
-
-    Args:
-      spec: the network.
-      image_size: pixels; default the published one. The resize scales with it.
-      to: eval_pixels, or eval_crop for a PIL image.
-    """
-    size = image_size or spec.input_size
-    return functools.partial(to, resize=spec.resize_for(size), crop=size, rounding=spec.crop_rounding)
 
 
 def train_transform(options: AugmentationOptions) -> "Callable[[Image.Image], np.ndarray]":

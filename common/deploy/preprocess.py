@@ -18,7 +18,7 @@ from typing import Any
 
 from common import cli, parallel
 from common.data.decode import EXTENSIONS, open_rgb
-from common.data.transforms import eval_crop, eval_transform, normalize_into
+from common.data.transforms import eval_crop_transform, normalize_into
 from common.deploy import file_names
 from common.errors import UserError
 from common.files import write_atomic
@@ -145,7 +145,7 @@ class Encoder:
 
     def __init__(self, spec: ModelSpec, size: int, dtype: str, format: str) -> None:
         self._mean, self._std = spec.mean, spec.std
-        self._crop = eval_transform(spec, size, to=eval_crop)
+        self._crop = eval_crop_transform(spec, size)
         shape, item_size = ((3, size, size), 4) if dtype == "float32" else ((size, size, 3), 1)
         self._header = _npy_header(dtype, (1, *shape)) if format == "npy" else b""
         self._planes_CHW = _float32_buffer(shape) if dtype == "float32" else None

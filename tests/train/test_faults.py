@@ -260,7 +260,7 @@ def test_a_killed_loader_process_ends_the_run_in_one_line(images, start, tmp_pat
 
 def test_a_loader_process_whose_trainer_left_says_nothing_but_other_errors_are_told(capsys):
     for error in (ConnectionResetError(), EOFError(), ValueError("told")):
-        loader._print_unless_trainer_ended(type(error), error, None)
+        loader._worker_excepthook(type(error), error, None)
     assert capsys.readouterr().err == "ValueError: told\n"
 
 
