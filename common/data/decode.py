@@ -1,11 +1,11 @@
 """Decoding as the published accuracies did it: PIL, converted to RGB, EXIF orientation ignored."""
 
-import os
 import warnings
 
 from PIL import Image
 
 from common.errors import UserError
+from common.files import StrPath
 
 # The extensions of torchvision's ImageFolder; other files are ignored and counted.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -26,7 +26,7 @@ class BadImage(UserError):
       reason: why.
     """
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+    def __init__(self, path: StrPath, reason: str) -> None:
         super().__init__(f"{path}: does not decode as an image ({reason}); replace or remove it", every_rank=False)
         self.path, self.reason = str(path), reason
 
@@ -38,7 +38,7 @@ class GiantImage(BadImage):
     """An image of more than MAX_PIXELS, which was not decoded."""
 
 
-def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
+def open_rgb(path: StrPath) -> Image.Image:
     """Decode one file to a fully loaded RGB image.
 
     Grayscale, palette, CMYK and RGBA files are converted by PIL. The content decides the format, not the extension.

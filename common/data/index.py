@@ -16,6 +16,7 @@ import numpy.typing as npt
 from common.data import cache, exclude, file_tree, labels
 from common.data.decode import EXTENSIONS
 from common.errors import UserError
+from common.files import StrPath
 
 _CHUNK = 1 << 16  # paths that are turned into Python objects at a time
 
@@ -101,7 +102,7 @@ class FolderIndex:
         )
 
 
-def load_folder(root: str | os.PathLike[str], flag: str = "--data") -> FolderIndex:
+def load_folder(root: StrPath, flag: str = "--data") -> FolderIndex:
     """Index of a folder of class folders, from the cache where no folder changed.
 
     Raises:
@@ -132,7 +133,7 @@ def _from_cache(root: str) -> FolderIndex | None:
     return index if index.fingerprint == header["fingerprint"] else None
 
 
-def load_flat(folder: str | os.PathLike[str], label_file: str | os.PathLike[str], flag: str = "--data") -> FolderIndex:
+def load_flat(folder: StrPath, label_file: StrPath, flag: str = "--data") -> FolderIndex:
     """Index of a flat folder of images with a label file.
 
     Raises:

@@ -1,10 +1,10 @@
 """Label files: a line `NAME INDEX` per image; indices count from 0, empty lines are ignored."""
 
-import os
 import typing
 from collections.abc import Callable, Iterator
 
 from common.errors import UserError
+from common.files import StrPath
 
 
 class Line(typing.NamedTuple):
@@ -23,7 +23,7 @@ class Line(typing.NamedTuple):
     error: str
 
 
-def lines(path: str | os.PathLike[str], flag: str, key: Callable[[str], str] = str) -> Iterator[Line]:
+def lines(path: StrPath, flag: str, key: Callable[[str], str] = str) -> Iterator[Line]:
     """Yield the lines of a label file; bad ones have an `error`.
 
     Args:
@@ -54,7 +54,7 @@ def lines(path: str | os.PathLike[str], flag: str, key: Callable[[str], str] = s
             yield Line(number, "", -1, f"{text[:80]!r}, must be NAME INDEX, for example {example}")
 
 
-def read(path: str | os.PathLike[str], flag: str, key: Callable[[str], str] = str) -> dict[str, int]:
+def read(path: StrPath, flag: str, key: Callable[[str], str] = str) -> dict[str, int]:
     """{key(image name): class index} in the order of the file.
 
     Args:
