@@ -45,7 +45,7 @@ def every_way(run, tmp_path, data, message, *options, keys=()):
     for words in starts(data, keys, options, tmp_path):
         empty.mkdir(exist_ok=True)
         found = user_error(run(*words, check=2, cwd=empty))
-        assert message in found.replace("--data-path", "--data"), (words, found)
+        assert message in found.replace("--data_path", "--data"), (words, found)
         assert list(empty.iterdir()) == [], "something was left behind"
 
 

@@ -39,9 +39,7 @@ class LaunchConfig:
     master_addr: str = cli.option("127.0.0.1", "address of node 0")
     master_port: int = cli.option(29500, "free TCP port on node 0", low=1, high=65535)
     rendezvous_timeout: int | None = cli.option(None, "seconds to wait until all nodes and ranks are there", low=1)
-    preflight: str = cli.option(
-        "false", "true: check the machine first and stop if a check fails", choices=("true", "false")
-    )
+    preflight: str = cli.option("false", "true: check the machine, stop if a check fails", choices=("true", "false"))
     rank_table_file: str = cli.option("", "accepted: the ranks find each other without it")
     dry_run: str = cli.option("false", "true: print the command and stop", choices=("true", "false"))
 

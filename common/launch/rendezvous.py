@@ -71,7 +71,7 @@ def choose_interface(local_addr: str, master_addr: str, master_port: int) -> Non
       UserError: local_addr is no address of this node.
     """
     own = interface_addresses()
-    address = _resolve(local_addr, "--local_addr") if local_addr else _source_address(master_addr, master_port)
+    address = _resolve(local_addr) if local_addr else _source_address(master_addr, master_port)
     if local_addr and address not in own:
         raise UserError(f"--local_addr: {local_addr} is no address of this node; it has {_describe(own)}")
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -79,11 +79,12 @@ def choose_interface(local_addr: str, master_addr: str, master_port: int) -> Non
             os.environ.setdefault(variable, own[address])
 
 
-def _resolve(name: str, flag: str) -> str:
+def _resolve(local_addr: str) -> str:
     try:
-        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+        return str(socket.getaddrinfo(local_addr, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
-        raise UserError(f"{flag}: {name} is neither an address nor a known name ({error.strerror})") from error
+        reason = f"is neither an address nor a known name ({error.strerror})"
+        raise UserError(f"--local_addr: {local_addr} {reason}") from error
 
 
 def _source_address(host: str, port: int) -> str | None:
@@ -222,7 +223,13 @@ class Rendezvous:
         missing = self._missing("settings", others, self._left_s())
         joined = [node for node in others if node not in missing]
         differences = (difference(node, self._read("settings", node), settings) for node in joined)
-        problem = next(filter(None, differences), "") or self._absence(missing)
+        problem = next(filter(None, differences), "")
+        if missing and not problem:
+            problem = (
+                f"--rendezvous-timeout: node {', '.join(map(str, missing))} of {self.nnodes} did not join at "
+                f"{self.endpoint} within {self.timeout_s} s; start it with --node_rank={missing[0]} "
+                f"--nnodes={self.nnodes}, or see its output"
+            )
         self._store.set("rendezvous/result", problem)
         if problem:
             self._missing("received", joined, _REPLY_S)  # the store ends with this process
@@ -255,15 +262,6 @@ class Rendezvous:
                 break
             time.sleep(0.1)
         return missing
-
-    def _absence(self, missing: list[int]) -> str:
-        if not missing:
-            return ""
-        names = ", ".join(map(str, missing))
-        return (
-            f"--rendezvous-timeout: node {names} of {self.nnodes} did not join at {self.endpoint} within "
-            f"{self.timeout_s} s; start it with --node_rank={missing[0]} --nnodes={self.nnodes}, or see its output"
-        )
 
 
 def difference(node: int, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
