@@ -21,8 +21,8 @@ from PIL import Image
 from common.data import cache, decode, file_tree
 from common.errors import UserError
 
-# Results of another limit or another decoder are dropped.
-_VERSION = f"1 {decode.MAX_PIXELS} {PIL.__version__}"
+# Results of another limit, another decoder or other rules of common/data/decode.py are dropped.
+_VERSION = f"2 {decode.MAX_PIXELS} {PIL.__version__}"
 _BLOCK = 16_384  # files in memory at a time
 _TASK = 32  # files that a process takes at a time
 _COMMIT_S = 1.0

@@ -1,8 +1,10 @@
 """Decoding as the published accuracies did it: PIL, converted to RGB, EXIF orientation ignored."""
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageChops, ImageFile
 
 from common.errors import UserError
 from common.files import StrPath
@@ -41,10 +43,11 @@ class GiantImage(BadImage):
 def open_rgb(path: StrPath) -> Image.Image:
     """Decode one file to a fully loaded RGB image.
 
-    Grayscale, palette, CMYK and RGBA files are converted by PIL. The content decides the format, not the extension.
+    Grayscale, palette, CMYK and RGBA files are converted by PIL, of 16-bit files the high byte is taken. The content
+    decides the format, not the extension.
 
     Raises:
-      BadImage: unreadable, truncated or not an image.
+      BadImage: unreadable, truncated, not an image, or of values whose range is not known.
       GiantImage: the header states more than MAX_PIXELS; nothing was decoded.
     """
     try:
@@ -55,11 +58,76 @@ def open_rgb(path: StrPath) -> Image.Image:
             with Image.open(path, formats=_FORMATS) as image:  # reads the header only
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+                if reason := _misread(image):
+                    raise BadImage(path, f"{reason}; save it with 8 bits per channel")
                 image.load()
-                return image if image.mode == "RGB" else image.convert("RGB")
+                if image.mode == "RGB":
+                    return image
+                return (_high_byte(image) if image.mode.startswith("I") else image).convert("RGB")
+    except BadImage:
+        raise
     except Image.DecompressionBombError as error:
         raise GiantImage(path, f"{error}; at most {MAX_PIXELS:,} are decoded") from error
+    except Image.UnidentifiedImageError as error:
+        raise BadImage(path, _unidentified(path)) from error
     except (OSError, SyntaxError, ValueError, TypeError) as error:
         # SyntaxError for broken PNG chunks, TypeError for TIFF tags of a wrong type, OSError and ValueError for the
         # rest (140,000 files with random damage raised nothing else).
         raise BadImage(path, f"{type(error).__name__}: {error}".replace(str(path), "the file")) from error
+
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
+
+
+def _tiff_tags(image: ImageFile.ImageFile) -> Mapping[int, Any]:
+    return getattr(image, "tag_v2", {})
+
+
+def _misread(image: ImageFile.ImageFile) -> str:
+    """What PIL would clip or read as other numbers than the file holds, or an empty text.
+
+    PIL converts modes I and F by clipping to 0..255, reads signed bytes as unsigned, and reads uncompressed 16-bit
+    color in separate planes as if it had 8 bits.
+    """
+    if image.mode == "F":
+        return "mode F, floats of unknown range"
+    if image.format != "TIFF":
+        return ""  # where PNG and PGM are mode I, the range is 0..65535
+    tags = _tiff_tags(image)
+    if 2 in tags.get(_SAMPLE_FORMAT, ()):
+        return f"mode {image.mode}, signed integers of unknown range"
+    if image.mode == "I":
+        return "mode I, 32-bit integers of unknown range"
+    deep = max(tags.get(_BITS_PER_SAMPLE, (1,))) > 8
+    if deep and tags.get(_PLANAR) == 2 and any(tile[0] == "raw" for tile in image.tile):
+        return f"mode {image.mode}, uncompressed 16-bit planes"
+    return ""
+
+
+def _high_byte(image: ImageFile.ImageFile) -> Image.Image:
+    """Mode L of a 16-bit grayscale image: the high byte of each value, which PIL takes of 16-bit colors too."""
+    tags = _tiff_tags(image)
+    big_endian = image.tobytes("raw", "I;16B")
+    gray = Image.frombytes("L", image.size, big_endian[::2])
+    if tags.get(_BITS_PER_SAMPLE) == (12,):  # 0..4095: the four low bits of the high byte, four of the low byte
+        low = Image.frombytes("L", image.size, big_endian[1::2])
+        gray = ImageChops.add(gray.point([i << 4 & 255 for i in range(256)]), low.point([i >> 4 for i in range(256)]))
+    return ImageChops.invert(gray) if tags.get(_PHOTOMETRIC) == 0 else gray  # white is 0; PIL inverts 8 bits only
+
+
+_HEIF = "HEIF or AVIF, which is not read; convert it to JPEG or PNG"
+_TIFF = "a TIFF of a pixel format that is not read; save it with 8 bits per channel"
+# What files with the extension of an image hold besides images that PIL reads: (bytes, their offset, name).
+_CONTENTS = (
+    *((brand, 4, _HEIF) for brand in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif", b"ftypavis")),
+    *((magic, 0, _TIFF) for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (b"version https://git-lfs", 0, "a Git LFS pointer; run git lfs pull"),
+)
+
+
+def _unidentified(path: StrPath) -> str:
+    """What a file holds that PIL cannot identify."""
+    with open(path, "rb") as file:
+        begin = file.read(32)
+    found = [name for magic, offset, name in _CONTENTS if begin.startswith(magic, offset)]
+    return f"it holds {found[0]}" if found else "cannot identify image file"
