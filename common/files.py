@@ -59,6 +59,14 @@ def write_atomic(
             os.close(descriptor)
 
 
+def make_folders(folder: StrPath, mode: int) -> None:
+    """Create a folder and its parents with these permissions; os.makedirs gives its `mode` to the last folder only."""
+    parent = os.path.dirname(os.path.abspath(folder))
+    if not os.path.isdir(parent):
+        make_folders(parent, mode)
+    os.makedirs(folder, mode, exist_ok=True)
+
+
 def sync_folder(folder: StrPath) -> None:
     """fsync a folder: the renames in it survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -279,6 +279,14 @@ NPU_SMI_310P = """
 """
 
 
+FRONT_ENDS = ("2023", "strict", "typer")  # of ais_bench
+
+
+def front_end_path(name):
+    """PYTHONPATH with the stand-in for a front end of ais_bench."""
+    return f"{FAKE_BIN / f'ais_bench_{name}'}{os.pathsep}{FAKE_BIN / 'site'}"
+
+
 def npu_site(folder, version=None, packages=("torch_npu",)):
     """Make `folder` a site folder with the stand-ins: packages, metadata, the entry point that `import torch` calls.
 

@@ -14,12 +14,9 @@ from typing import Any
 import numpy as np
 
 from common import cli
-from common.deploy import atc, file_names, result_files
+from common.deploy import atc, file_names, front_end, result_files
 from common.errors import RunError, UserError
-from common.evaluation.engines import require_ais_bench
 
-MAX_FILES = 100_000
-MAX_BYTES = 4 * 2**30
 # Lines that ais_bench prints.
 THROUGHPUT = re.compile(
     r"throughput\s+1000\*batchsize\.mean\([^)]*\)/NPU_compute_time\.mean\([^)]*\):\s*([0-9.eE+-]+)", re.IGNORECASE
@@ -72,17 +69,18 @@ def run(config: AisBenchConfig) -> float:
     model = pathlib.Path(config.model)
     if not model.is_file() or model.suffix != ".om":
         raise UserError(f"--model: {model} is no .om file; make it with tools/run_atc.py")
-    _check_path("--model", model)
-    require_ais_bench()
+    front = front_end.installed()
+    front.check_readable("--model", model)
     metadata = atc.read_metadata(model)
     batch = _resolve_batch(config, metadata)
-    files = _check_inputs(config, metadata) if config.input else []
+    files = _check_inputs(config, metadata, front) if config.input else []
     folder = summary = None
     if config.output:
         config = dataclasses.replace(config, output_dirname=config.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
+        front.check_output(config.output, config.output_dirname)
         folder, summary = result_files.create_output(config.output, config.output_dirname)
-        _check_path("--output", folder)
-    command = bench_command(config)
+        front.check_readable("--output-dirname", folder)
+    command = bench_command(config, front)
     print(" ".join(command), flush=True)
     status, output = _run_streaming(command)
     if status != 0:
@@ -104,7 +102,7 @@ def _run_streaming(command: list[str]) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=os.environ | {"PYTHONUTF8": "1"},  # ais_bench of 2023 does not start in an ASCII locale
+        env=os.environ | front_end.ENVIRONMENT,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -113,23 +111,25 @@ def _run_streaming(command: list[str]) -> tuple[int, str]:
     return process.returncode, "".join(lines)
 
 
-def bench_command(config: AisBenchConfig) -> list[str]:
-    """The arguments, in the spelling of all versions since 0.0.2; defaults are left out."""
+def bench_command(config: AisBenchConfig, front: front_end.FrontEnd) -> list[str]:
+    """The arguments in the spelling of the installed front end; defaults are left out."""
     options = {
-        "--model": config.model,
-        "--input": config.input,
-        "--output": config.output,
-        "--output_dirname": config.output_dirname,
-        "--outfmt": config.outfmt if config.output else "",
-        "--batchsize": config.batchsize,
-        "--dymBatch": config.dym_batch,
-        "--loop": config.loop if config.loop != 1 else "",
-        "--warmup_count": config.warmup_count if config.warmup_count != 1 else "",
-        "--pure_data_type": config.pure_data_type if config.pure_data_type != "zero" else "",
-        "--device": config.device if config.device != "0" else "",
+        "model": config.model,
+        "input": config.input,
+        "output": config.output,
+        "output_dirname": config.output_dirname,
+        "outfmt": config.outfmt if config.output else "",
+        "batchsize": config.batchsize,
+        "dymBatch": config.dym_batch,
+        "loop": config.loop if config.loop != 1 else "",
+        "warmup_count": config.warmup_count if config.warmup_count != 1 else "",
+        "pure_data_type": config.pure_data_type if config.pure_data_type != "zero" else "",
+        "device": config.device if config.device != "0" else "",
     }
-    given = [(option, str(value)) for option, value in options.items() if value not in ("", None)]
-    return [sys.executable, "-m", "ais_bench", *(word for pair in given for word in pair)]
+    if config.input and "," in config.device and front.spelled("divide_input"):
+        options["divide_input"] = True  # else every device runs the whole input
+    given = {name: value for name, value in options.items() if value not in ("", None)}
+    return [sys.executable, "-m", "ais_bench", *front.arguments(given)]
 
 
 def _resolve_batch(config: AisBenchConfig, metadata: atc.OmMetadata) -> int | None:
@@ -142,32 +142,16 @@ def _resolve_batch(config: AisBenchConfig, metadata: atc.OmMetadata) -> int | No
     return config.resolve_batch(built_for) if built_for else config.dym_batch or config.batchsize
 
 
-def _check_path(flag: str, path: pathlib.Path) -> None:
-    """Raise UserError for what ais_bench refuses since 2024: characters, links, and files that others may write."""
-    file_names.check_characters(flag, path.absolute(), "ais_bench")
-    if path.is_symlink():
-        raise UserError(f"{flag}: {path} is a symbolic link, which ais_bench refuses; give {path.resolve()}")
-    if path.exists() and path.stat().st_mode & 0o022:
-        raise UserError(f"{flag}: {path} may be written by others, which ais_bench refuses; chmod go-w {path}")
-
-
-def _check_inputs(config: AisBenchConfig, metadata: atc.OmMetadata) -> list[pathlib.Path]:
+def _check_inputs(config: AisBenchConfig, metadata: atc.OmMetadata, front: front_end.FrontEnd) -> list[pathlib.Path]:
     """The input files, after checks of their number, names, sizes and types."""
-    folder = pathlib.Path(config.input)
     files = result_files.list_inputs(config.input)
-    if folder.is_dir():
-        _check_path("--input", folder)
-    if len(files) > MAX_FILES:
-        raise UserError(f"--input: {len(files)} files in {folder}, ais_bench takes {MAX_FILES}")
-    for path in files:
-        _check_path("--input", path)
     if "shape" in metadata:
         size = int(np.prod(metadata["shape"])) * np.dtype(metadata["dtype"]).itemsize
         description = f"{metadata['dtype']} {'x'.join(map(str, metadata['shape']))}"
     else:
         size, description = result_files.sample_bytes(files[0]), f"as {files[0].name} does"
-    if size > MAX_BYTES:
-        raise UserError(f"--input: {files[0]} has {size} bytes, ais_bench takes {MAX_BYTES}")
+    front.check_inputs(config.input, files, size)
+    front.check_devices(len(files), len(config.device.split(",")))
     result_files.check_sizes(files, size, description)
     if files[0].suffix.lower() == ".npy" and "dtype" in metadata:
         for path in files:
@@ -253,7 +237,7 @@ def _error_line(output: str) -> str:
 def sweep(config: AisBenchConfig) -> str:
     """Convert an ONNX file for each batch size, measure each, and return the table as Markdown."""
     sizes = atc.parse_batch_sizes("--sweep", config.sweep)
-    require_ais_bench()
+    front_end.installed()
     built = atc.convert(
         atc.AtcConfig(model=config.model, batch=config.sweep, soc_version=config.soc_version, aipp=config.aipp)
     )

@@ -302,6 +302,7 @@ def _run_atc(command: list[str], target: pathlib.Path) -> pathlib.Path:
     ]
     if done.returncode != 0 or "ATC run success" not in done.stdout or not found:
         raise RunError(_failure(done.returncode, done.stdout))
+    found[0].chmod(found[0].stat().st_mode & ~0o022)  # ais_bench since 2024 refuses files that others may write
     print(f"{found[0]}: {found[0].stat().st_size} bytes", flush=True)
     return found[0]
 

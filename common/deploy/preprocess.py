@@ -21,7 +21,7 @@ from common.data.decode import EXTENSIONS, open_rgb
 from common.data.transforms import eval_crop_transform, normalize_into
 from common.deploy import file_names
 from common.errors import UserError
-from common.files import write_atomic
+from common.files import make_folders, write_atomic
 from common.progress import Progress
 from common.spec import ModelSpec
 
@@ -129,8 +129,8 @@ def list_images(argument: str) -> list[pathlib.Path]:
     for path in paths:
         if not file_names.is_accepted(file_names.stem(path.name), "ais_bench"):
             print(
-                f"note: {path.name}: ais_bench refuses names with characters other than A-Z a-z 0-9 _ -; rename it "
-                "before running on an NPU",
+                f"note: {path.name}: ais_bench since 2024 refuses names with characters other than A-Z a-z 0-9 _ -; "
+                "rename it before running on an NPU",
                 flush=True,
             )
     return paths
@@ -200,7 +200,7 @@ def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: se
     """
     record = folder / SETTINGS
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        make_folders(folder, 0o750)
         present = {path.name for path in folder.iterdir() if path.suffix.lower() in (".bin", ".npy")}
         unexpected = sorted(present - expected)
         if unexpected:
@@ -224,7 +224,7 @@ def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: se
                     f"--save-path: {folder} holds files made with {', '.join(different)}; choose another "
                     "folder, or --no-resume to replace them"
                 )
-        write_atomic(record, json.dumps(settings) + "\n")
+        write_atomic(record, json.dumps(settings) + "\n", mode=0o640)
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"--save-path: {folder}: {error}") from error
     return present

@@ -14,7 +14,7 @@ import numpy as np
 from common import cli
 from common.deploy import file_names
 from common.errors import UserError
-from common.files import write_atomic
+from common.files import make_folders, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ def create_output(output: str, dirname: str) -> tuple[pathlib.Path, pathlib.Path
     if summary.exists():
         raise UserError(f"--output-dirname: {summary} is left from an earlier run; choose another name or remove it")
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        make_folders(folder, 0o750)
     except OSError as error:
         raise UserError(f"--output: {folder} cannot be made ({error.strerror})") from error
     return folder, summary

@@ -8,6 +8,7 @@ import importlib.util
 import pathlib
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -127,10 +128,7 @@ class OmEngine:
     """
 
     def __init__(self, path: pathlib.Path, device_id: int = 0) -> None:
-        require_ais_bench()
-        from ais_bench.infer.interface import InferSession
-
-        self._session = InferSession(device_id, str(path))
+        self._session = session_class()(device_id, str(path))
         image = self._session.get_inputs()[0]
         item_size = image.realsize / int(np.prod(image.shape))
         dtypes = {1: "uint8", 2: "float16", 4: "float32"}
@@ -151,18 +149,30 @@ class OmEngine:
 
 
 def require_ais_bench() -> None:
-    """Raise UserError unless ais_bench is installed, is Huawei's package of that name, and finds its runtime."""
-    if importlib.util.find_spec("ais_bench") is None:
+    """Raise UserError unless ais_bench is installed and is Huawei's package of that name."""
+    package = importlib.util.find_spec("ais_bench")
+    if package is None:
         raise UserError(f"ais_bench: not installed; {INSTALL_AIS_BENCH}")
-    try:
-        interface = importlib.util.find_spec("ais_bench.infer")
-    except ModuleNotFoundError as error:
-        raise UserError(f"ais_bench: installed, but {error.name} is missing; {INSTALL_AIS_BENCH}") from error
-    if interface is None:
+    # find_spec("ais_bench.infer") would import the package, and fail where a library of it is missing.
+    if not any(pathlib.Path(folder, "infer").is_dir() for folder in package.submodule_search_locations or ()):
         raise UserError(
             "ais_bench: the installed package of that name is another one (it evaluates language models); "
             f"remove it and {INSTALL_AIS_BENCH}"
         )
+
+
+def session_class() -> Any:
+    """ais_bench's InferSession.
+
+    Raises:
+      UserError: ais_bench, aclruntime or a library of CANN is missing.
+    """
+    require_ais_bench()
+    try:
+        from ais_bench.infer.interface import InferSession
+    except ImportError as error:
+        raise UserError(f"ais_bench: installed, but it does not start: {error}; {INSTALL_AIS_BENCH}") from error
+    return InferSession
 
 
 class EngineClassifier:

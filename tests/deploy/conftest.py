@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from support import FAKE_BIN, SIZE, calibrated, labels_at_ranks, plain_input, run_script
+from support import FAKE_BIN, SIZE, calibrated, front_end_path, labels_at_ranks, plain_input, run_script
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +42,13 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fake_tools(tmp_path_factory):
-    """Environment in which atc, npu-smi and ais_bench are the stand-ins."""
+    """Environment in which atc, npu-smi and ais_bench (the front end of 2023) are the stand-ins."""
     folder = tmp_path_factory.mktemp("bin")
     for name, script in (("atc", "atc.py"), ("npu-smi", "npu_smi.py")):
         launcher = folder / name
         launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_BIN / script}" "$@"\n')
         launcher.chmod(0o755)
-    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(FAKE_BIN / "site")}
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": front_end_path("2023")}
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,28 @@
-"""run_ais_bench against the stand-in: the seed's walkthrough, both generations, and what the tool lets through."""
+"""run_ais_bench against the stand-ins: the seed's walkthrough, every front end, and what they let through."""
 
 import json
 import os
 import pathlib
+import sys
 
 import numpy as np
 import pytest
-from support import NPU_SMI_310P, SIZE, fails, hits_printed, run_ok, run_script, write_pooling_onnx
+from PIL import Image
+from support import (
+    FRONT_ENDS,
+    NPU_SMI_310P,
+    SIZE,
+    fails,
+    front_end_path,
+    hits_printed,
+    run_ok,
+    run_program,
+    run_script,
+    write_pooling_onnx,
+)
+
+from common.deploy import ais_bench, front_end
+from common.errors import UserError
 
 SCRIPT = "tools/run_ais_bench.py"
 
@@ -119,13 +135,44 @@ def bench(folder, fake_tools, *more, env=None, **options):
     return run_script(SCRIPT, *words, *more, cwd=folder, env=fake_tools | (env or {}))
 
 
-@pytest.mark.parametrize("generation", ["2023", "2026"])
-@pytest.mark.parametrize("stop", ["", "sumary"])
-@pytest.mark.parametrize("devices", ["0", "0,1"])
-def test_all_generations_spellings_and_devices(generation, stop, devices, ready, fake_tools):
-    done = bench(ready, fake_tools, "--device", devices, env={"FAKE_AIS": generation, "FAKE_AIS_STOP": stop})
+@pytest.mark.parametrize("kind", FRONT_ENDS)
+@pytest.mark.parametrize(("stop", "devices"), [("", "0"), ("", "0,3"), ("sumary", "0")])
+def test_every_front_end_gives_every_image_one_result(kind, stop, devices, ready, fake_tools):
+    """Option spellings, prefixes, the drawn table, summaries per device, input divided among them."""
+    done = bench(
+        ready,
+        fake_tools,
+        "--device",
+        devices,
+        "--outfmt",
+        "NPY",
+        "--warmup_count",
+        2,
+        env={"PYTHONPATH": front_end_path(kind), "FAKE_AIS_STOP": stop},
+    )
     assert done.returncode == 0, done.stderr
-    assert "hroughput 1000*batchsize.mean(4)/" in done.stdout
+    assert "hroughput 1000*batchsize.mean(4)/" in done.stdout and "warm up 2 done" in done.stdout
+    written = sorted((ready / "res").rglob("*_0.npy"), key=lambda path: path.name)
+    assert [path.name for path in written] == [f"img_{i}_0.npy" for i in range(6)]
+    assert len({path.parent for path in written}) == (2 if "," in devices else 1)
+    for i, path in enumerate(written):
+        image = np.fromfile(ready / "in" / f"img_{i}.bin", np.float32).reshape(3, -1)
+        np.testing.assert_allclose(np.load(path), image.mean(1)[None], atol=1e-6)
+
+
+def test_options_are_spelled_as_the_front_end_has_them(ready, fake_tools):
+    arguments = ("--device", "0,1", "--pure_data_type", "random", "--warmup_count", 3)
+    words = (
+        bench(ready, fake_tools, *arguments, env={"PYTHONPATH": front_end_path("typer")}).stdout.splitlines()[0].split()
+    )
+    assert words[-7:-1] == ["--warmup-count", "3", "--pure-data-type", "random", "--device", "0,1"]
+    assert "--output-dirname" in words and words[-1] == "--divide-input"
+    words = (
+        bench(ready, fake_tools, *arguments, "--output_dirname", "x", env={"PYTHONPATH": front_end_path("strict")})
+        .stdout.splitlines()[0]
+        .split()
+    )
+    assert "--output_dirname" in words and words[-2:] == ["--divide_input", "1"] and "--warmup_count" in words
 
 
 def test_only_what_was_asked_for_reaches_the_tool(ready, fake_tools):
@@ -171,16 +218,9 @@ def earlier_run(folder):
     (folder / "res" / "old_0.txt").write_text("1.000000 ")
 
 
-def group_writable(path):
-    path.chmod(0o666)
-
-
 BEFORE = {  # what the tool refuses late, or never
     "short file": (change_input(lambda path: path.write_bytes(b"123")), {}, ["img_2.bin holds 3 bytes", "67500"]),
     "npy of another type": (float64_npy, {}, ["a.npy holds int32", "float32"]),
-    "link": (change_input(link), {}, ["img_2.bin is a symbolic link"]),
-    "writable": (change_input(group_writable), {}, ["img_2.bin may be written by others", "chmod go-w"]),
-    "characters": (change_input(lambda path: path.rename(path.with_name("a b.bin"))), {}, ["a b.bin", "refuses"]),
     "same result names": (change_input(lambda path: path.rename(path.with_name("img_1.x.bin"))), {}, ["img_1_0"]),
     "stale results": (earlier_run, {}, ["already holds files"]),
     "wrong batch size": (None, {"--batchsize": "8"}, ["--batchsize: 8", "built for 4"]),
@@ -195,6 +235,8 @@ BEFORE = {  # what the tool refuses late, or never
         ["no .bin or .npy files"],
     ),
     "device": (None, {"--device": "256"}, ["--device: 256"]),
+    "more devices than files": (None, {"--device": "0,1,2,3,4,5,6"}, ["--device: ", "6 files", "use 6"]),
+    "parts of equal size": (None, {"--device": "0,1,2,3"}, ["6 files over 4 devices", "use 3"]),
 }
 
 
@@ -205,6 +247,135 @@ def test_refused_before_the_tool_starts(name, ready, fake_tools):
         change(ready)
     fails(bench(ready, fake_tools, **options), *words)
     assert not list(ready.glob("res/img*"))
+
+
+def with_entry(name, make=pathlib.Path.touch):
+    return lambda folder: make(folder / "in" / name)
+
+
+def linked_input(folder):
+    (folder / "in").rename(folder / "elsewhere")
+    (folder / "in").symlink_to(folder / "elsewhere")
+
+
+def mode(name, bits):
+    return lambda folder: (folder / name).chmod(bits)
+
+
+STRICT = {  # what the front ends with path checks refuse, and the one of 2023 takes
+    "link": (change_input(link), {}, ["img_2.bin is a symbolic link", "elsewhere.bin"]),
+    "writable file": (mode("in/img_2.bin", 0o660), {}, ["img_2.bin may be written by others", "chmod go-w"]),
+    "writable model": (mode("net_bs4.om", 0o664), {}, ["--model: net_bs4.om may be written by others"]),
+    "writable folder": (mode("in", 0o770), {}, ["--input: in may be written by others"]),
+    "linked folder": (linked_input, {}, ["--input: in is a symbolic link"]),
+    "blank in a name": (change_input(lambda path: path.rename(path.with_name("a b.bin"))), {}, ["a b.bin", "refuses"]),
+    "blank beside": (with_entry("read me.txt"), {}, ["read me.txt", "refuses"]),
+    "writable beside": (with_entry("x.txt", lambda path: path.touch() or path.chmod(0o666)), {}, ["x.txt may be"]),
+    "open parent": (mode(".", 0o755), {}, ["--output: ", "has permissions 0755", "at most 0750", "chmod 750"]),
+    "dirname exists here": (
+        lambda folder: [(folder / name).mkdir(mode=0o755) for name in ("res", "out")] and (folder / "out").chmod(0o750),
+        {"--output": "out"},
+        ["--output-dirname: ", "/res has permissions 0755"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_front_ends_are_spared_what_they_refuse(name, ready, monkeypatch):
+    change, options, words = STRICT[name]
+    change(ready)
+    monkeypatch.chdir(ready)
+    strict = front_end.FrontEnd(front_end.help_options(HELP), checks_paths=True)
+    monkeypatch.setattr(front_end, "installed", lambda: strict)
+    given = {"output": options.get("--output", "."), "output_dirname": "res"}
+    with pytest.raises(UserError) as error:
+        ais_bench.run(ais_bench.AisBenchConfig(model="net_bs4.om", input="in", **given))
+    assert all(word in str(error.value) for word in words), error.value
+    assert not list(ready.glob("*/res")) and not list(ready.glob("res/*"))
+
+
+def test_the_front_end_of_2023_takes_what_the_strict_ones_refuse(ready, fake_tools):
+    for name in ("link", "writable model", "writable folder", "blank beside", "writable beside", "open parent"):
+        STRICT[name][0](ready)
+    (ready / "in" / "img_5.bin").rename(ready / "in" / "img 5.bin")
+    linked_input(ready)
+    done = bench(ready, fake_tools)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["link", "writable model", "blank beside", "open parent", "dirname exists here"])
+@pytest.mark.parametrize("kind", ["strict", "typer"])
+def test_stand_ins_refuse_as_the_real_ones(kind, name, ready):
+    change, options, _ = STRICT[name]
+    change(ready)
+    spelled = "--output-dirname" if kind == "typer" else "--output_dirname"
+    words = ["--model", "net_bs4.om", "--input", "in", "--output", options.get("--output", "."), spelled, "res"]
+    environment = {"PYTHONPATH": front_end_path(kind)}
+    done = run_program(sys.executable, "-m", "ais_bench", *words, cwd=ready, check=None, env=environment)
+    in_folder = name in ("link", "blank beside")  # found after the options were parsed
+    assert done.returncode == (1 if kind == "typer" or in_folder else 2)
+    assert ("[error] " if kind == "typer" and in_folder else "[ERROR] ") in done.stdout
+    assert "is illegal" in done.stderr
+
+
+def test_stand_in_of_typer_knows_its_own_spelling_only(ready, fake_tools):
+    env = {"PYTHONPATH": front_end_path("typer")}
+    done = run_program(sys.executable, "-m", "ais_bench", "--output_dirname", "x", check=2, env=env)
+    assert "No such option: --output_dirname" in done.stderr
+    narrow = run_program(sys.executable, "-m", "ais_bench", "--help", env=env | {"COLUMNS": "80"}).stdout
+    assert "--output-dirn…" in narrow and "--output-dirname" not in narrow
+
+
+def test_folders_that_are_created_are_closed_enough(ready, fake_tools):
+    """With a umask that lets the group write."""
+    ready.chmod(0o755)
+    before = os.umask(0o002)
+    try:
+        (ready / "val").mkdir()
+        Image.new("RGB", (90, 90)).save(ready / "val" / "a.JPEG")
+        small = ("--image-size", SIZE)
+        run_ok("inception_v4/preprocess.py", "--src_path", "val", "--save_path", "new/prep", *small, cwd=ready)
+        (ready / "net_bs4.om").unlink()
+        convert = ("--model", "net.onnx", "--batch", 4, "--soc-version", "310P3")
+        run_ok("tools/run_atc.py", *convert, cwd=ready, env=fake_tools)
+        done = bench(
+            ready,
+            fake_tools,
+            **{"--input": "new/prep", "--output": "deep/er/out"},
+            env={"PYTHONPATH": front_end_path("typer")},
+        )
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    for name in ("deep", "deep/er", "deep/er/out", "deep/er/out/res", "new", "new/prep"):
+        assert (ready / name).stat().st_mode & 0o777 == 0o750, name
+
+
+HELP = """
+usage: __main__.py [-h] --model MODEL [--output_dirname NAME]
+
+options:
+  -h, --help            show this help message and exit
+  --model MODEL, -m MODEL
+                        the path; such as --not_this
+                        --nor_this one
+  -o NAME, --output_dirname NAME  a name
+Options:
+  -l, --loop <str>                times
+  --debug / --no-debug            Debug switch
+╭─ Options ─────────────────────────────────────────────────────────────────────────────────────────╮
+│ *  --input       -i                    <str>   a path, not --this  --one  [required]                │
+│    --divide-all      --no-divide-all   <bool>  Divide, for                                          │
+│                                                --device                                             │
+│    --output-dirn…                      <str>   cut off                                              │
+"""
+
+
+def test_options_are_read_from_the_help_of_argparse_click_and_typer():
+    assert front_end.help_options(HELP) == {
+        "--help", "--model", "--output_dirname", "--loop", "--debug", "--no-debug", "--input", "--divide-all",
+        "--no-divide-all",
+    }  # fmt: skip
 
 
 def test_float_files_in_a_uint8_model_are_caught_though_the_tool_exits_0(ready, fake_tools):
@@ -233,13 +404,13 @@ def test_float_files_in_a_uint8_model_are_caught_though_the_tool_exits_0(ready, 
 def test_wrong_batch_size_is_caught_without_notes(ready, fake_tools):
     (ready / "net_bs4.om.json").unlink()
     done = bench(ready, fake_tools, "--batchsize", 8)
-    assert done.returncode == 2 and "the model was built for 4" in done.stderr
+    assert done.returncode == 2 and "took 4 files for a run of 8 images" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("stop", "words"),
     [
-        ("midway", ["exit status 1", "[1][ACL:invalid parameter]", "incomplete"]),
+        ("midway", ["exit status 1", "[1][ACL: invalid parameter]", "incomplete"]),
         ("nosummary", ["without a summary", "incomplete"]),
     ],
 )

@@ -116,6 +116,14 @@ REFUSALS = [
 ]
 
 
+def aipp_constants(text):
+    found = dict(re.findall(r"(\w+)\s*:\s*(\S+)", text))
+    return {
+        key: [float(found.get(f"{name}_{channel}", default)) for channel in range(3)]
+        for key, name, default in (("mean", "mean_chn", 0), ("min", "min_chn", 0), ("var", "var_reci_chn", 1))
+    }
+
+
 def fail(code, sentence):
     print("ATC run failed, Please check the detail log, Try 'atc --help' for more information")
     print(f"{code}: {sentence}")
@@ -144,20 +152,14 @@ def main(arguments):
         fail(code, LATER[code])
     pathlib.Path("fusion_result.json").write_text("[]")
     pathlib.Path("kernel_meta").mkdir()
-    ((name, dims),) = given.items()
+    ((_, dims),) = given.items()
     suffix = "_linux_x86_64.om" if os.environ.get("FAKE_ATC_HOST") else ".om"
-    pathlib.Path(options["output"] + suffix).write_text(
-        json.dumps(
-            {
-                "onnx": options["model"],
-                "name": name,
-                "shape": [int(d) for d in dims],
-                "aipp": aipp,
-                "gears": options.get("dynamic_batch_size", ""),
-                "soc_version": options["soc_version"],
-            }
-        )
-    )
+    om = {"onnx": options["model"], "batch": int(dims[0])}
+    if is_gears(options):
+        om = {"onnx": options["model"], "gears": [int(gear) for gear in gears(options)]}
+    if aipp:
+        om["aipp"] = aipp_constants(aipp)
+    pathlib.Path(options["output"] + suffix).write_text(json.dumps(om))
     print("...\nATC run success, welcome to the next use.")
 
 

@@ -1,0 +1,1 @@
+from aclruntime import InferSession as InferSession

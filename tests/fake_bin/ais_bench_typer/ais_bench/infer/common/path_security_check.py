@@ -1,0 +1,1 @@
+"""The module by which a front end with strict paths is known."""

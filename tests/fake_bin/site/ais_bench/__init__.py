@@ -1,1 +1,0 @@
-"""Stands in for Ascend's inference tool of this name; see __main__.py."""
