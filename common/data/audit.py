@@ -35,7 +35,7 @@ class Split(typing.NamedTuple):
     Attributes:
       name: "train", "val", or "" where the dataset root itself holds the class folders.
       classes: names of the class folders; None for a flat folder of images.
-      others: paths of files that are no images or lie outside class folders.
+      others: paths of files that are no images or lie outside class folders, and of folders that are not listed.
     """
 
     name: str
@@ -185,7 +185,7 @@ class Store:
         prefix = f"{name}/" if name else ""
         classes, files, _ = file_tree.class_names(folder)
         if name == "val" and os.path.isfile(os.path.join(self.root, "val_label.txt")):
-            images = [file for file in files if file.lower().endswith(decode.EXTENSIONS)]
+            images = [file for file in files if file_tree.is_image(file)]
             self._add(name, "", [prefix + image for image in images])
             others = sorted({*files} - {*images})
             return Split(name, None, [prefix + other for other in [*others, *(f"{folder}/" for folder in classes)]])

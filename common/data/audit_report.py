@@ -1,12 +1,13 @@
 """Findings about a dataset, from the results of common/data/audit.py."""
 
+import collections
 import itertools
 import os
 import statistics
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from common.data import labels
+from common.data import file_tree, labels
 from common.data.audit import Split, Store
 
 
@@ -36,21 +37,33 @@ def find(store: Store, splits: list[Split], max_imbalance: float) -> Iterator[Fi
       splits: from store.list_files.
       max_imbalance: largest allowed ratio of the sizes of the largest and the smallest class; 0: not checked.
     """
+    excluded: collections.Counter[str] = collections.Counter()  # images that decode, by folder of their class
     yield from _single_files(store)
-    yield from _copies(store)
+    for copy in _copies(store):
+        if copy.exclude:
+            excluded["/".join(copy.path.split("/")[: 1 if splits[0].name == "" else 2])] += 1
+        yield copy
     train = next((split for split in splits if split.name != "val"), None)
     val = next((split for split in splits if split.name == "val"), None)
     for split in splits:
-        for path in split.others:
-            yield Finding("ignored", path, "is not taken for an image of a class", is_note=True)
+        yield from map(_ignored, split.others)
     for split in splits:
         if split.classes is not None:
-            yield from _class_sizes(store, split, max_imbalance if split is train else 0)
+            yield from _class_sizes(store, split, max_imbalance if split is train else 0, excluded)
     train_classes = train.classes if train is not None else None
     if val is not None and val.classes is None:
         yield from _label_file(store, None if train_classes is None else len(train_classes))
     elif val is not None and val.classes is not None and train_classes is not None:
         yield from _class_names(train_classes, val.classes)
+
+
+def _ignored(path: str) -> Finding:
+    kind = file_tree.kind_ignored(path)
+    if kind == "hidden":
+        return Finding("ignored", path, "is hidden, or made by a system; never a class or an image", is_note=True)
+    if kind:
+        return Finding("unread", path, f"is a {kind} image, which is not read; convert it to JPEG or PNG")
+    return Finding("ignored", path, "is not taken for an image of a class", is_note=True)
 
 
 def class_sizes(store: Store, split: Split) -> dict[str, int]:
@@ -96,11 +109,14 @@ def _copies(store: Store) -> Iterator[Finding]:
             yield Finding("duplicate", path, f"equals {val[0][0]}")
 
 
-def _class_sizes(store: Store, split: Split, max_imbalance: float) -> Iterator[Finding]:
+def _class_sizes(store: Store, split: Split, max_imbalance: float, excluded: Mapping[str, int]) -> Iterator[Finding]:
     sizes, prefix = class_sizes(store, split), f"{split.name}/" if split.name else ""
     for name, size in sizes.items():
         if not size:
             yield Finding("empty class", prefix + name, "holds no image that decodes")
+        elif excluded.get(prefix + name) == size:
+            reason = f"the list leaves out all {size} images; take lines out of it, or remove the folder"
+            yield Finding("emptied class", prefix + name, reason)
     filled = sorted(((size, name) for name, size in sizes.items() if size), key=lambda item: item[0])
     if not max_imbalance or not filled:
         return
@@ -113,10 +129,13 @@ def _class_sizes(store: Store, split: Split, max_imbalance: float) -> Iterator[F
 
 
 def _class_names(train: list[str], val: list[str]) -> Iterator[Finding]:
-    for name in sorted({*val} - {*train}):
-        yield Finding("unknown class", f"val/{name}", "train/ has no such class")
-    for name in sorted({*train} - {*val}):
-        yield Finding("untested class", f"train/{name}", "val/ has no such class", is_note=True)
+    in_train, in_val = set(map(file_tree.nfc, train)), set(map(file_tree.nfc, val))
+    for name in val:
+        if file_tree.nfc(name) not in in_train:
+            yield Finding("unknown class", f"val/{name}", "train/ has no such class")
+    for name in train:
+        if file_tree.nfc(name) not in in_val:
+            yield Finding("untested class", f"train/{name}", "val/ has no such class", is_note=True)
 
 
 def _label_file(store: Store, num_classes: int | None) -> Iterator[Finding]:
@@ -135,4 +154,4 @@ def _label_file(store: Store, num_classes: int | None) -> Iterator[Finding]:
             reason = f"line {line.number}: label {line.label}, the classes are 0..{num_classes - 1}"
             yield Finding("label", name, reason)
     for image in sorted(images - {line.name for line in lines}):
-        yield Finding("unlabelled", f"val/{image}", f"is not in {name}", is_note=True)
+        yield Finding("unlabelled", f"val/{image}", f"is not in {name}")

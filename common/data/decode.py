@@ -9,8 +9,11 @@ from PIL import Image, ImageChops, ImageFile
 from common.errors import UserError
 from common.files import StrPath
 
-# The extensions of torchvision's ImageFolder; other files are ignored and counted.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# The extensions of torchvision's ImageFolder, and other names of JPEG files; other files are ignored and counted.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jfif", ".jpe")
+
+# Images in formats that not every build of PIL reads, or that may hold several images.
+UNREAD_EXTENSIONS = (".avif", ".heic", ".heif", ".gif", ".jp2", ".jxl", ".tga", ".psd", ".dng", ".exr", ".dcm")
 
 # Only these contents are decoded, whatever the extension: PIL would start Ghostscript for EPS.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")

@@ -8,9 +8,10 @@ import concurrent.futures
 import os
 import time
 import typing
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
-from common.data.decode import EXTENSIONS
+from common.data.decode import EXTENSIONS, UNREAD_EXTENSIONS
 from common.errors import UserError
 
 _THREADS = 8
@@ -18,6 +19,47 @@ _THREADS = 8
 # the listing leaves the time of its folder unchanged. A folder that changed this recently is listed again next time.
 _FRESH_NS = 2_000_000_000
 UNTRUSTED = -1
+# Names, in lower case, of what archivers, file managers, storage systems and Python leave in folders.
+_SYSTEM_NAMES = {
+    *("__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information"),
+    *("lost+found", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is neither class nor image: a leading dot, or a name of _SYSTEM_NAMES."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def kind_ignored(path: str) -> str:
+    """Kind of a file or folder that is not taken for an image: "hidden", the extension of an image, or empty."""
+    name = os.path.basename(path.rstrip("/"))
+    if is_hidden(name):
+        return "hidden"
+    extension = os.path.splitext(name)[1].lower()
+    return extension if extension in UNREAD_EXTENSIONS else ""
+
+
+def describe_ignored(kinds: Mapping[str, int]) -> str:
+    """The kinds of `kind_ignored` with their numbers, or an empty text where nothing is to be said about them."""
+    unread = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if kind.startswith("."))
+    texts = [f"{unread}, which are not read; convert them to JPEG or PNG"] if unread else []
+    return ", ".join(([f"{kinds['hidden']} hidden"] if kinds.get("hidden") else []) + texts)
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode's composed form: macOS stores decomposed names, most other systems what was typed."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def alike(name: str) -> str:
+    """What names have in common that differ in case, separators or Unicode form."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", name).casefold()))
 
 
 class ClassListing(typing.NamedTuple):
@@ -25,7 +67,7 @@ class ClassListing(typing.NamedTuple):
 
     Attributes:
       images: paths relative to the root, in the order of torchvision's ImageFolder: by folder, then by name.
-      others: paths of the files without an extension of images.
+      others: paths of what is not taken for an image; a hidden folder, which is not listed, ends with a slash.
       folders: {relative path: modification time in ns, or UNTRUSTED} of every folder that was listed.
     """
 
@@ -35,14 +77,17 @@ class ClassListing(typing.NamedTuple):
 
 
 def class_names(root: str) -> tuple[list[str], list[str], int]:
-    """(sorted names of the class folders of `root`, sorted names of its files, its modification time).
+    """(sorted names of the class folders of `root`, sorted names of all else in it, its modification time).
 
     Raises:
       UserError: it cannot be listed.
     """
     modified, entries = _modified_ns(os.stat(root)), _entries(root)
-    folders = {entry.name for entry in entries if entry.is_dir()}
-    return sorted(folders), sorted({entry.name for entry in entries} - folders), modified
+    folders = {entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)}
+    others = sorted(
+        f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if entry.name not in folders
+    )
+    return sorted(folders), others, modified
 
 
 def class_listings(root: str, names: Sequence[str]) -> Iterator[ClassListing]:
@@ -74,8 +119,11 @@ def _class_listing(root: str, name: str) -> ClassListing:
         images = by_folder[relative] = []
         for entry in _entries(path):
             if entry.is_dir():
-                pending.append((f"{relative}/{entry.name}", (*above, identity)))
-            elif entry.name.lower().endswith(EXTENSIONS):
+                if is_hidden(entry.name):
+                    listing.others.append(f"{relative}/{entry.name}/")
+                else:
+                    pending.append((f"{relative}/{entry.name}", (*above, identity)))
+            elif is_image(entry.name):
                 images.append(entry.name)
             else:
                 listing.others.append(f"{relative}/{entry.name}")

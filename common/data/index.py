@@ -4,11 +4,12 @@ Two layouts: one folder per class (`train/`, `val/`), or a flat `val/` beside `v
 The paths of all images are one block of bytes, memory-mapped from the cache and shared by all processes of a node.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from common.errors import UserError
 from common.files import StrPath
 
 _CHUNK = 1 << 16  # paths that are turned into Python objects at a time
+_RULES = 2  # raise it when other files count as classes or images: cached indexes of other rules are built again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,8 @@ class FolderIndex:
       root: folder that the paths are relative to.
       classes: sorted class names; empty for the flat layout.
       labels: int32 [N], positions in `classes`, or the numbers of val_label.txt.
-      ignored: number of files without an extension of images.
+      ignored: number of files and hidden folders that are not taken for images.
+      ignored_kinds: number of these by file_tree.kind_ignored, where it names one.
       excluded: number of images that --exclude left out.
       folder_fingerprint: fingerprint before --exclude; empty where nothing was left out.
     """
@@ -42,6 +45,7 @@ class FolderIndex:
     ignored: int
     _names: np.ndarray  # uint8, all relative paths, each followed by a zero
     _ends: np.ndarray  # int64 [N], position of the zero of each path
+    ignored_kinds: Mapping[str, int] = dataclasses.field(default_factory=dict)
     excluded: int = 0
     folder_fingerprint: str = ""
 
@@ -74,21 +78,34 @@ class FolderIndex:
         return digest.hexdigest()[:16]
 
     @property
+    def ignored_note(self) -> str:
+        """Text on what is not taken for an image, in parentheses; empty where there is nothing."""
+        kinds = file_tree.describe_ignored(self.ignored_kinds)
+        return f" ({self.ignored} other files ignored{': ' + kinds if kinds else ''})" if self.ignored else ""
+
+    @property
     def full_fingerprint(self) -> str:
         """The fingerprint before --exclude."""
         return self.folder_fingerprint or self.fingerprint
 
     def with_classes(self, classes: Sequence[str]) -> "FolderIndex":
-        """The same images with labels counted in `classes`, which contains every class of this index."""
-        position = {name: i for i, name in enumerate(classes)}
-        table = np.array([position[name] for name in self.classes], np.int32)
+        """The same images with labels counted in `classes`, which contains every class of this index.
+
+        Names are compared in Unicode's composed form.
+        """
+        position = {file_tree.nfc(name): i for i, name in enumerate(classes)}
+        table = np.array([position[file_tree.nfc(name)] for name in self.classes], np.int32)
         return dataclasses.replace(self, classes=tuple(classes), labels=table[self.labels])
 
     def without(self, names: Set[str]) -> "FolderIndex":
-        """The index without the images of these names; a class stays where it loses all images."""
+        """The index without the images of these names."""
         if not names:
             return self
-        keep = np.fromiter((name not in names for name in self.names()), bool, len(self))
+        if all(map(str.isascii, names)):
+            keep = np.fromiter((name not in names for name in self.names()), bool, len(self))
+        else:
+            names = set(map(file_tree.nfc, names))
+            keep = np.fromiter((file_tree.nfc(name) not in names for name in self.names()), bool, len(self))
         if keep.all():
             return self
         lengths = np.diff(self._ends, prepend=-1)
@@ -114,7 +131,8 @@ def load_folder(root: StrPath, flag: str = "--data") -> FolderIndex:
     index = _from_cache(root)
     if index is None:
         index, folders = _walk(root, flag)
-        header = dict(classes=index.classes, ignored=index.ignored, folders=folders, fingerprint=index.fingerprint)
+        header = dict(classes=index.classes, ignored=index.ignored, kinds=index.ignored_kinds, rules=_RULES)
+        header |= dict(folders=folders, fingerprint=index.fingerprint)
         cache.write(root, header, dict(ends=index._ends, labels=index.labels, names=index._names))
     return index
 
@@ -125,11 +143,10 @@ def _from_cache(root: str) -> FolderIndex | None:
     if stored is None:
         return None
     header, arrays = stored
-    if not file_tree.unchanged(root, header["folders"]):
+    if header.get("rules") != _RULES or not file_tree.unchanged(root, header["folders"]):
         return None
-    index = FolderIndex(
-        root, tuple(header["classes"]), arrays["labels"], header["ignored"], arrays["names"], arrays["ends"]
-    )
+    classes, ignored, kinds = tuple(header["classes"]), header["ignored"], header["kinds"]
+    index = FolderIndex(root, classes, arrays["labels"], ignored, arrays["names"], arrays["ends"], kinds)
     return index if index.fingerprint == header["fingerprint"] else None
 
 
@@ -144,37 +161,64 @@ def load_flat(folder: StrPath, label_file: StrPath, flag: str = "--data") -> Fol
     missing = [name for name in found if name not in present]
     if missing:
         raise UserError(f"{flag}: {len(missing)} images of {label_file} are not in {folder}, the first is {missing[0]}")
+    others = present - found.keys()
+    unlabeled = sorted(name for name in others if file_tree.is_image(name))
+    if unlabeled:
+        raise UserError(
+            f"{flag}: {label_file} has labels for {len(found)} of the {len(found) + len(unlabeled)} images in "
+            f"{folder}, and none for {', '.join(unlabeled[:3])}{' ...' if len(unlabeled) > 3 else ''}; add them, or "
+            "move these images elsewhere"
+        )
     names = "\0".join([*found, ""])
-    return _pack(os.path.abspath(folder), (), [names], list(found.values()), len(present) - len(found))
+    return _pack(os.path.abspath(folder), (), [names], list(found.values()), sorted(others))
 
 
 def _walk(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
     """Build the index; also {folder: modification time} of every folder that was listed."""
-    classes, files, modified_ns = file_tree.class_names(root)
+    classes, others, modified_ns = file_tree.class_names(root)
     if not classes:
         raise UserError(f"{flag}: {root} holds no class folders; expected one folder of images per class")
-    blocks, counts, ignored, folders = [], [], 0, {".": modified_ns}
+    _check_distinct(root, classes, flag)
+    blocks, counts, folders = [], [], {".": modified_ns}
     for name, listing in zip(classes, file_tree.class_listings(root, classes), strict=True):
         if not listing.images:
+            kinds = file_tree.describe_ignored(_count_kinds(listing.others))
             raise UserError(
                 f"{flag}: class folder {os.path.join(root, name)} holds no images "
-                f"({', '.join(EXTENSIONS)}); fill or remove it"
+                f"({', '.join(EXTENSIONS)}){' but ' + kinds if kinds else ''}; fill or remove it"
             )
         blocks.append("\0".join([*listing.images, ""]))
         counts.append(len(listing.images))
-        ignored += len(listing.others)
+        others += listing.others
         folders.update(listing.folders)
     targets = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return _pack(root, classes, blocks, targets, ignored), folders
+    return _pack(root, classes, blocks, targets, others), folders
+
+
+def _check_distinct(root: str, classes: Sequence[str], flag: str) -> None:
+    """Raise UserError for two class folders whose names look alike: they would be two classes of one name."""
+    first: dict[str, str] = {}
+    for name in classes:
+        if first.setdefault(file_tree.nfc(name), name) != name:
+            raise UserError(
+                f"{flag}: {root} holds two class folders {file_tree.nfc(name)}, in Unicode's composed and decomposed "
+                "form; merge them"
+            )
+
+
+def _count_kinds(others: Sequence[str]) -> dict[str, int]:
+    kinds = collections.Counter(map(file_tree.kind_ignored, others))
+    return {kind: count for kind, count in kinds.items() if kind}
 
 
 def _pack(
-    root: str, classes: Sequence[str], blocks: Sequence[str], targets: npt.ArrayLike, ignored: int
+    root: str, classes: Sequence[str], blocks: Sequence[str], targets: npt.ArrayLike, others: Sequence[str]
 ) -> FolderIndex:
     """An index of the names in `blocks`, each followed by a zero."""
     names = np.frombuffer(b"".join([os.fsencode(block) for block in blocks]), np.uint8)
     ends = np.flatnonzero(names == 0).astype(np.int64)
-    return FolderIndex(root, tuple(classes), np.asarray(targets, np.int32), ignored, names, ends)
+    labels = np.asarray(targets, np.int32)
+    return FolderIndex(root, tuple(classes), labels, len(others), names, ends, _count_kinds(others))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,22 +308,39 @@ def in_classes(
     Raises:
       UserError: a class that `classes` does not have.
     """
-    unknown = sorted(set(index.classes) - set(classes))
+    known = set(map(file_tree.nfc, classes))
+    unknown = sorted(name for name in index.classes if file_tree.nfc(name) not in known)
     if unknown:
+        alike = {file_tree.alike(name): name for name in classes}
+        shown = [f"{name}{_similar(alike.get(file_tree.alike(name)), of)}" for name in unknown[:5]]
         raise UserError(
-            f"{flag}: {where} has class folders that {of} lacks: {', '.join(unknown[:5])}"
-            f"{' ...' if len(unknown) > 5 else ''}; move or remove them"
+            f"{flag}: {where} has class folders that {of} lacks: {', '.join(shown)}"
+            f"{' ...' if len(unknown) > 5 else ''}; move, rename or remove them"
         )
     return index.with_classes(classes)
+
+
+def _similar(name: str | None, of: str) -> str:
+    return f" ({of} has {name})" if name else ""
 
 
 def apply_exclude_list(index: FolderIndex, paths: Set[str], is_dataset_root: bool = False) -> FolderIndex:
     """The index without the images of an exclude list (see exclude.within).
 
     Raises:
-      UserError: the list holds all images.
+      UserError: the list holds all images, or all of a class.
     """
     left = index.without(exclude.within(paths, index.root, is_dataset_root))
     if not len(left):
         raise UserError(f"--exclude: it names all {len(index)} images of {index.root}")
+    if left.excluded:
+        before, after = np.bincount(index.labels), np.bincount(left.labels, minlength=int(index.labels.max()) + 1)
+        emptied = np.flatnonzero((before > 0) & (after == 0))
+        if len(emptied):
+            first, more = int(emptied[0]), f" and {len(emptied) - 1} more" if len(emptied) > 1 else ""
+            raise UserError(
+                f"--exclude: it names all {before[first]} images of class "
+                f"{index.classes[first] if index.classes else first}{more} in {index.root}; keep some of them, or "
+                "remove the class folder"
+            )
     return left

@@ -14,6 +14,7 @@ import numpy as np
 
 from common import cli, parallel
 from common.data import labels
+from common.data.file_tree import is_hidden
 from common.deploy import file_names
 from common.errors import UserError
 from common.evaluation import metrics_json
@@ -138,7 +139,8 @@ def find_results(argument: str) -> dict[str, str]:
 def _result_files(folder: pathlib.Path) -> list[str]:
     # Plain strings: pathlib would create 50,000 objects and take half a second.
     with os.scandir(folder) as entries:
-        return sorted(entry.path for entry in entries if entry.name[-4:].lower() in SUFFIXES)
+        found = [entry for entry in entries if entry.name[-4:].lower() in SUFFIXES]
+        return sorted(entry.path for entry in found if not is_hidden(entry.name))
 
 
 def _check_not_stale(folders: Sequence[pathlib.Path], paths: Sequence[str]) -> None:

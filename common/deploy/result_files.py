@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from common import cli
+from common.data.file_tree import is_hidden
 from common.deploy import file_names
 from common.errors import UserError
 from common.files import make_folders, write_atomic
@@ -67,7 +68,8 @@ def list_inputs(argument: str) -> list[pathlib.Path]:
     files = [pathlib.Path(part) for part in argument.split(",") if part]
     if len(files) == 1 and files[0].is_dir():
         (folder,) = files
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith((".bin", ".npy")))
+        found = [entry.name for entry in os.scandir(folder) if not is_hidden(entry.name)]
+        names = sorted(name for name in found if name.lower().endswith((".bin", ".npy")))
         files = [folder / name for name in sorted(names, key=natural_key)]
         if not files:
             raise UserError(f"--input: {folder} has no .bin or .npy files; make them with preprocess.py")

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from common import cli, run_folder
-from common.data import decode
+from common.data import decode, file_tree
 from common.errors import UserError
 from common.spec import ModelSpec
 from common.weights.load import load_model
@@ -37,15 +37,13 @@ def list_images(path: str) -> list[str]:
         return [path]
     if not os.path.isdir(path):
         raise UserError(f"IMAGE: {path} is no file or folder")
-    found = sorted(
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(decode.EXTENSIONS)
-    )
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not file_tree.is_hidden(name)]
+        found += [os.path.join(folder, name) for name in names if file_tree.is_image(name)]
     if not found:
         raise UserError(f"IMAGE: {path} holds no images ({', '.join(decode.EXTENSIONS)})")
-    return found
+    return sorted(found)
 
 
 class Predictor:

@@ -275,12 +275,12 @@ def _headline(trainer: "Trainer", device: "Device") -> str:
     setup, step, state = trainer.setup, trainer.train_step, trainer.state
     plan, splits = setup.plan, setup.splits
     start = f", resumed at epoch {state.epoch + 1} step {state.step}" if setup.state else ""
-    ignored = f" ({splits.train.ignored} other files ignored)" if splits.train.ignored else ""
-    val = "" if splits.val is None else f", {len(splits.val)} for validation"
+    val = "" if splits.val is None else f", {len(splits.val)} for validation{splits.val.ignored_note}"
     left_out = splits.train.excluded + (0 if splits.val is None else splits.val.excluded)
     val += f", {left_out} left out by --exclude" if setup.config.exclude else ""
+    train = f"{len(splits.train)} images{splits.train.ignored_note} in {len(splits.classes)} classes"
     return (
-        f"{setup.spec.name}: {len(splits.train)} images{ignored} in {len(splits.classes)} classes{val}; "
+        f"{setup.spec.name}: {train}{val}; "
         f"{trainer.group.world.size} rank(s) on {device.describe()}, {step.memory_format}, "
         f"amp {step.amp_type or 'off'}; "
         f"{plan.steps_per_epoch} steps of {plan.global_batch_size} images "

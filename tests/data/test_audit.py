@@ -153,6 +153,49 @@ def test_a_clean_dataset_gives_an_empty_list_and_notes_do_not_count(data):
     assert checked(data)[0] == 0
 
 
+def test_copies_that_systems_leave_behind_are_ignored_and_unread_images_are_found(data):
+    (data / "train" / ".ipynb_checkpoints").mkdir()
+    (data / "train" / "ant" / "@eaDir").mkdir()
+    for folder in ("train/.ipynb_checkpoints", "train/ant/@eaDir"):
+        for path in (data / "train" / "ant").glob("*.jpg"):
+            shutil.copy(path, data / folder)
+    shutil.copy(data / "train" / "ant" / "0000.jpg", data / "train" / "ant" / "._0000.jpg")
+    reason = "ignored: is hidden, or made by a system; never a class or an image"
+    notes = {"train/.ipynb_checkpoints/": reason, "train/ant/@eaDir/": reason, "train/ant/._0000.jpg": reason}
+    assert checked(data) == (0, {}, notes)
+    (data / "val" / "ant" / "x.heic").write_bytes(b"x")
+    status, entries, comments = checked(data)
+    assert status == 1 and not entries
+    assert comments["val/ant/x.heic"] == "unread: is a .heic image, which is not read; convert it to JPEG or PNG"
+
+
+def test_of_equal_files_with_one_label_one_stays(data):
+    for number in range(20):  # every image of the class twice
+        shutil.copy(data / "train" / "ant" / f"{number:04d}.jpg", data / "train" / "ant" / f"copy {number}.jpg")
+    status, entries, comments = checked(data)
+    assert status == 1 and not comments
+    assert entries == {f"train/ant/copy {k}.jpg": f"duplicate: equals train/ant/{k:04d}.jpg" for k in range(20)}
+    left = index.load_splits(str(data), excluded=exclude.read("exclude.txt")).train
+    assert left.labels.tolist() == [0] * 20 + [1] * 20 + [2] * 20
+
+
+def test_a_list_that_empties_a_class_is_found_and_refused(data):
+    shutil.copytree(data / "train" / "ant", data / "train" / "ant copy")  # every image in two classes
+    status, entries, comments = checked(data)
+    assert status == 1 and len(entries) == 40
+    reason = "emptied class: the list leaves out all 20 images; take lines out of it, or remove the folder"
+    assert (
+        comments["train/ant"] == reason and f"# train/ant copy\t{reason}\n" in pathlib.Path("exclude.txt").read_text()
+    )
+    with pytest.raises(UserError) as error:
+        index.load_splits(str(data), excluded=exclude.read("exclude.txt"))
+    assert str(error.value).startswith("--exclude: it names all 20 images of class ant and 1 more in ")
+    checked(data / "train")
+    with pytest.raises(UserError, match="--exclude: it names all 20 images of class ant and 1 more in "):
+        train = index.load_folder(data / "train")
+        index.apply_exclude_list(train, exclude.read("exclude.txt"), is_dataset_root=True)
+
+
 def test_classes_of_very_different_size(data):
     for number in range(2, 20):
         (data / "train" / "bee" / f"{number:04d}.jpg").unlink()

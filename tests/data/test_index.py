@@ -30,6 +30,94 @@ def test_nested_folders_and_foreign_files(tmp_path, images):
     assert ours.ignored == 1
 
 
+# What macOS, Windows, Synology and QNAP systems, Jupyter and Python leave beside images.
+LEFT_BEHIND = (
+    "train/.ipynb_checkpoints/0000-checkpoint.jpg",
+    "train/ant/.ipynb_checkpoints/0000-checkpoint.jpg",
+    "train/ant/@eaDir/0000.jpg/SYNOPHOTO_THUMB_M.jpg",
+    "train/__MACOSX/ant/._0000.jpg",
+    "train/ant/._0000.jpg",
+    "train/ant/.0000.jpg.swp.jpg",
+    "train/ant/Thumbs.db",
+    "train/ant/desktop.ini",
+    "train/#recycle/old.jpg",
+    "train/@Recycle/old.jpg",
+    "train/$RECYCLE.BIN/old.jpg",
+    "train/lost+found/old.jpg",
+    "train/bee/__pycache__/x.jpg",
+    "train/.DS_Store",
+)
+
+
+def leave_behind(data):
+    """Copies of an image under every name of LEFT_BEHIND."""
+    for name in LEFT_BEHIND:
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / "train" / "ant" / "0000.jpg", data / name)
+
+
+def test_what_systems_leave_behind_is_neither_class_nor_image(tmp_path, images):
+    shutil.copytree(images, tmp_path / "data")
+    before = index.load_folder(tmp_path / "data" / "train")
+    leave_behind(tmp_path / "data")
+    after = index.load_folder(tmp_path / "data" / "train")
+    assert after.classes == ("ant", "bee", "cat") and after.fingerprint == before.fingerprint
+    assert after.ignored == len(LEFT_BEHIND) and before.ignored == 0  # a hidden folder counts once
+    assert after.ignored_note == " (14 other files ignored: 14 hidden)" and before.ignored_note == ""
+    assert index.load_folder(tmp_path / "data" / "train").ignored_note == after.ignored_note  # from the cache
+
+
+def test_images_that_are_not_read_are_named_and_jfif_is_a_jpeg(tmp_path, images):
+    shutil.copytree(images / "train", tmp_path / "train")
+    for name in ("a.heic", "b.HEIC", "c.avif", "d.txt"):
+        (tmp_path / "train" / "ant" / name).write_bytes(b"x")
+    shutil.copy(tmp_path / "train" / "bee" / "0000.jpg", tmp_path / "train" / "ant" / "e.jfif")
+    found = index.load_folder(tmp_path / "train")
+    assert len(found) == 61 and "ant/e.jfif" in list(found.names())
+    assert found.ignored_note == (
+        " (4 other files ignored: 1 .avif, 2 .heic, which are not read; convert them to JPEG or PNG)"
+    )
+    for path in (tmp_path / "train" / "ant").glob("*.j*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"holds no images \(.*\) but 1 .avif, 2 .heic, which are not read; convert"):
+        index.load_folder(tmp_path / "train")
+
+
+def test_a_cached_index_of_other_rules_is_built_again(root, walks, monkeypatch):
+    index.load_folder(root)
+    monkeypatch.setattr(index, "_RULES", index._RULES + 1)
+    index.load_folder(root)
+    index.load_folder(root)
+    assert len(walks) == 2
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize("forms", [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_unicode_forms_of_a_class_name_are_one_class(tmp_path, images, forms):
+    shutil.copytree(images, tmp_path / "data")
+    for split, name in zip(("train", "val"), forms, strict=True):
+        (tmp_path / "data" / split / "bee").rename(tmp_path / "data" / split / name)
+    splits = index.load_splits(str(tmp_path / "data"))
+    assert splits.val.classes == splits.train.classes == ("ant", forms[0], "cat")
+    assert splits.val.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
+    listed = frozenset([f"val/{forms[0]}/0000.jpg"])  # a list that was written on the other system
+    assert index.apply_exclude_list(splits.val, listed).excluded == 1
+    (tmp_path / "data" / "train" / forms[1]).mkdir()
+    with pytest.raises(UserError, match="holds two class folders .*, in Unicode's composed and decomposed form; merge"):
+        index.load_splits(str(tmp_path / "data"))
+
+
+def test_a_class_that_train_has_in_another_spelling_is_named(tmp_path, images):
+    shutil.copytree(images, tmp_path / "data")
+    (tmp_path / "data" / "val" / "bee").rename(tmp_path / "data" / "val" / "Bee ")
+    with pytest.raises(
+        UserError, match=r"val/ has class folders that train/ lacks: Bee  \(train/ has bee\); move, rename"
+    ):
+        index.load_splits(str(tmp_path / "data"))
+
+
 def aged(root):
     """Make the folders of a tree old enough for their stamps to be trusted; returns the tree."""
     for folder, _, _ in os.walk(root):
@@ -161,10 +249,11 @@ def test_the_flat_layout(tmp_path, images):
     (tmp_path / "val").mkdir()
     for label, name in enumerate(("ant", "bee", "cat")):
         shutil.copy(images / "val" / name / "0000.jpg", tmp_path / "val" / f"x {label}.JPEG")
-    (tmp_path / "val_label.txt").write_text("x 2.JPEG 2\nx 0.JPEG 0\n\n")
+    (tmp_path / "val" / "readme.txt").write_text("")
+    (tmp_path / "val_label.txt").write_text("x 2.JPEG 2\nx 1.JPEG 1\nx 0.JPEG 0\n\n")
     val = index.load_splits(str(tmp_path)).val
-    assert [val.name(i) for i in range(len(val))] == ["x 2.JPEG", "x 0.JPEG"] and val.labels.tolist() == [2, 0]
-    assert val.ignored == 1
+    assert [val.name(i) for i in range(len(val))] == ["x 2.JPEG", "x 1.JPEG", "x 0.JPEG"]
+    assert val.labels.tolist() == [2, 1, 0] and val.ignored == 1
 
 
 @pytest.mark.parametrize(
@@ -184,6 +273,21 @@ def test_mistakes_in_a_label_file_are_named(tmp_path, images, line, message):
     with pytest.raises(UserError) as error:
         index.load_val(str(tmp_path), ("ant", "bee", "cat"))
     assert message in str(error.value)
+
+
+def test_images_without_a_label_are_not_left_out_silently(tmp_path, images):
+    (tmp_path / "val").mkdir()
+    for k in range(7):
+        shutil.copy(images / "val" / "ant" / f"{k:04d}.jpg", tmp_path / "val")
+    shutil.copy(images / "val" / "ant" / "0000.jpg", tmp_path / "val" / "._0000.jpg")  # hidden: needs no label
+    lines = [f"{k:04d}.jpg 0" for k in range(7)]
+    (tmp_path / "val_label.txt").write_text("\n".join(lines))
+    assert len(index.load_val(str(tmp_path), ("ant",))) == 7
+    (tmp_path / "val_label.txt").write_text("\n".join(lines[:3]))
+    with pytest.raises(UserError) as error:
+        index.load_val(str(tmp_path), ("ant",))
+    assert "val_label.txt has labels for 3 of the 7 images in " in str(error.value)
+    assert "and none for 0003.jpg, 0004.jpg, 0005.jpg ...; add them, or move these images" in str(error.value)
 
 
 def test_an_empty_split_is_not_taken_for_none(images):
