@@ -79,9 +79,8 @@ class FolderIndex:
 
     @property
     def ignored_note(self) -> str:
-        """Text on what is not taken for an image, in parentheses; empty where there is nothing."""
-        kinds = file_tree.describe_ignored(self.ignored_kinds)
-        return f" ({self.ignored} other files ignored{': ' + kinds if kinds else ''})" if self.ignored else ""
+        """How much is not taken for an image, in parentheses, or an empty text."""
+        return f" ({self.ignored} other files ignored)" if self.ignored else ""
 
     @property
     def full_fingerprint(self) -> str:

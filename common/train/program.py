@@ -197,6 +197,8 @@ class TrainProgram:
             trainer = Trainer(setup, group, logger)
             try:
                 logger.info(_headline(trainer, group.device))
+                for note in run_setup.notes(setup):
+                    logger.info(note)
                 with translate_worker_failures():
                     trainer.fit()
             finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 from common import cli, run_folder
 from common.config import TrainConfig
-from common.data import index, sampling
+from common.data import file_tree, index, sampling
 from common.errors import UserError
 from common.spec import ModelSpec
 
@@ -176,6 +176,27 @@ def step_plan(
             f"--batch-size: {config.batch_size} leaves one image per micro-batch; batch norm needs at least 2"
         )
     return plan
+
+
+def notes(setup: RunSetup) -> list[str]:
+    """One line for each thing in a run that is allowed and may not be meant; printed below its first line."""
+    splits, plan, found = setup.splits, setup.plan, []
+    for index_ in (splits.train, splits.val):
+        kinds = file_tree.describe_ignored(index_.ignored_kinds) if index_ is not None else ""
+        if index_ is not None and kinds:
+            found.append(f"note: ignored in {index_.root}: {kinds}")
+    outputs, folders = setup.build_options["num_classes"], len(splits.classes)
+    if outputs > folders and setup.state is None:
+        found.append(
+            f"note: --num-classes is {outputs}, but {splits.train.root} has {folders} class folders: "
+            f"{outputs - folders} outputs have no images; give --num-classes={folders} to train one output per folder"
+        )
+    if left := plan.num_images % plan.global_batch_size:
+        found.append(
+            f"note: an epoch takes {plan.num_images - left} of the {plan.num_images} images; the {left} that do not "
+            f"fill a step of {plan.global_batch_size} are dropped, others in every epoch"
+        )
+    return found
 
 
 def refuse_used_folder(folder: str) -> None:

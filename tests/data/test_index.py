@@ -9,7 +9,7 @@ import pytest
 import torchvision
 from support import ROOT
 
-from common.data import index
+from common.data import file_tree, index
 from common.errors import UserError
 
 
@@ -63,8 +63,8 @@ def test_what_systems_leave_behind_is_neither_class_nor_image(tmp_path, images):
     after = index.load_folder(tmp_path / "data" / "train")
     assert after.classes == ("ant", "bee", "cat") and after.fingerprint == before.fingerprint
     assert after.ignored == len(LEFT_BEHIND) and before.ignored == 0  # a hidden folder counts once
-    assert after.ignored_note == " (14 other files ignored: 14 hidden)" and before.ignored_note == ""
-    assert index.load_folder(tmp_path / "data" / "train").ignored_note == after.ignored_note  # from the cache
+    assert after.ignored_kinds == {"hidden": len(LEFT_BEHIND)} and before.ignored_kinds == {}
+    assert index.load_folder(tmp_path / "data" / "train").ignored_kinds == after.ignored_kinds  # from the cache
 
 
 def test_images_that_are_not_read_are_named_and_jfif_is_a_jpeg(tmp_path, images):
@@ -74,8 +74,8 @@ def test_images_that_are_not_read_are_named_and_jfif_is_a_jpeg(tmp_path, images)
     shutil.copy(tmp_path / "train" / "bee" / "0000.jpg", tmp_path / "train" / "ant" / "e.jfif")
     found = index.load_folder(tmp_path / "train")
     assert len(found) == 61 and "ant/e.jfif" in list(found.names())
-    assert found.ignored_note == (
-        " (4 other files ignored: 1 .avif, 2 .heic, which are not read; convert them to JPEG or PNG)"
+    assert found.ignored == 4 and file_tree.describe_ignored(found.ignored_kinds) == (
+        "1 .avif, 2 .heic, which are not read; convert them to JPEG or PNG"
     )
     for path in (tmp_path / "train" / "ant").glob("*.j*"):
         path.unlink()

@@ -154,6 +154,10 @@ def test_two_ranks_through_the_ascend_script(home):
     lines = done.stdout.splitlines()
     assert lines[0] == "lr_decay_mode: 'liner' is read as 'linear'"
     assert "2 rank(s) on cpu" in lines[1]
+    assert [line.replace(str(home), "home") for line in lines if line.startswith("note: ")] == [
+        "note: --num-classes is 1000, but home/data/train has 2 class folders: 998 outputs have no images; "
+        "give --num-classes=2 to train one output per folder"
+    ]
     assert any(line.startswith("epoch: 1 step: 2, loss is ") for line in lines)
     result = next(line for line in lines if line.startswith("result: "))
     assert re.fullmatch(r"result: \{'Loss': \d.*, 'Top_1_Acc': 0\.\d+, 'Top_5_Acc': (0\.\d+|1\.0)\}", result)

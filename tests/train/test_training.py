@@ -187,6 +187,30 @@ OPTIONS = {
 }
 
 
+def notes_of(images, *options):
+    """Notes of a run on the 60 training images in 3 classes."""
+    root = images / "train"
+    found = run_setup.notes(PROGRAM.prepare(*PROGRAM.parse(["--data", str(images), *options])))
+    return [note.replace(str(root), "train") for note in found]
+
+
+def test_outputs_without_images_and_dropped_images_are_noted(images, tmp_path):
+    assert notes_of(images, "-b", "20") == notes_of(images, "-b", "20", "-p", "3") == []
+    assert notes_of(images, "-b", "16") == [
+        "note: an epoch takes 48 of the 60 images; the 12 that do not fill a step of 16 are dropped, "
+        "others in every epoch"
+    ]
+    assert notes_of(images, "-b", "20", "-p", "5") == [
+        "note: --num-classes is 5, but train has 3 class folders: 2 outputs have no images; "
+        "give --num-classes=3 to train one output per folder"
+    ]
+    shutil.copytree(images, tmp_path / "data")
+    (tmp_path / "data" / "val" / "ant" / "x.heic").write_bytes(b"")
+    assert notes_of(tmp_path / "data", "-b", "20") == [
+        f"note: ignored in {tmp_path}/data/val: 1 .heic, which are not read; convert them to JPEG or PNG"
+    ]
+
+
 @pytest.fixture(scope="module")
 def in_process(images, tmp_path_factory):
     """train(options) -> final state; runs in this process, for speed."""
