@@ -15,6 +15,7 @@ import numpy as np
 
 from common import cli
 from common.deploy import atc, file_names, front_end, result_files
+from common.device import cann_failure
 from common.errors import RunError, UserError
 
 # Lines that ais_bench prints.
@@ -85,7 +86,7 @@ def run(config: AisBenchConfig) -> float:
     status, output = _run_streaming(command)
     if status != 0:
         incomplete = f"; {folder} is incomplete, remove it" if folder else ""
-        raise RunError(f"ais_bench: exit status {status}, {_error_line(output)}{incomplete}")
+        raise RunError(f"ais_bench: exit status {status}, {cann_failure.explain(output)}{incomplete}")
     _check_batching(output, batch)
     summaries = _read_summaries(folder, summary) if folder and summary else []
     if files and folder:
@@ -224,14 +225,7 @@ def _throughput(output: str, summaries: list[dict[str, Any]]) -> float:
         return sum(float(summary["throughput"]) for summary in summaries)
     if line:
         return float(line[1])
-    raise RunError(f"ais_bench: printed no throughput; its last line is {_error_line(output)}")
-
-
-def _error_line(output: str) -> str:
-    """The last line that names an error, else the last line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing was printed"]
-    errors = [line for line in lines if re.search(r"Error\b|\[ERROR\]", line, re.IGNORECASE)]
-    return (errors or lines)[-1]
+    raise RunError(f"ais_bench: printed no throughput; {cann_failure.explain(output)}")
 
 
 def sweep(config: AisBenchConfig) -> str:

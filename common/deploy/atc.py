@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from common import cli
 from common.deploy import file_names
-from common.device import npu_smi
+from common.device import cann_failure, npu_smi
 from common.errors import RunError, UserError
 from common.evaluation import aipp, onnx_metadata
 from common.files import write_atomic
@@ -28,19 +28,6 @@ PRECISION_MODES_V2 = "fp16 origin cube_fp16in_fp32out mixed_float16 mixed_bfloat
 OUTPUT_TYPES = ("FP32", "FP16", "UINT8", "INT8")
 OPSETS = (9, 18)  # first and last that atc parses, over all versions of CANN
 NUM_DYNAMIC_BATCHES = (2, 100)  # fewest and most batch sizes of one --dynamic_batch_size
-ERROR_CODE = re.compile(r"\b(E[A-Z]?\d{4,5})\b\s*[:\]]?\s*(.*)")
-_UNKNOWN_OPSET = "an operator set this CANN has no tables for; export with --opset 11"
-_MISSING_PACKAGES = (
-    "atc's Python packages are missing; pip install decorator sympy cffi protobuf attrs pyyaml scipy psutil"
-)
-REMEDIES = {
-    "E16002": _UNKNOWN_OPSET,
-    "E19010": _UNKNOWN_OPSET,
-    "EZ3003": "no kernel for this chip; since CANN 8.5 the chip's ops package must be installed too",
-    "E10501": "an operator this CANN does not know; export with --opset 11",
-    "E40000": _MISSING_PACKAGES,
-    "E40020": _MISSING_PACKAGES,
-}
 INSTALL_CANN = (
     "install the CANN toolkit and source its environment, /usr/local/Ascend/ascend-toolkit/set_env.sh or "
     "from CANN 8.5 on /usr/local/Ascend/cann/set_env.sh; --dry-run prints the command without it"
@@ -308,17 +295,6 @@ def _run_atc(command: list[str], target: pathlib.Path) -> pathlib.Path:
 
 
 def _failure(status: int, output: str) -> str:
-    """One line with atc's exit status, its error code and message, a remedy, and the place of its log."""
-    found = next(filter(None, map(ERROR_CODE.search, output.splitlines())), None)
-    if found:
-        code, message = found.groups()
-        reason, remedy = f"{code}: {message.strip()}", REMEDIES.get(code, "")
-    else:
-        reason, remedy = (output.strip().splitlines() or ["nothing"])[-1], ""
-    if "libascend_hal.so" in output:
-        remedy = (
-            "this machine has no NPU driver, put CANN's devlib folder in LD_LIBRARY_PATH "
-            "(/usr/local/Ascend/cann/<arch>-linux/devlib)"
-        )
+    """One line with atc's exit status, the cause, a remedy, and the place of its log."""
     log = pathlib.Path.home() / "ascend" / "log" / "debug" / "plog"
-    return f"atc: exit status {status}, {'; '.join(filter(None, (reason, remedy)))}; its log is in {log}"
+    return f"atc: exit status {status}, {cann_failure.explain(output, is_converter=True)}; its log is in {log}"

@@ -16,8 +16,10 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 
 from common.deploy import file_names
+from common.device import cann_failure
+from common.device.cann_failure import INSTALL_AIS_BENCH
 from common.errors import UserError
-from common.evaluation.engines import INSTALL_AIS_BENCH, require_ais_bench
+from common.evaluation.engines import require_ais_bench
 
 MAX_FILES = 100_000  # in an input folder
 MAX_LISTED_FILES = 1024  # separated by commas
@@ -149,8 +151,8 @@ def installed() -> FrontEnd:
     )
     options = help_options(done.stdout)
     if done.returncode != 0 or "--model" not in options:
-        reason = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()[-1]
-        raise UserError(f"ais_bench: installed, but it does not start: {reason.strip()}; {INSTALL_AIS_BENCH}")
+        reason = cann_failure.explain(done.stderr or done.stdout)
+        raise UserError(f"ais_bench: installed, but it does not start: {reason}")
     package = importlib.util.find_spec("ais_bench")
     assert package is not None  # require_ais_bench
     return FrontEnd(options, _has_path_checks(package.submodule_search_locations or ()))

@@ -5,6 +5,14 @@ import pathlib
 import subprocess
 
 _FIND_CANN = pathlib.Path(__file__).with_name("find_cann.sh")
+INSTALL_DRIVER = (
+    "install the driver, or mount /usr/local/Ascend/driver into the container and add its lib64/driver to "
+    "LD_LIBRARY_PATH"
+)
+USE_DEVLIB = (  # atc needs no driver
+    "this machine has no NPU driver, put CANN's devlib folder in LD_LIBRARY_PATH "
+    "(/usr/local/Ascend/cann/<arch>-linux/devlib)"
+)
 _CONNECT_TIMEOUT_S = (120, 7200)  # what HCCL_CONNECT_TIMEOUT accepts; HCCL's default is 120
 
 

@@ -72,10 +72,7 @@ def why_import_failed(error: Exception) -> str:
         )
     library = re.match(r"(lib[\w.+-]*\.so[\w.]*): cannot open shared object file", text)
     if library and library[1] in _DRIVER_LIBRARIES:
-        return (
-            f"torch_npu cannot be imported: the Ascend driver's {library[1]} is not found; install the driver, or "
-            "mount /usr/local/Ascend/driver into the container and add its lib64/driver to LD_LIBRARY_PATH"
-        )
+        return f"torch_npu cannot be imported: the Ascend driver's {library[1]} is not found; {cann.INSTALL_DRIVER}"
     if library:
         return f"torch_npu cannot be imported: CANN's {library[1]} is not found; {cann.how_to_source()}"
     if "undefined symbol" in text:

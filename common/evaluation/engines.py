@@ -3,17 +3,23 @@
 Importing this module imports neither. Legend: N batch, C channel, H W pixel, K column of the logits.
 """
 
+import ctypes
 import functools
 import importlib.util
+import os
 import pathlib
+import sys
+import tempfile
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from common.data.transforms import normalize_into
-from common.errors import UserError
+from common.device import cann_failure
+from common.device.cann_failure import INSTALL_AIS_BENCH
+from common.errors import RunError, UserError
 from common.evaluation import onnx_metadata
 from common.evaluation.aipp import AippEmulator
 from common.evaluation.onnx_metadata import OnnxMetadata
@@ -29,11 +35,6 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
 }
 INPUT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
-INSTALL_AIS_BENCH = (
-    "install the aclruntime and ais_bench 0.0.2 wheels from "
-    "https://aisbench.obs.myhuaweicloud.com/packet/ais_bench_infer/0.0.2/ and source CANN's set_env.sh; "
-    "tools/run_onnx.py does the same on any machine"
-)
 
 
 class Engine(typing.Protocol):
@@ -124,12 +125,23 @@ class OmEngine:
     """An OM file on an Ascend NPU, through ais_bench's InferSession.
 
     Raises:
-      UserError: ais_bench or aclruntime is not installed, or the input is of another type.
+      UserError: ais_bench or aclruntime is not installed or does not load, there is no such device, or the file is
+        damaged, of dynamic batch size, or takes input of another type.
     """
 
     def __init__(self, path: pathlib.Path, device_id: int = 0) -> None:
-        self._session = session_class()(device_id, str(path))
+        self._path, session = path, session_class()
+        try:
+            # Versions since 2024 refuse links.
+            self._session = _with_reason(lambda: session(device_id, str(path.resolve())))
+        except RunError as error:
+            raise UserError(f"--model: {path} on device {device_id}: {error}") from error
         image = self._session.get_inputs()[0]
+        if min(image.shape) < 1:
+            raise UserError(
+                f"--model: {path} has the input shape {list(image.shape)}; expected a fixed batch size (for "
+                "others: tools/run_ais_bench.py --dym-batch)"
+            )
         item_size = image.realsize / int(np.prod(image.shape))
         dtypes = {1: "uint8", 2: "float16", 4: "float32"}
         if item_size not in dtypes:
@@ -145,7 +157,43 @@ class OmEngine:
 
     def run(self, images: np.ndarray) -> np.ndarray:
         # InferSession passes on the bare address: a strided view would give wrong logits without an error.
-        return np.asarray(self._session.infer([np.ascontiguousarray(images, self.dtype)])[0])
+        batch = np.ascontiguousarray(images, self.dtype)
+        try:
+            return np.asarray(_with_reason(lambda: self._session.infer([batch]))[0])
+        except RunError as error:
+            raise RunError(f"{self._path}: {error}") from error
+
+
+Result = typing.TypeVar("Result")
+
+
+def _with_reason(call: Callable[[], Result]) -> Result:
+    """Call a function of aclruntime, which prints the reason of its errors and raises little more than a number.
+
+    Raises:
+      RunError: what it printed, and a remedy.
+    """
+    flush_c_output = ctypes.CDLL(None).fflush
+    with tempfile.TemporaryFile() as printed:
+        sys.stdout.flush()
+        stdout = os.dup(1)
+        os.dup2(printed.fileno(), 1)
+        failure: Exception | None = None
+        try:
+            result = call()
+        except Exception as error:  # noqa: BLE001  of any type, by version
+            failure = error
+        finally:
+            sys.stdout.flush()
+            flush_c_output(None)
+            os.dup2(stdout, 1)
+            os.close(stdout)
+        printed.seek(0)
+        output = printed.read().decode(errors="replace")
+    if failure is not None:
+        raise RunError(cann_failure.explain(f"{output}\n{type(failure).__name__}: {failure}")) from failure
+    print(output, end="", flush=True)
+    return result
 
 
 def require_ais_bench() -> None:
@@ -171,7 +219,8 @@ def session_class() -> Any:
     try:
         from ais_bench.infer.interface import InferSession
     except ImportError as error:
-        raise UserError(f"ais_bench: installed, but it does not start: {error}; {INSTALL_AIS_BENCH}") from error
+        reason = cann_failure.explain(str(error))
+        raise UserError(f"ais_bench: installed, but it does not start: {reason}") from error
     return InferSession
 
 

@@ -209,6 +209,8 @@ def test_file_that_is_no_onnx(work, fake_tools):
         ("EZ3003", "ops package"),
         ("E10501", "--opset 11"),
         ("E40000", "pip install"),
+        ("E40024", "pip install decorator"),
+        ("E89999", "E89999: op[Conv_0], runParams is null.; its log"),
     ],
 )
 def test_atcs_own_failure_is_passed_on(code, hint, work, fake_tools):

@@ -25,6 +25,10 @@ LATER = {  # what only fails inside the compiler
     "EZ3003": "No supported Ops kernel and engine are found for [Conv_0], optype [Conv2D].",
     "E10501": "IR for Op [Foo_1] optype [Foo], is not registered.",
     "E40000": "Failed to import the Python module [No module named 'decorator'].",
+    "E40024": "[PID: 7] 2026-01-01-00:00:00.000.000 Failed call Python Func/Meathod [f], Reason[ModuleNotFoundError: "
+    "No module named 'decorator']",
+    "E89999": "Inner Error!\nE89999: [PID: 7] 2026-01-01-00:00:00.000.000 op[Conv_0], runParams is null."
+    "[FUNC:Tiling][FILE:conv.cc][LINE:157]",
     "E19010": "No parser is registered for Op [Div_3, optype [ai.onnx::23::Div]].",
 }
 
