@@ -154,20 +154,22 @@ def labels_at_ranks(logits_NK, background):
     return labels, hits
 
 
-def write_pooling_onnx(path, opset=11, name="image", shape=("N", 3, SIZE, SIZE), inputs=1, extra=()):
-    """An ONNX file of one pooling layer; the arguments make it one that atc refuses."""
+def write_pooling_onnx(path, opset=11, name="image", shape=("N", 3, SIZE, SIZE), inputs=1, extra=(), dtype="float32"):
+    """An ONNX file of one pooling layer; the arguments make it one that atc refuses, or one of another input type."""
     import onnx
     from onnx import TensorProto, helper
 
     names = [name, *(f"other{i}" for i in range(inputs - 1))]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
         [
-            helper.make_node("GlobalAveragePool", [name], ["pooled"]),
+            helper.make_node("Cast", [name], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("GlobalAveragePool", ["numbers"], ["pooled"]),
             helper.make_node("Flatten", ["pooled"], ["class"]),
             *extra,
         ],
         "net",
-        [helper.make_tensor_value_info(each, TensorProto.FLOAT, list(shape)) for each in names],
+        [helper.make_tensor_value_info(each, kind, list(shape)) for each in names],
         [helper.make_tensor_value_info("class", TensorProto.FLOAT, [shape[0], 3])],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=6), path)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from common import cli
-from common.deploy import atc, file_names, front_end, result_files
+from common.deploy import atc, file_names, front_end, om_metadata, result_files
+from common.deploy.om_metadata import OmMetadata
 from common.device import cann_failure
 from common.errors import RunError, UserError
 
@@ -72,7 +73,7 @@ def run(config: AisBenchConfig) -> float:
         raise UserError(f"--model: {model} is no .om file; make it with tools/run_atc.py")
     front = front_end.installed()
     front.check_readable("--model", model)
-    metadata = atc.read_metadata(model)
+    metadata = om_metadata.read(model) or om_metadata.ask(model, int(config.device.split(",")[0]))
     batch = _resolve_batch(config, metadata)
     files = _check_inputs(config, metadata, front) if config.input else []
     folder = summary = None
@@ -133,22 +134,33 @@ def bench_command(config: AisBenchConfig, front: front_end.FrontEnd) -> list[str
     return [sys.executable, "-m", "ais_bench", *front.arguments(given)]
 
 
-def _resolve_batch(config: AisBenchConfig, metadata: atc.OmMetadata) -> int | None:
-    """Images per run, None where unknown; ais_bench accepts any --batchsize and scales its throughput by it."""
+def _resolve_batch(config: AisBenchConfig, metadata: OmMetadata) -> int | None:
+    """Images per run, None where unknown; ais_bench accepts any --batchsize and scales its throughput by it.
+
+    Raises:
+      UserError: --batchsize or --dym-batch that the model does not have.
+    """
     built_for = metadata.get("batch")
-    if isinstance(built_for, str):
-        if str(config.dym_batch) not in built_for.split(","):
-            raise UserError(f"--dym-batch: {config.dym_batch or 'missing'}, {config.model} was built for {built_for}")
-        built_for = config.dym_batch
-    return config.resolve_batch(built_for) if built_for else config.dym_batch or config.batchsize
+    if isinstance(built_for, int):
+        if config.dym_batch:
+            raise UserError(f"--dym-batch: {config.dym_batch}, but {config.model} has the fixed batch size {built_for}")
+        return config.resolve_batch(built_for)
+    largest = metadata.get("largest_batch", config.dym_batch or 0)
+    known = config.dym_batch and (
+        config.dym_batch <= largest if built_for is None else str(config.dym_batch) in built_for.split(",")
+    )
+    if not known:
+        sizes = built_for or f"several batch sizes, the largest is {largest or 'not known'}"
+        raise UserError(f"--dym-batch: {config.dym_batch or 'missing'}, {config.model} was built for {sizes}")
+    return config.resolve_batch(config.dym_batch)
 
 
-def _check_inputs(config: AisBenchConfig, metadata: atc.OmMetadata, front: front_end.FrontEnd) -> list[pathlib.Path]:
+def _check_inputs(config: AisBenchConfig, metadata: OmMetadata, front: front_end.FrontEnd) -> list[pathlib.Path]:
     """The input files, after checks of their number, names, sizes and types."""
     files = result_files.list_inputs(config.input)
     if "shape" in metadata:
-        size = int(np.prod(metadata["shape"])) * np.dtype(metadata["dtype"]).itemsize
-        description = f"{metadata['dtype']} {'x'.join(map(str, metadata['shape']))}"
+        size = metadata.get("sample_bytes") or int(np.prod(metadata["shape"])) * np.dtype(metadata["dtype"]).itemsize
+        description = f"{metadata.get('dtype', 'numbers')} {'x'.join(map(str, metadata['shape']))}"
     else:
         size, description = result_files.sample_bytes(files[0]), f"as {files[0].name} does"
     front.check_inputs(config.input, files, size)
@@ -180,7 +192,7 @@ def _check_batching(output: str, batch: int | None) -> None:
     if found and expected and int(found[1]) != expected:
         raise UserError(
             f"--input: ais_bench took {found[1]} files for a run of {expected} images, so the files are of another "
-            "type than the model's input (float32 or uint8?) and its results are wrong"
+            "type than the model's input (float32, float16 or uint8?) and its results are wrong"
         )
 
 
@@ -236,7 +248,7 @@ def sweep(config: AisBenchConfig) -> str:
         atc.AtcConfig(model=config.model, batch=config.sweep, soc_version=config.soc_version, aipp=config.aipp)
     )
     accuracy = _read_accuracy(config.metrics_json) if config.metrics_json else "-"
-    soc_version = atc.read_metadata(built[sizes[0]])["soc_version"]
+    soc_version = om_metadata.read(built[sizes[0]])["soc_version"]
     fps = {}
     for size in sizes:
         fps[size] = run(

@@ -1,7 +1,6 @@
 """run_atc.py: ONNX -> OM with atc. Checks beforehand what atc refuses, and reports its error code and message."""
 
 import dataclasses
-import json
 import pathlib
 import re
 import shlex
@@ -9,11 +8,10 @@ import shutil
 import subprocess
 import tempfile
 import time
-import typing
 from collections.abc import Callable, Sequence
 
 from common import cli
-from common.deploy import file_names
+from common.deploy import file_names, om_metadata
 from common.device import cann_failure, npu_smi
 from common.errors import RunError, UserError
 from common.evaluation import aipp, onnx_metadata
@@ -25,6 +23,7 @@ PRECISION_MODES = (
     "allow_mix_precision_fp16 allow_mix_precision_bf16 allow_fp32_to_bf16"
 ).split()
 PRECISION_MODES_V2 = "fp16 origin cube_fp16in_fp32out mixed_float16 mixed_bfloat16 cube_hif8 mixed_hif8".split()
+INPUT_TYPES = {"FLOAT": "float32", "FLOAT16": "float16"}  # of an ONNX file
 OUTPUT_TYPES = ("FP32", "FP16", "UINT8", "INT8")
 OPSETS = (9, 18)  # first and last that atc parses, over all versions of CANN
 NUM_DYNAMIC_BATCHES = (2, 100)  # fewest and most batch sizes of one --dynamic_batch_size
@@ -58,38 +57,6 @@ class AtcConfig:
             raise UserError("--dynamic-batch: not together with --batch; one is several OM files, the other is one")
         if self.precision_mode and self.precision_mode_v2:
             raise UserError("--precision-mode-v2: not together with --precision-mode; atc takes one of them")
-
-
-class OmMetadata(typing.TypedDict, total=False):
-    """Content of NAME.om.json: an OM file does not tell its input type, and ais_bench checks only that sizes divide.
-
-    Attributes:
-      input: name of the input.
-      batch: batch size, or "1,4,8" for dynamic batch sizes.
-      shape, dtype: of one image; uint8 [H, W, 3] with AIPP, float32 [3, H, W] otherwise.
-    """
-
-    input: str
-    batch: int | str
-    shape: list[int]
-    dtype: str
-    soc_version: str
-
-
-def metadata_path(om: pathlib.Path) -> pathlib.Path:
-    """NAME.om -> NAME.om.json."""
-    return pathlib.Path(f"{om}.json")
-
-
-def read_metadata(om: pathlib.Path) -> OmMetadata:
-    """What run_atc.py recorded about an OM file; empty for files of other origin."""
-    path = metadata_path(om)
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; remove it") from error
 
 
 def main(description: str, spec_of: Callable[[str], ModelSpec]) -> None:
@@ -145,14 +112,15 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
         built[batch] = pathlib.Path(f"{target}.om")
         if not config.dry_run:
             built[batch] = _run_atc(command, target)
-            metadata = OmMetadata(
+            metadata = om_metadata.OmMetadata(
                 input=model.input_name,
                 batch=batch,
                 shape=[*model.image_shape[1:], 3] if aipp_file else model.image_shape,
-                dtype="uint8" if aipp_file else "float32",
+                dtype="uint8" if aipp_file else model.dtype,
                 soc_version=soc_version,
+                command=command,
             )
-            write_atomic(metadata_path(built[batch]), json.dumps(metadata) + "\n")
+            om_metadata.write(built[batch], metadata)
     return built
 
 
@@ -164,6 +132,7 @@ class OnnxModel:
       input_name: of the only input.
       batch: fixed batch size, or None.
       image_shape: [3, H, W].
+      dtype: float32 or float16.
       metadata: what export.py stored.
     Raises:
       UserError: unreadable, an opset that atc does not parse, or an input that is no batch of images.
@@ -205,6 +174,10 @@ class OnnxModel:
         dims = [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]
         if len(dims) != 4 or dims[1] not in (3, None):
             raise UserError(f"--model: the input of {path} has shape {dims}, expected N x 3 x H x W")
+        kind = onnx.TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type)
+        if kind not in INPUT_TYPES:
+            raise UserError(f"--model: the input of {path} has type {kind}, expected {' or '.join(INPUT_TYPES)}")
+        self.dtype = INPUT_TYPES[kind]
         self.metadata = onnx_metadata.decode({entry.key: entry.value for entry in proto.metadata_props})
         size = image_size or self.metadata.get("image_size")
         self.batch: int | None = dims[0]

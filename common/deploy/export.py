@@ -18,6 +18,7 @@ from common.weights.load import download, load_model
 if typing.TYPE_CHECKING:
     import torch
 
+INPUT_DTYPES = ("float32", "float16")
 TOLERANCE = 1e-4  # of the largest logit, and at least 1: what a different order of float32 sums explains
 
 
@@ -29,6 +30,9 @@ class ExportConfig:
     onnx: str = cli.option("out.onnx", "ONNX file to write")
     opset: int = cli.option(11, "ONNX operator set; every CANN takes 9 to 13", low=OPSETS[0], high=OPSETS[1])
     batch: str = cli.option("dynamic", "images per run: a number that is then fixed, or the word dynamic")
+    input_dtype: str = cli.option(
+        "float32", "type of the input, computed in float32; for files of preprocess.py --dtype", choices=INPUT_DTYPES
+    )
     num_classes: int | None = cli.option(
         None, "columns of the output; cuts off a background class (default: as stored)", low=1
     )
@@ -70,9 +74,12 @@ def export(spec: ModelSpec, config: ExportConfig, default_checkpoint: Callable[[
     if config.image_size and meta["format"] == "zoo" and size != meta["image_size"]:
         raise UserError(f"--image-size: {size}, but {ckpt} was trained at {meta['image_size']}")
     spec.check_image_size(size)
-    difference = export_onnx(model, spec, config.onnx, size, config.fixed_batch, config.opset, meta["classes"])
+    difference = export_onnx(
+        model, spec, config.onnx, size, config.fixed_batch, config.opset, meta["classes"], config.input_dtype
+    )
+    dtype = "" if config.input_dtype == "float32" else f"{config.input_dtype} "
     print(
-        f"{config.onnx}: {spec.name} from {ckpt} ({meta['format']}), {spec.onnx_input} "
+        f"{config.onnx}: {spec.name} from {ckpt} ({meta['format']}), {dtype}{spec.onnx_input} "
         f"[{config.batch}, 3, {size}, {size}] -> {spec.onnx_output} [{config.batch}, {meta['num_classes']}], "
         f"opset {config.opset}; largest difference from torch {difference:.2e}"
     )
@@ -86,6 +93,7 @@ def export_onnx(
     batch: int | None = None,
     opset: int = 11,
     classes: Sequence[str] | None = None,
+    input_dtype: str = "float32",
 ) -> float:
     """Write a network in evaluation mode as an ONNX file, and keep the file only if its logits are those of torch.
 
@@ -94,6 +102,7 @@ def export_onnx(
       image_size: side of the input, pixels.
       batch: fixed batch size; None for a dynamic batch axis.
       classes: class names to store.
+      input_dtype: of INPUT_DTYPES; the network computes in float32.
     Returns:
       Largest absolute difference between the logits of torch and ONNX Runtime.
     Raises:
@@ -111,7 +120,7 @@ def export_onnx(
     model.eval()
     try:
         with atomic_path(path, ".tmp.onnx") as draft:
-            _trace(model, spec, draft, image_size, batch, opset)
+            _trace(model, spec, draft, image_size, batch, opset, input_dtype)
             proto = onnx.load(draft)
             written = {entry.domain: entry.version for entry in proto.opset_import}
             if written.get("") != opset:
@@ -119,26 +128,41 @@ def export_onnx(
             onnx.checker.check_model(proto)
             onnx.helper.set_model_props(proto, onnx_metadata.encode(metadata))
             onnx.save(proto, draft)
-            difference = max(_check_logits(model, draft, n, image_size) for n in ([batch] if batch else [1, 3]))
+            sizes = [batch] if batch else [1, 3]
+            difference = max(_check_logits(model, draft, n, image_size, input_dtype) for n in sizes)
     finally:
         model.train(was_training)
     return difference
 
 
 def _trace(
-    model: "torch.nn.Module", spec: ModelSpec, path: pathlib.Path, image_size: int, batch: int | None, opset: int
+    model: "torch.nn.Module",
+    spec: ModelSpec,
+    path: pathlib.Path,
+    image_size: int,
+    batch: int | None,
+    opset: int,
+    input_dtype: str,
 ) -> None:
     import torch
 
+    class FromHalf(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.model(images.float())
+
     device = next(model.parameters()).device
-    images = torch.zeros(batch or 1, 3, image_size, image_size, device=device)
+    images = torch.zeros(batch or 1, 3, image_size, image_size, device=device, dtype=getattr(torch, input_dtype))
     axes = None if batch else {spec.onnx_input: {0: "batch"}, spec.onnx_output: {0: "batch"}}
     with warnings.catch_warnings():
         # A shape that the network reads becomes a constant, as it should: only the batch axis is dynamic.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         # dynamo=True cannot write opset 11, and atc misreads its ReduceMean.
         torch.onnx.export(
-            model,
+            model if input_dtype == "float32" else FromHalf().eval(),
             (images,),
             str(path),
             input_names=[spec.onnx_input],
@@ -149,7 +173,7 @@ def _trace(
         )
 
 
-def _check_logits(model: "torch.nn.Module", path: pathlib.Path, batch: int, image_size: int) -> float:
+def _check_logits(model: "torch.nn.Module", path: pathlib.Path, batch: int, image_size: int, input_dtype: str) -> float:
     """Largest difference between torch and ONNX Runtime on one random batch; UserError above TOLERANCE."""
     import numpy as np
     import torch
@@ -157,6 +181,7 @@ def _check_logits(model: "torch.nn.Module", path: pathlib.Path, batch: int, imag
     # Upsampled noise, smooth like photographs: white noise drives a trained network far outside its range.
     noise = torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
     images = torch.nn.functional.interpolate(noise, size=(image_size, image_size), mode="bilinear")
+    images = images.to(getattr(torch, input_dtype)).float()
     with torch.inference_mode():
         expected = model(images.to(next(model.parameters()).device)).float().cpu().numpy()
     actual = engines.OnnxEngine(path).run(images.numpy())

@@ -19,7 +19,7 @@ from common.deploy import file_names
 from common.device import cann_failure
 from common.device.cann_failure import INSTALL_AIS_BENCH
 from common.errors import UserError
-from common.evaluation.engines import require_ais_bench
+from common.evaluation.om_session import require_ais_bench
 
 MAX_FILES = 100_000  # in an input folder
 MAX_LISTED_FILES = 1024  # separated by commas

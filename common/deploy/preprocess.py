@@ -1,8 +1,8 @@
 """preprocess.py of every model: images -> raw input files for ais_bench and run_onnx.
 
-float32 files are normalized CHW, byte for byte those of the published single-process programs; uint8 files are HWC
-pixels for a model that normalizes on the device (AIPP). Imports no torch, and numpy only where it computes: importing
-them takes longer than converting many images.
+float32 files are normalized CHW, byte for byte those of the published single-process programs; float16 files are the
+same, rounded; uint8 files are HWC pixels for a model that normalizes on the device (AIPP). Imports no torch, and numpy
+only where it computes: importing them takes longer than converting many images.
 """
 
 import dataclasses
@@ -42,7 +42,9 @@ class PreprocessConfig:
         "", "folder for the input files, one per image; created", required="the folder for the input files"
     )
     dtype: str = cli.option(
-        "float32", "float32: normalized CHW; uint8: HWC pixels for a model with AIPP", choices=("float32", "uint8")
+        "float32",
+        "float32, float16: normalized CHW; uint8: HWC pixels for a model with AIPP",
+        choices=("float32", "float16", "uint8"),
     )
     format: str = cli.option(
         "bin", "bin: raw little-endian numbers; npy: the same with numpy's header", choices=("bin", "npy")
@@ -59,8 +61,9 @@ def main(spec: ModelSpec, description: str) -> None:
     """Body of a model's preprocess script."""
     size, num_bytes = spec.input_size, 3 * spec.input_size**2
     description += f"""
-Writes one float32 CHW 3x{size}x{size} file ({4 * num_bytes:,} bytes) per image, or with --dtype uint8 one HWC file
-({num_bytes:,} bytes) for a model that was converted with AIPP.
+Writes one float32 CHW 3x{size}x{size} file ({4 * num_bytes:,} bytes) per image; with --dtype float16 one of half that
+size, for a model with float16 input; with --dtype uint8 one HWC file ({num_bytes:,} bytes), for a model that was
+converted with AIPP.
 """
     with cli.exit_on_error():
         config, _ = cli.parse(PreprocessConfig(), description)
@@ -137,7 +140,7 @@ def list_images(argument: str) -> list[pathlib.Path]:
 
 
 class Encoder:
-    """Turns images into the bytes of input files, the float32 ones in one buffer: fresh pages cost as much as the math.
+    """Turns images into the bytes of input files, float32 in one buffer: fresh pages cost as much as the math.
 
     Attributes:
       file_size: bytes of every file.
@@ -146,10 +149,11 @@ class Encoder:
     def __init__(self, spec: ModelSpec, size: int, dtype: str, format: str) -> None:
         self._mean, self._std = spec.mean, spec.std
         self._crop = eval_crop_transform(spec, size)
-        shape, item_size = ((3, size, size), 4) if dtype == "float32" else ((size, size, 3), 1)
+        shape = (size, size, 3) if dtype == "uint8" else (3, size, size)
         self._header = _npy_header(dtype, (1, *shape)) if format == "npy" else b""
-        self._planes_CHW = _float32_buffer(shape) if dtype == "float32" else None
-        self.file_size = len(self._header) + item_size * size * size * 3
+        self._planes_CHW = None if dtype == "uint8" else _float32_buffer(shape)
+        self._is_half = dtype == "float16"
+        self.file_size = len(self._header) + {"float32": 4, "float16": 2, "uint8": 1}[dtype] * size * size * 3
 
     def encode(self, image: "Image.Image") -> memoryview:
         """The numbers of an RGB image, computed with the operations of the published programs."""
@@ -159,7 +163,7 @@ class Encoder:
         import numpy as np
 
         normalize_into(self._planes_CHW, np.asarray(cropped), self._mean, self._std)
-        return self._planes_CHW.data
+        return (self._planes_CHW.astype("<f2") if self._is_half else self._planes_CHW).data
 
     def write(self, source: str, target: str) -> None:
         """Convert one file; the target gets the modification time of its source, by which `is_current` knows it."""

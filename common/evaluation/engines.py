@@ -3,24 +3,16 @@
 Importing this module imports neither. Legend: N batch, C channel, H W pixel, K column of the logits.
 """
 
-import ctypes
 import functools
-import importlib.util
-import os
 import pathlib
-import sys
-import tempfile
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from common.data.transforms import normalize_into
-from common.device import cann_failure
-from common.device.cann_failure import INSTALL_AIS_BENCH
 from common.errors import RunError, UserError
-from common.evaluation import onnx_metadata
+from common.evaluation import om_session, onnx_metadata
 from common.evaluation.aipp import AippEmulator
 from common.evaluation.onnx_metadata import OnnxMetadata
 from common.spec import ModelSpec
@@ -130,28 +122,23 @@ class OmEngine:
     """
 
     def __init__(self, path: pathlib.Path, device_id: int = 0) -> None:
-        self._path, session = path, session_class()
-        try:
-            # Versions since 2024 refuse links.
-            self._session = _with_reason(lambda: session(device_id, str(path.resolve())))
-        except RunError as error:
-            raise UserError(f"--model: {path} on device {device_id}: {error}") from error
-        image = self._session.get_inputs()[0]
-        if min(image.shape) < 1:
+        self._path = path
+        self._session = om_session.open_session(path, device_id)
+        found = om_session.describe(self._session)
+        if "batch" not in found or "shape" not in found:
+            shape = [int(side) for side in self._session.get_inputs()[0].shape]
             raise UserError(
-                f"--model: {path} has the input shape {list(image.shape)}; expected a fixed batch size (for "
-                "others: tools/run_ais_bench.py --dym-batch)"
+                f"--model: {path} has the input shape {shape}; expected a fixed batch size (for others: "
+                "tools/run_ais_bench.py --dym-batch)"
             )
-        item_size = image.realsize / int(np.prod(image.shape))
-        dtypes = {1: "uint8", 2: "float16", 4: "float32"}
-        if item_size not in dtypes:
+        if found.get("dtype") not in INPUT_TYPES.values():
             raise UserError(
-                f"--model: {path} takes {image.realsize} bytes for shape {list(image.shape)}; expected uint8, float16 "
-                "or float32"
+                f"--model: {path} takes {found['sample_bytes']} bytes for shape {found['shape']}; expected uint8, "
+                "float16 or float32"
             )
-        batch, *self.sample_shape = image.shape
-        self.batch: int | None = batch
-        self.dtype = np.dtype(dtypes[item_size])
+        self.batch: int | None = int(found["batch"])
+        self.sample_shape: Sequence[int | str | None] = found["shape"]
+        self.dtype = np.dtype(found["dtype"])
         self.num_outputs: int = self._session.get_outputs()[0].shape[-1]
         self.metadata: OnnxMetadata = {}
 
@@ -159,69 +146,9 @@ class OmEngine:
         # InferSession passes on the bare address: a strided view would give wrong logits without an error.
         batch = np.ascontiguousarray(images, self.dtype)
         try:
-            return np.asarray(_with_reason(lambda: self._session.infer([batch]))[0])
+            return np.asarray(om_session.with_reason(lambda: self._session.infer([batch]))[0])
         except RunError as error:
             raise RunError(f"{self._path}: {error}") from error
-
-
-Result = typing.TypeVar("Result")
-
-
-def _with_reason(call: Callable[[], Result]) -> Result:
-    """Call a function of aclruntime, which prints the reason of its errors and raises little more than a number.
-
-    Raises:
-      RunError: what it printed, and a remedy.
-    """
-    flush_c_output = ctypes.CDLL(None).fflush
-    with tempfile.TemporaryFile() as printed:
-        sys.stdout.flush()
-        stdout = os.dup(1)
-        os.dup2(printed.fileno(), 1)
-        failure: Exception | None = None
-        try:
-            result = call()
-        except Exception as error:  # noqa: BLE001  of any type, by version
-            failure = error
-        finally:
-            sys.stdout.flush()
-            flush_c_output(None)
-            os.dup2(stdout, 1)
-            os.close(stdout)
-        printed.seek(0)
-        output = printed.read().decode(errors="replace")
-    if failure is not None:
-        raise RunError(cann_failure.explain(f"{output}\n{type(failure).__name__}: {failure}")) from failure
-    print(output, end="", flush=True)
-    return result
-
-
-def require_ais_bench() -> None:
-    """Raise UserError unless ais_bench is installed and is Huawei's package of that name."""
-    package = importlib.util.find_spec("ais_bench")
-    if package is None:
-        raise UserError(f"ais_bench: not installed; {INSTALL_AIS_BENCH}")
-    # find_spec("ais_bench.infer") would import the package, and fail where a library of it is missing.
-    if not any(pathlib.Path(folder, "infer").is_dir() for folder in package.submodule_search_locations or ()):
-        raise UserError(
-            "ais_bench: the installed package of that name is another one (it evaluates language models); "
-            f"remove it and {INSTALL_AIS_BENCH}"
-        )
-
-
-def session_class() -> Any:
-    """ais_bench's InferSession.
-
-    Raises:
-      UserError: ais_bench, aclruntime or a library of CANN is missing.
-    """
-    require_ais_bench()
-    try:
-        from ais_bench.infer.interface import InferSession
-    except ImportError as error:
-        reason = cann_failure.explain(str(error))
-        raise UserError(f"ais_bench: installed, but it does not start: {reason}") from error
-    return InferSession
 
 
 class EngineClassifier:

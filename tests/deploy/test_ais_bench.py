@@ -3,7 +3,9 @@
 import json
 import os
 import pathlib
+import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from support import (
 
 from common.deploy import ais_bench, front_end
 from common.errors import UserError
+from common.evaluation import om_session
 
 SCRIPT = "tools/run_ais_bench.py"
 
@@ -115,18 +118,23 @@ def test_sweep_prints_the_table_and_the_best(chain, fake_tools, tmp_path):
     assert "--loop 100" in out
 
 
-@pytest.fixture
-def ready(fake_tools, tmp_path):
-    """A tiny OM of batch 4, six input files, and the environment."""
-    write_pooling_onnx(tmp_path / "net.onnx")
-    run_ok(
-        "tools/run_atc.py", "--model", "net.onnx", "--batch", 4, "--soc-version", "310P3", cwd=tmp_path, env=fake_tools
-    )
-    (tmp_path / "in").mkdir(mode=0o750)
+@pytest.fixture(scope="module")
+def prepared(fake_tools, tmp_path_factory):
+    """A tiny OM of batch 4 and six input files."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_pooling_onnx(folder / "net.onnx")
+    convert(folder, fake_tools)
+    (folder / "in").mkdir(mode=0o750)
     rng = np.random.default_rng(0)
     for i in range(6):
-        rng.normal(size=(3, SIZE, SIZE)).astype(np.float32).tofile(tmp_path / "in" / f"img_{i}.bin")
-    return tmp_path
+        rng.normal(size=(3, SIZE, SIZE)).astype(np.float32).tofile(folder / "in" / f"img_{i}.bin")
+    return folder
+
+
+@pytest.fixture
+def ready(prepared, tmp_path):
+    """A copy of these, with their times."""
+    return shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
 
 
 def bench(folder, fake_tools, *more, env=None, **options):
@@ -378,8 +386,7 @@ def test_options_are_read_from_the_help_of_argparse_click_and_typer():
     }  # fmt: skip
 
 
-def test_float_files_in_a_uint8_model_are_caught_though_the_tool_exits_0(ready, fake_tools):
-    """The worst: byte counts divide, results are nonsense. Without notes on the OM file the tool's own line tells."""
+def convert(folder, fake_tools, *more):
     run_ok(
         "tools/run_atc.py",
         "--model",
@@ -388,23 +395,118 @@ def test_float_files_in_a_uint8_model_are_caught_though_the_tool_exits_0(ready, 
         4,
         "--soc-version",
         "310P3",
-        "--aipp",
-        "--arch",
-        "inception_v4",
-        cwd=ready,
+        *more,
+        cwd=folder,
         env=fake_tools,
     )
-    fails(bench(ready, fake_tools), "img_0.bin holds 67500 bytes", "uint8")
-    (ready / "net_bs4.om.json").unlink()
-    done = bench(ready, fake_tools)
-    assert done.returncode == 2 and "took 1 files for a run of 4 images" in done.stderr
-    assert len(list((ready / "res").glob("*"))) == 6
 
 
-def test_wrong_batch_size_is_caught_without_notes(ready, fake_tools):
-    (ready / "net_bs4.om.json").unlink()
+def forget(folder):
+    """Make the OM one of other origin."""
+    (folder / "net_bs4.om.json").unlink()
+
+
+def stale(folder, **changes):
+    """An OM of other origin took the place of ours; the record is wrong in all that it says."""
+    path = folder / "net_bs4.om.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"batch": 8, "dtype": "uint8"} | changes))
+
+
+def stale_time(folder):
+    stale(folder)
+    os.utime(folder / "net_bs4.om.json", ns=(0, (folder / "net_bs4.om").stat().st_mtime_ns - 1))
+
+
+ORIGINS = {"no record": forget, "older record": stale_time, "other size": lambda folder: stale(folder, om_bytes=7)}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_model_of_other_origin_is_asked_for_its_batch_size(origin, ready, fake_tools):
+    ORIGINS[origin](ready)
     done = bench(ready, fake_tools, "--batchsize", 8)
-    assert done.returncode == 2 and "took 4 files for a run of 8 images" in done.stderr
+    fails(done, "--batchsize: 8, but net_bs4.om was built for 4")
+    assert ("net_bs4.om.json is " in done.stdout and "ignored" in done.stdout) == (origin != "no record")
+    assert not (ready / "res").exists()
+    assert bench(ready, fake_tools, "--batchsize", 4).returncode == 0
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("2023", "float16"), ("strict", "uint8"), ("typer", "float16")])
+def test_float32_files_in_a_model_of_smaller_input_are_refused(kind, dtype, ready, fake_tools):
+    """The worst: byte counts divide, the tool exits with 0, and results are nonsense."""
+    write_pooling_onnx(ready / "net.onnx", dtype="float16" if dtype == "float16" else "float32")
+    convert(ready, fake_tools, "--output", "other", *(["--aipp", "--arch", "inception_v4"] if dtype == "uint8" else []))
+    (om,) = ready.glob("other*.om")
+    size = {"uint8": 16875, "float16": 33750}[dtype]
+    env = {"PYTHONPATH": front_end_path(kind)}
+    words = [
+        "img_0.bin holds 67500 bytes",
+        f"is {size} ({dtype} ",
+        *(["3x75x75"] if dtype == "float16" else ["75x75x3"]),
+    ]
+    fails(bench(ready, fake_tools, **{"--model": om.name}, env=env), *words)
+    (ready / f"{om.name}.json").unlink()
+    fails(bench(ready, fake_tools, **{"--model": om.name}, env=env), *words)
+    assert not (ready / "res").exists()
+    for path in (ready / "in").iterdir():
+        path.write_bytes(bytes(size))
+    done = bench(ready, fake_tools, **{"--model": om.name}, env=env)
+    assert done.returncode == 0 and "filesperbatch:4 " in done.stdout
+
+
+def test_what_ais_bench_says_about_batches_is_a_second_check(monkeypatch):
+    lines = "get filesperbatch files0 size:67500 tensor0size:67500 filesperbatch:1 runcount:6"
+    with pytest.raises(UserError, match="took 1 files for a run of 4 images"):
+        ais_bench._check_batching(lines, 4)
+    with pytest.raises(UserError, match="--batchsize: 8, but the model was built for 4"):
+        ais_bench._check_batching("[info] try get model batchsize:4", 8)
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(ready, fake_tools):
+    forget(ready)
+    done = bench(ready, fake_tools, "--device", 3, env={"FAKE_ACL_DEVICES": "2"})
+    fails(done, "--model: net_bs4.om on device 3: acl open device 3 failed", "npu-smi info")
+    (ready / "net_bs4.om").write_bytes(b"torn")
+    fails(bench(ready, fake_tools), "--model: net_bs4.om on device 0: load model from file failed", "damaged")
+
+
+def description(shape, size, declared):
+    """What InferSession.get_inputs gives."""
+    datatype = types.SimpleNamespace(name=declared) if declared else 7
+    return types.SimpleNamespace(name="image", shape=shape, size=size, realsize=size, datatype=datatype)
+
+
+PIXELS = 3 * 75 * 75
+FLOAT32 = {"input": "image", "batch": 4, "shape": [3, 75, 75], "dtype": "float32", "sample_bytes": 4 * PIXELS}
+UINT8 = {**FLOAT32, "shape": [75, 75, 3], "dtype": "uint8", "sample_bytes": PIXELS}
+DESCRIPTIONS = {
+    "float32": (description([4, 3, 75, 75], 16 * PIXELS, "float32"), FLOAT32),
+    "no type": (description([4, 3, 75, 75], 16 * PIXELS, ""), FLOAT32),
+    "float16": (
+        description([4, 3, 75, 75], 8 * PIXELS, "float16"),
+        {**FLOAT32, "dtype": "float16", "sample_bytes": 2 * PIXELS},
+    ),
+    "aipp": (description([4, 75, 75, 3], 4 * PIXELS, "uint8"), UINT8),
+    "aipp, declared as before it": (description([4, 3, 75, 75], 4 * PIXELS, "float32"), UINT8),
+    "aipp of YUV": (
+        description([4, 3, 80, 80], 4 * 9600, "uint8"),
+        {"input": "image", "batch": 4, "shape": [3, 80, 80], "sample_bytes": 9600},
+    ),
+    "dynamic batch": (
+        description([-1, 3, 75, 75], 8 * 4 * PIXELS, "float32"),
+        {**{key: value for key, value in FLOAT32.items() if key != "batch"}, "largest_batch": 8},
+    ),
+    "dynamic size": (
+        description([2, 3, -1, -1], 2 * 4 * 3 * 80 * 80, "float32"),
+        {"input": "image", "batch": 2, "sample_bytes": 4 * 3 * 80 * 80},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_what_a_session_says(name):
+    image, expected = DESCRIPTIONS[name]
+    found = om_session.describe(types.SimpleNamespace(get_inputs=lambda: [image]))
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -435,6 +537,15 @@ def test_dynamic_batch_sizes_need_a_choice(ready, fake_tools):
     model = {"--model": "net_bs1-2-3.om"}
     fails(bench(ready, fake_tools, **model), "--dym-batch: missing", "built for 1,2,3")
     assert bench(ready, fake_tools, "--dym-batch", 2, **model).returncode == 0
+    (ready / "net_bs1-2-3.om.json").unlink()
+    again = model | {"--output_dirname": "again"}
+    fails(bench(ready, fake_tools, **again), "--dym-batch: missing", "several batch sizes, the largest is 3")
+    fails(bench(ready, fake_tools, "--dym-batch", 4, **again), "--dym-batch: 4", "the largest is 3")
+    fails(bench(ready, fake_tools, "--dym-batch", 2, "--batchsize", 3, **again), "--batchsize: 3")
+    assert bench(ready, fake_tools, "--dym-batch", 2, **again).returncode == 0
+    fails(
+        bench(ready, fake_tools, "--dym-batch", 2, **{"--output_dirname": "x"}), "--dym-batch: 2", "fixed batch size 4"
+    )
 
 
 def test_absent_or_another_package_of_that_name(ready, tmp_path):

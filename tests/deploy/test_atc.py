@@ -186,6 +186,7 @@ BAD_FILES = {
     "shape": ({"shape": ("N", 3)}, ["shape [None, 3]"]),
     "fixed batch": ({"shape": (16, 3, SIZE, SIZE)}, ["--batch: 8", "fixed to 16"]),
     "open size": ({"shape": ("N", 3, "H", "W")}, ["--image-size"]),
+    "integers": ({"dtype": "int32"}, ["type INT32", "FLOAT or FLOAT16"]),
 }
 
 

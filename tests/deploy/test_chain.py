@@ -156,6 +156,55 @@ def test_uint8_files_with_aipp_arithmetic(chain, prepared, tmp_path):
     assert np.abs(np.array(hits_printed(out)) - chain[1001]["hits"]).max() <= 2
 
 
+def test_float16_input_through_the_whole_chain(chain, fake_tools, tmp_path):
+    """Rounding the inputs may change near ties, but files, stream and OM see the same rounded inputs."""
+    small = ("--image-size", SIZE)
+    run_ok(
+        "inception_v4/pth2onnx.py",
+        "--ckpt",
+        chain["ckpt"],
+        "--onnx",
+        "half.onnx",
+        "--input-dtype",
+        "float16",
+        *small,
+        cwd=tmp_path,
+    )
+    half = ("--dtype", "float16")
+    run_ok(
+        "inception_v4/preprocess.py", "--src_path", chain["photos"], "--save_path", "prep", *half, *small, cwd=tmp_path
+    )
+    inference = ("--input", "prep", "--output", ".", "--outfmt", "BIN", "--batchsize", 5)
+    run_ok("tools/run_onnx.py", "--model", "half.onnx", *inference, "--output_dirname", "onnx", cwd=tmp_path)
+    tools = {"cwd": tmp_path, "env": fake_tools}
+    run_ok("tools/run_atc.py", "--model", "half.onnx", "--batch", 5, "--soc-version", "310P3", **tools)
+    (om,) = tmp_path.glob("*.om")
+    assert json.loads((tmp_path / f"{om.name}.json").read_text())["dtype"] == "float16"
+    run_ok("tools/run_ais_bench.py", "--model", om.name, *inference, "--output_dirname", "om", **tools)
+    arguments = ("--anno_file", chain[1001]["labels"], "--metrics_json", tmp_path / "m.json")
+    hits = [
+        hits_printed(run_ok("inception_v4/postprocess.py", "--infer_results", tmp_path / name, *arguments))
+        for name in ("onnx", "om")
+    ]
+    for model in ("half.onnx", om.name):
+        hits.append(
+            hits_printed(
+                run_ok(
+                    "inception_v4/eval.py",
+                    "--data",
+                    chain[1001]["data"],
+                    "--resume",
+                    tmp_path / model,
+                    "-b",
+                    5,
+                    env=fake_tools,
+                )
+            )
+        )
+    assert all(each == hits[0] for each in hits)
+    assert np.abs(np.array(hits[0]) - chain[1001]["hits"]).max() <= 2
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize(("columns", "size", "every"), [(1001, SIZE, 10), (1000, 107, 30)])
 def test_real_photographs(columns, size, every, tmp_path):

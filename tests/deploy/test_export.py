@@ -8,6 +8,7 @@ from support import SIZE, fails, run_script
 
 from common.deploy import export
 from common.errors import UserError
+from common.evaluation import engines
 from inception_v4.spec import SPEC
 
 
@@ -44,6 +45,20 @@ def test_fixed_batch_and_other_opset(tmp_path):
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
     assert proto.opset_import[0].version == 13
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_float16_input(tmp_path):
+    """Computed in float32: the logits are those of the rounded images."""
+    model = Small().eval()
+    export.export_onnx(model, SPEC, tmp_path / "net.onnx", SIZE, input_dtype="float16")
+    proto = onnx.load(tmp_path / "net.onnx")
+    assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    assert proto.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    images = torch.rand(2, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        expected = model(images.half().float()).numpy()
+    actual = engines.OnnxEngine(tmp_path / "net.onnx").run(images.numpy())
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 class Noisy(torch.nn.Module):

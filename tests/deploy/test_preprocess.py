@@ -18,8 +18,10 @@ SMALL = ("--image-size", SIZE)
     ("dtype", "format", "size"),
     [
         ("float32", "bin", 1_072_812),
+        ("float16", "bin", 536_406),
         ("uint8", "bin", 268_203),
         ("float32", "npy", 1_072_812 + 128),
+        ("float16", "npy", 536_406 + 128),
         ("uint8", "npy", 268_203 + 128),
     ],
 )
@@ -30,11 +32,13 @@ def test_every_file_equals_the_published_arithmetic(dtype, format, size, photos,
     assert len(list(target.glob(f"*.{format}"))) == 24 and "24 files" in done.stdout
     for source in sorted(photos.iterdir()):
         path = target / f"{source.name.split('.')[0]}.{format}"
-        expected = plain_input(source, 299) if dtype == "float32" else plain_pixels(source, 299)
+        expected = plain_pixels(source, 299) if dtype == "uint8" else plain_input(source, 299).astype(dtype)
         assert path.stat().st_size == size and path.stat().st_mode & 0o777 == 0o640
         if format == "npy":
             array = np.load(path)
-            assert array.shape == (1, *expected.shape) and array.tobytes() == expected.tobytes()
+            assert (
+                array.shape == (1, *expected.shape) and array.dtype == dtype and array.tobytes() == expected.tobytes()
+            )
         else:
             assert path.read_bytes() == expected.tobytes()
 

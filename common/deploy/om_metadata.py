@@ -1,0 +1,73 @@
+"""Metadata of an OM file: what run_atc.py recorded in NAME.om.json, or what the model says about itself."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from common.deploy import front_end
+from common.device import cann_failure
+from common.errors import EXIT_USER_ERROR, UserError
+from common.evaluation import om_session
+from common.evaluation.om_session import OmMetadata
+from common.files import write_atomic
+
+
+def path_of(om: pathlib.Path) -> pathlib.Path:
+    """NAME.om -> NAME.om.json."""
+    return pathlib.Path(f"{om}.json")
+
+
+def write(om: pathlib.Path, metadata: OmMetadata) -> None:
+    """Record the metadata of an OM file that was just built."""
+    write_atomic(path_of(om), json.dumps({**metadata, "om_bytes": om.stat().st_size}) + "\n")
+
+
+def read(om: pathlib.Path) -> OmMetadata:
+    """The recorded metadata; empty for a file of other origin, and where the record describes another file."""
+    path = path_of(om)
+    try:
+        metadata: OmMetadata = json.loads(path.read_text())
+        recorded = path.stat()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; remove it") from error
+    found = om.stat()
+    if recorded.st_mtime_ns < found.st_mtime_ns:
+        reason = f"older than {om.name}"
+    elif metadata.get("om_bytes", found.st_size) != found.st_size:
+        reason = f"about a file of {metadata['om_bytes']} bytes, {om.name} has {found.st_size}"
+    else:
+        return metadata
+    print(f"note: {path} is {reason}, so it describes another model and is ignored", flush=True)
+    return {}
+
+
+def ask(om: pathlib.Path, device: int) -> OmMetadata:
+    """What a model says about itself on a device.
+
+    Raises:
+      UserError: it cannot be loaded there.
+    """
+    root = str(pathlib.Path(om_session.__file__).parents[2])
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder, "metadata.json")
+        done = subprocess.run(
+            [sys.executable, "-m", om_session.__name__, str(om), str(device), str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=os.environ
+            | front_end.ENVIRONMENT
+            | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])},
+        )
+        if out.exists():  # whatever happened when the device was given back
+            return json.loads(out.read_text())
+    lines = done.stdout.rstrip().splitlines()
+    if done.returncode == EXIT_USER_ERROR and lines and lines[-1].startswith("error: "):
+        raise UserError(lines[-1].removeprefix("error: "))
+    raise UserError(f"--model: {om} on device {device}: {cann_failure.explain(done.stdout)}")
