@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.environment import set_torch_defaults
-from common.errors import EXIT_USER_ERROR, RunError, UserError
+from common.errors import EXIT_FINAL, EXIT_PEER_LOST, EXIT_USER_ERROR, PeerLost, RunError, UserError
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -225,9 +225,11 @@ def exit_on_error() -> Iterator[None]:
         if not error.every_rank or os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
+    except PeerLost:
+        sys.exit(EXIT_PEER_LOST)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(EXIT_FINAL if error.is_final and "WORLD_SIZE" in os.environ else 1)
     except BrokenPipeError:  # standard output was closed (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,27 +1,32 @@
 """Ranks of a run: torchrun's environment, the process groups, and collectives on host values."""
 
 import contextlib
-import ctypes
 import dataclasses
 import datetime
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from common import parallel
+from common.device import device as devices
 from common.device.device import Device
-from common.errors import EXIT_USER_ERROR, RunError, UserError
+from common.errors import EXIT_FINAL, EXIT_USER_ERROR, PeerLost, RunError, UserError
 
 # Status of a rank at a step boundary. The largest of all ranks' statuses applies to all of them: RUN continues, SAVE
-# writes a checkpoint and continues, RESTART and STOP write one and exit with EXIT_RESTART or the signal's status,
-# RUN_ERROR exits with 1, USER_ERROR with 2.
-RUN, SAVE, RESTART, STOP, RUN_ERROR, USER_ERROR = range(6)
+# writes a checkpoint and continues, RESTART and STOP write one and exit with EXIT_RESTART or the signal's status, the
+# errors exit with the statuses below.
+RUN, SAVE, RESTART, STOP, RUN_ERROR, FINAL_ERROR, USER_ERROR = range(7)
+_EXIT_STATUSES = {RUN_ERROR: 1, FINAL_ERROR: EXIT_FINAL, USER_ERROR: EXIT_USER_ERROR}
 # Makes a rank save a checkpoint and exit with EXIT_RESTART. Its default action ends programs that do not handle it.
 RESTART_SIGNAL = signal.SIGUSR2
+# Environment variable with the process id of the launcher, which may be dead before a rank has imported torch.
+LAUNCHER_PID = "ZOO_LAUNCHER_PID"
 
 T = TypeVar("T")
 
@@ -77,12 +82,13 @@ class Group:
         self.world, self.device = world, device
         self._host: dist.ProcessGroup | None = None
         if "WORLD_SIZE" in os.environ:
-            _signal_at_parent_death()
+            # Not SIGTERM: with restarts, the ranks of the other nodes save a checkpoint and continue without this node.
+            parallel.die_with_parent(int(os.environ.get(LAUNCHER_PID, os.getppid())), RESTART_SIGNAL)
         if world.size == 1:
             return
         try:
-            store = _wait_for_all_ranks(world, datetime.timedelta(seconds=timeout_s))
-            dist.init_process_group(device.backend, store=store, rank=world.rank, world_size=world.size)
+            self._store = _wait_for_all_ranks(world, datetime.timedelta(seconds=timeout_s))
+            dist.init_process_group(device.backend, store=self._store, rank=world.rank, world_size=world.size)
             self._host = dist.group.WORLD if device.backend == "gloo" else dist.new_group(backend="gloo")
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
@@ -120,13 +126,21 @@ class Group:
         dist.all_gather(parts, tensor)
         return torch.stack(parts)
 
-    def broadcast_object(self, value: T) -> T:
-        """Rank 0's value, any picklable object, on every rank."""
-        if self._host is None:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._host)
-        return box[0]
+    def from_rank0(self, function: Callable[[], T]) -> T:
+        """function() of rank 0, any picklable object, on every rank.
+
+        Raises:
+          UserError: on rank 0, which raised it; SystemExit on the others.
+        """
+        box, error = [], None
+        try:
+            box = [function() if self.world.is_main else None]
+        except UserError as raised:
+            error = raised
+        self.sync_status(error=error)
+        if self._host is not None:
+            dist.broadcast_object_list(box, src=0, group=self._host)
+        return box[0]  # type: ignore[return-value]  # None was replaced by rank 0's value
 
     def sync_status(self, status: int = RUN, error: Exception | None = None) -> int:
         """All-reduce the ranks' statuses, so that all of them save, stop or fail at the same step.
@@ -137,22 +151,26 @@ class Group:
         Returns:
           the largest status of all ranks.
         Raises:
-          `error` on its own rank; SystemExit with the same exit status, without a message, on the others.
+          `error` on the lowest rank of those with the largest status; SystemExit with the same exit status, without a
+            message, on the others.
         """
-        if error is not None:
-            status = USER_ERROR if isinstance(error, UserError) else RUN_ERROR
-        largest = self.all_reduce_max(status)
-        if error is not None:
-            raise error
-        if largest in (RUN_ERROR, USER_ERROR):
-            sys.exit(EXIT_USER_ERROR if largest == USER_ERROR else 1)
+        if isinstance(error, UserError):
+            status, error.every_rank = USER_ERROR, False
+        elif error is not None:
+            status = FINAL_ERROR if isinstance(error, RunError) and error.is_final else RUN_ERROR
+        last = self.world.size - 1
+        largest, from_last = divmod(self.all_reduce_max(status * self.world.size + last - self.world.rank), last + 1)
+        if largest >= RUN_ERROR:
+            if error is not None and self.world.rank == last - from_last:
+                raise error
+            sys.exit(_EXIT_STATUSES[largest])
         return largest
 
     def local_rank0_first(self, function: Callable[[], T]) -> T:
         """function() on local rank 0 of every node, then on the other ranks, which find what it cached.
 
         Raises:
-          UserError: on the rank that raised it; SystemExit on the others.
+          UserError: on one rank that raised it; SystemExit on the others.
         """
         result: T
         for is_first in (True, False):
@@ -162,7 +180,6 @@ class Group:
                     result = function()
                 except UserError as raised:
                     error = raised
-                    error.every_rank = False  # the other ranks have not called function(), so rank 0 may not know it
             self.sync_status(error=error)
         return result
 
@@ -179,49 +196,42 @@ class Group:
                     every_rank=self.world.local_rank != 0,  # print once per node
                 )
 
+    @contextlib.contextmanager
+    def reports_once(self) -> Iterator[None]:
+        """Block whose exceptions reach the user once, where all ranks share the cause.
+
+        Raises:
+          UserError: in place of an exception for lack of memory. PeerLost: another rank ended, or reports the same.
+        """
+        try:
+            yield
+        except (UserError, RunError):  # agreed between the ranks, or known to be equal on all
+            raise
+        except Exception as error:
+            if "gloo/transport" in str(error):
+                raise PeerLost("another rank ended during the run") from error
+            if not self._is_first_report(error):
+                raise PeerLost("another rank has reported the same error") from error
+            if memory := devices.exhausted_memory(error):
+                found = f"--batch-size: too many images for the memory of {self.device.describe()} ({memory})"
+                raise UserError(f"{found}; take fewer, or a larger --accumulate", every_rank=False) from error
+            raise
+
+    def _is_first_report(self, error: Exception) -> bool:
+        """Whether no other rank has asked this about an exception of the same type, raised at the same line."""
+        if self._host is None:
+            return True
+        *_, last = traceback.extract_tb(error.__traceback__)
+        try:
+            return self._store.add(f"error/{type(error).__name__}/{last.filename}:{last.lineno}", 1) == 1
+        except RuntimeError:  # the store has ended
+            return True
+
     def close(self) -> None:
         """Destroy the process groups, on all ranks at once: gloo aborts a process whose peers are already gone."""
         if self._host is not None:
             dist.barrier(group=self._host)
             dist.destroy_process_group()
-
-
-_WORKER_REMEDY = "where memory is short, take fewer --workers; --resume auto continues from the last saved step"
-
-
-@contextlib.contextmanager
-def translate_worker_failures() -> Iterator[None]:
-    """Turn what torch raises when another rank or a dataloader worker died into one line.
-
-    Raises:
-      RunError: in place of torch's RuntimeError, or of multiprocessing's errors.
-    """
-    print_unraisable = sys.unraisablehook
-    # torch raises from its SIGCHLD handler. Inside a __del__ that exception cannot propagate and would be printed; the
-    # loader raises it again at the next batch.
-    sys.unraisablehook = lambda lost: _is_worker_death(lost.exc_value) or print_unraisable(lost)
-    try:
-        yield
-    except (ConnectionResetError, ConnectionRefusedError, EOFError) as error:  # it died while it sent a batch
-        raise RunError(f"a dataloader worker died ({type(error).__name__}); {_WORKER_REMEDY}") from error
-    except RuntimeError as error:
-        if "gloo/transport" in str(error):
-            raise RunError(
-                "another rank ended during the run; its own message or the launcher's gives the reason; "
-                "--resume auto continues from the last saved step"
-            ) from error
-        if _is_worker_death(error):
-            raise RunError(f"a dataloader worker died ({str(error).splitlines()[0]}); {_WORKER_REMEDY}") from error
-        raise
-    else:  # after an error the hook stays: the rest of the loader is freed when the process exits
-        sys.unraisablehook = print_unraisable
-
-
-def _is_worker_death(error: BaseException | None) -> bool:
-    """Whether this is torch's report of a dead dataloader worker, or comes from a loader that it left half made."""
-    if isinstance(error, AttributeError):
-        return type(error.obj).__name__ == "_MultiProcessingDataLoaderIter"
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 def _wait_for_all_ranks(world: World, limit: datetime.timedelta) -> dist.Store:
@@ -243,15 +253,3 @@ def _wait_for_all_ranks(world: World, limit: datetime.timedelta) -> dist.Store:
         ) from error
     store.set_timeout(datetime.timedelta(minutes=30))  # torch's default, for what the process groups do later
     return store
-
-
-def _signal_at_parent_death() -> None:
-    """Make Linux send RESTART_SIGNAL to this rank when its launcher dies, so that no process is left behind.
-
-    Not SIGTERM: with restarts, the ranks of the other nodes save a checkpoint and continue without this node.
-    """
-    pr_set_pdeathsig = 1
-    try:
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, RESTART_SIGNAL)
-    except (OSError, AttributeError):  # not Linux: the launcher ends its ranks when it can
-        return

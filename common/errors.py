@@ -2,7 +2,10 @@
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was saved
-EXIT_RESTART = 75  # as 143, and the launcher starts the ranks again (EX_TEMPFAIL of sysexits.h)
+# Of one of several ranks, for its launcher (the numbers are those of sysexits.h):
+EXIT_RESTART = 75  # as 143, and the launcher starts the ranks again
+EXIT_FINAL = 70  # a failure that would repeat itself, so the launcher does not start the ranks again; it ends with 1
+EXIT_PEER_LOST = 69  # another rank ended; the launcher says which
 
 
 class UserError(ValueError):
@@ -20,5 +23,21 @@ class UserError(ValueError):
         self.every_rank = every_rank
 
 
+class Interrupted(BaseException):
+    """A signal asks this process to stop while it waits for images: raised to end the wait."""
+
+
 class RunError(RuntimeError):
-    """A failure of a run whose input is right (a loss that is not finite): one line, exit status 1."""
+    """A failure of a run whose input is right (a loss that is not finite): one line, exit status 1.
+
+    Attributes:
+      is_final: whether ranks that start again from the last checkpoint would fail in the same way.
+    """
+
+    def __init__(self, message: str, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+
+
+class PeerLost(RunError):
+    """Another rank ended: what all ranks but that one see. Its own message or its launcher's gives the reason."""

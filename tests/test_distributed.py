@@ -13,8 +13,8 @@ with cli.rank_exit_on_error():
     world = distributed.world_from_environment()
     group, rank = distributed.Group(world, Device("cpu")), world.rank
     group.check_same("3 images", "--data")
-    everything = (group.all_reduce_max(rank), group.all_reduce_sum([rank, 1]), group.broadcast_object(f"rank {{rank}}"))
-    assert everything == (1, [1.0, 2.0], "rank 0"), everything
+    sums = group.all_reduce_max(rank), group.all_reduce_sum([rank, 1])
+    assert (*sums, group.from_rank0(lambda: f"rank {{rank}}")) == (1, [1.0, 2.0], "rank 0"), sums
     group.check_same(f"{{3 + rank}} images", "--data")
 """
 

@@ -53,7 +53,7 @@ def examine_all(store: audit.Store, workers: int) -> int:
     try:
         with Progress(total, "files") as advance:
             for tasks in store.tasks():
-                for results in parallel.imap_unordered(audit.examine_many, tasks, workers, audit.ignore_interrupt):
+                for results in parallel.imap_unordered(audit.examine_many, tasks, workers):
                     new += store.update(results)
                     advance(len(results))
     except KeyboardInterrupt:

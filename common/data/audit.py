@@ -7,7 +7,6 @@ loses about a second of work, and pairs of files are found by queries.
 import hashlib
 import os
 import pathlib
-import signal
 import sqlite3
 import stat
 import time
@@ -108,11 +107,6 @@ def _format_note(path: str) -> str:
 def examine_many(tasks: Iterable[Task]) -> list[tuple[int, Record | None]]:
     """(row number, `examine` of the file) of every task."""
     return [(row, examine(path, known_stamp)) for row, path, known_stamp in tasks]
-
-
-def ignore_interrupt() -> None:
-    """Ignore Ctrl-C in a worker process; the process that collects the results handles it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Store:

@@ -3,19 +3,29 @@
 Legend: N batch, H W pixel, C channel.
 """
 
+import atexit
 import contextlib
 import ctypes
+import functools
+import multiprocessing
+import os
 import signal
 import sys
+import threading
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import sharedctypes
+from multiprocessing import queues, sharedctypes
 
 import numpy as np
 import torch
 from PIL import Image
+from torch._utils import ExceptionWrapper
 from torch.utils import data
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from common import parallel
 from common.data import sampling
 from common.data.decode import BadImage, open_rgb
 from common.data.index import FolderIndex
@@ -115,7 +125,7 @@ def _collate(items: list[_Item]) -> Batch:
 
 # A terminal or a scheduler signals every process of a job. Workers ignore these: the trainer saves, then ends them. A
 # worker that died first would be an error in the middle of a step.
-_TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -129,7 +139,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _worker_excepthook(kind: type[BaseException], error: BaseException, traceback: typing.Any) -> None:
-    """Silent about multiprocessing's feeder thread, which fails when the trainer no longer takes batches."""
+    """Silent about multiprocessing's own threads, which fail when the trainer no longer takes batches."""
     if not isinstance(error, (OSError, EOFError)):
         sys.__excepthook__(kind, error, traceback)
 
@@ -140,12 +150,61 @@ def _init_worker(_worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _TRAINER_SIGNALS)
     signal.set_wakeup_fd(-1)  # inherited from the trainer
+    parent = multiprocessing.parent_process()
+    assert parent is not None and parent.pid is not None
+    parallel.die_with_parent(parent.pid)
+    queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
+
+
+def _send_error(queue: "queues.Queue[typing.Any]", _error: Exception, item: typing.Any) -> None:
+    """Send an error in place of a batch that cannot be sent; multiprocessing would print it and drop the batch."""
+    if not isinstance(item, tuple) or isinstance(item[1], ExceptionWrapper):  # the pipe does not even take an error
+        os._exit(1)
+    queue.put((item[0], ExceptionWrapper(where="while a dataloader worker sent a batch")))
+
+
+class _DeathWatch:
+    """Raises torch's RuntimeError about a dead worker in this process, but only while it waits for a batch.
+
+    torch's own SIGCHLD handler raises it wherever the main thread is: in a collective, or in a __del__.
+    """
+
+    def __init__(self) -> None:
+        self._is_waiting = False
+
+    def install(self) -> None:
+        """Take the place of torch's handler, which the start of the first workers installs."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, self._on_child_exit)
+
+    def _on_child_exit(self, *_: object) -> None:
+        if self._is_waiting:
+            signal_handling._error_if_any_worker_fails()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        self._is_waiting = True
+        try:
+            signal_handling._error_if_any_worker_fails()
+            yield
+        finally:
+            self._is_waiting = False
+
+
+_death_watch = _DeathWatch()
 
 
 class _Loader:
-    """A DataLoader whose workers live as long as the loader."""
+    """A DataLoader whose workers live as long as the loader, or this process.
+
+    Attributes:
+      waiting: makes the context in which this process waits for a batch; it may raise there to end the wait.
+    """
+
+    waiting: Callable[[], contextlib.AbstractContextManager[object]]
 
     def __init__(self, dataset: _EvalDataset, batch_sampler: Iterable, workers: int, pin_memory: bool) -> None:
+        self.waiting = contextlib.nullcontext
         self._in_progress = dataset.in_progress = sharedctypes.RawArray("q", max(workers, 1))
         self._loader: data.DataLoader[_Item] = data.DataLoader(
             dataset,
@@ -157,25 +216,72 @@ class _Loader:
             persistent_workers=workers > 0,
             prefetch_factor=sampling.PREFETCH if workers else None,
         )
+        self._kill_at_exit: Callable[[], None] | None = None
 
     def _batches(self) -> Iterator[Batch]:
-        """An iterator; the first one starts the workers."""
-        with _signals_blocked():
-            return iter(self._loader)
+        """The batches; the first one starts the workers.
+
+        Raises:
+          UserError: a limit of the machine stops the workers. RunError: a worker died or failed.
+        """
+        iterator = self._iterator()
+        while True:
+            try:
+                with self.waiting(), _death_watch.waiting():
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise parallel.worker_failure(error) from error
+            yield batch
+
+    def _iterator(self) -> Iterator[Batch]:
+        if self._workers():  # they acknowledge the new epoch
+            try:
+                with self.waiting(), _death_watch.waiting():
+                    return iter(self._loader)
+            except RuntimeError as error:
+                raise parallel.worker_failure(error) from error
+        before = set(multiprocessing.active_children())
+        try:
+            with _signals_blocked():
+                iterator = iter(self._loader)
+                _death_watch.install()
+        except (OSError, RuntimeError) as error:
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if isinstance(half_made := frame.f_locals.get("self"), _MultiProcessingDataLoaderIter):
+                    half_made._shutdown = True  # its __del__ would fail
+            parallel.kill(set(multiprocessing.active_children()) - before)
+            raise parallel.worker_failure(error, parallel.SHARED_MEMORY) from error
+        if workers := self._workers():
+            # Before multiprocessing's own function, which waits for workers: they ignore the SIGTERM that it sends.
+            self._kill_at_exit = functools.partial(parallel.kill, workers)
+            atexit.register(self._kill_at_exit)
+        return iterator
+
+    def _workers(self) -> list[typing.Any]:
+        return getattr(getattr(self._loader, "_iterator", None), "_workers", [])
 
     def reading(self) -> list[int]:
         """Indices of the images that are being decoded now."""
         return [i - 1 for i in self._in_progress if i]
 
     def close(self) -> None:
-        """Kill the workers: they ignore the SIGTERM that multiprocessing sends at exit."""
-        iterator = getattr(self._loader, "_iterator", None)
-        if iterator is not None:
-            with contextlib.suppress(RuntimeError):  # torch's, about a worker that died
-                iterator._shutdown_workers()
-            for worker in iterator._workers:
-                worker.kill()  # a worker that hangs in a read would keep the process alive
-                worker.join()
+        """Kill the workers."""
+        if self._kill_at_exit is None:
+            return
+        iterator: typing.Any = self._loader._iterator
+        if iterator._worker_pids_set:  # else torch would report the deaths
+            signal_handling._remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
+        if iterator._pin_memory:  # the thread must not wait for the rest of a batch whose worker was killed
+            iterator._pin_memory_thread_done_event.set()
+            iterator._worker_result_queue.put((None, None))
+            iterator._pin_memory_thread.join()
+        self._kill_at_exit()
+        iterator._shutdown_workers()
+        atexit.unregister(self._kill_at_exit)
+        self._kill_at_exit = None
 
 
 class TrainLoader(_Loader):

@@ -31,6 +31,13 @@ class DeviceOptions(amp.PrecisionOptions, Protocol):
     momentum: float
 
 
+def exhausted_memory(error: Exception) -> str:
+    """The first line of an exception for lack of device or host memory; empty for any other one."""
+    line = (str(error).splitlines() or [""])[0]
+    is_memory = "out of memory" in line or "can't allocate memory" in line  # cuda and npu; cpu
+    return line or "MemoryError" if is_memory or isinstance(error, MemoryError) else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
     """One device of one process.

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
-from common.data.decode import BadImage
 from common.data.loader import Batch
 from common.distributed import RUN, STOP, Group
-from common.errors import RunError
+from common.errors import Interrupted, RunError, UserError
 from common.evaluation.metrics import Counts
 
 Classifier = Callable[[torch.Tensor], np.ndarray]  # uint8 pixels [N, H, W, 3] -> logits [N, K], both on the host
@@ -21,28 +20,25 @@ def evaluate(
     num_images: int,
     group: Group,
     smoothing: float = 0.0,
-    interrupted: Callable[[], bool] = lambda: False,
 ) -> Counts | None:
     """Score a split.
 
     Args:
-      batches: EvalLoader of this rank's share.
+      batches: EvalLoader of this rank's share; Interrupted raised by it ends the evaluation on all ranks.
       num_images: images of the whole split.
       group: its ranks; counts are all-reduced once, at the end.
       smoothing: label smoothing of the reported loss.
-      interrupted: called before every batch; True ends the evaluation on all ranks.
     Returns:
       Counts over all ranks, or None when a rank was interrupted.
     Raises:
       BadImage: a file does not decode (unless the loader skips those).
-      RunError: a logit is NaN.
+      RunError: a logit is NaN, or a dataloader worker failed.
+      UserError: a limit of the machine stops the dataloader workers.
     """
     counts, stopped = Counts(), False
     error: Exception | None = None
     try:
         for batch in batches:
-            if stopped := interrupted():
-                break
             batch.raise_if_failed()
             counts.skipped += len(batch.bad)
             for path, reason in batch.bad:
@@ -52,10 +48,13 @@ def evaluate(
                 if np.isnan(logits_NK).any():
                     raise RunError(
                         "the logits of validation images are NaN: the training diverged; lower --lr, or evaluate an "
-                        "earlier checkpoint"
+                        "earlier checkpoint",
+                        is_final=True,
                     )
                 counts.add(logits_NK, batch.labels_N.numpy(), smoothing)
-    except (BadImage, RunError) as raised:
+    except Interrupted:
+        stopped = True
+    except (UserError, RunError) as raised:
         error = raised
     if group.sync_status(STOP if stopped else RUN, error):
         return None

@@ -101,19 +101,22 @@ def evaluate_folder(
     if config.full_fp32:
         device.use_full_fp32()
     group = distributed.Group(world, device)
-    model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
-    group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
-    transform = eval_transform(spec, model.image_size)
-    workers = parallel.dataloader_workers(config.workers, world.local_size)
-    loader = EvalLoader(index, transform, config.batch_size, "fail", world.rank, world.size, workers, device.pin_memory)
-    start = time.perf_counter()
-    try:
-        counts = evaluate(model.classifier, loader, len(index), group, smoothing(model.num_outputs))
-    finally:
-        loader.close()
-    assert counts is not None  # never interrupted
-    group.close()
-    seconds = time.perf_counter() - start
+    with group.reports_once():
+        model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
+        group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
+        transform = eval_transform(spec, model.image_size)
+        workers = parallel.dataloader_workers(config.workers, world.local_size)
+        images = EvalLoader(
+            index, transform, config.batch_size, "fail", world.rank, world.size, workers, device.pin_memory
+        )
+        start = time.perf_counter()
+        try:
+            counts = evaluate(model.classifier, images, len(index), group, smoothing(model.num_outputs))
+        finally:
+            images.close()
+        assert counts is not None  # never interrupted
+        group.close()
+        seconds = time.perf_counter() - start
     if world.is_main:
         left_out = f" ({index.excluded} left out by --exclude)" if config.exclude else ""
         print(

@@ -25,12 +25,13 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
 from common import errors
-from common.distributed import RESTART_SIGNAL
+from common.distributed import LAUNCHER_PID, RESTART_SIGNAL
 from common.errors import UserError
 from common.launch.config import LaunchConfig
 
-# Exit statuses of a rank that end the run without a restart: wrong input, or told to stop.
-FINAL_STATUSES = (errors.EXIT_USER_ERROR, 130, errors.EXIT_TERMINATED)
+# Exit statuses of a rank that end the run without a restart: wrong input, an error that would repeat itself, or told to
+# stop.
+FINAL_STATUSES = (errors.EXIT_USER_ERROR, errors.EXIT_FINAL, 130, errors.EXIT_TERMINATED)
 # Enough for a step and a checkpoint of several hundred megabytes on a slow disk.
 _SHUTDOWN_TIMEOUT_S = 600
 # How long to wait for more nodes once --nnodes=MIN are there.
@@ -114,13 +115,20 @@ class Agent(LocalElasticAgent):
 
 
 def first_failure(failures: Mapping[int, ProcessFailure]) -> ProcessFailure:
-    """The cause of a failed round: a rank with a final status, else the rank that failed first."""
-    return min(failures.values(), key=lambda failure: (failure.exitcode not in FINAL_STATUSES, failure.timestamp))
+    """The cause of a failed round: a rank with a final status, else the first one that did not end for another rank."""
+
+    def order(failure: ProcessFailure) -> tuple[bool, bool, int]:
+        status = failure.exitcode
+        return status not in FINAL_STATUSES, status == errors.EXIT_PEER_LOST, failure.timestamp
+
+    return min(failures.values(), key=order)
 
 
 def describe_failure(failures: Mapping[int, ProcessFailure]) -> str:
     """Which rank failed first, and its signal or exit status."""
     first = first_failure(failures)
+    if first.exitcode == errors.EXIT_PEER_LOST:
+        return "a rank of another node ended, see its output"
     if first.exitcode < 0:
         return f"rank {first.local_rank} of this node was ended by {signal.Signals(-first.exitcode).name}"
     return f"rank {first.local_rank} of this node ended with status {first.exitcode}"
@@ -143,6 +151,7 @@ def run_agent(config: LaunchConfig, command: list[str], timeout_s: int, store: d
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the messages below take the place of its own
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ[LAUNCHER_PID] = str(os.getpid())
     handler, addresses = _rendezvous_handler(config, timeout_s)
     spec = WorkerSpec(
         role="train",
@@ -172,7 +181,7 @@ def run_agent(config: LaunchConfig, command: list[str], timeout_s: int, store: d
     if result is None or not result.is_failed():
         return 0
     first = first_failure(result.failures)
-    if first.exitcode < 0:
+    if first.exitcode < 0 or first.exitcode == errors.EXIT_PEER_LOST:
         failure = describe_failure(result.failures)
         _print_error(f"error: {failure}; --resume=auto continues from the last saved step")
     return _exit_status(first.exitcode)
@@ -205,4 +214,6 @@ def _rendezvous_handler(config: LaunchConfig, timeout_s: int) -> tuple[rendezvou
 
 def _exit_status(returncode: int) -> int:
     """A shell's exit status for a process's return code: 128 + n where signal n ended it."""
+    if returncode in (errors.EXIT_FINAL, errors.EXIT_PEER_LOST):
+        return 1
     return 128 - returncode if returncode < 0 else returncode

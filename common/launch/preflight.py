@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -22,7 +23,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PYTHONS = ((3, 10), (3, 12))
 # Newest, previous and best checkpoint and a temporary one, several hundred megabytes each.
 DISK_BYTES = 2 * 2**30
-SHARED_MEMORY = "/dev/shm"
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"
 
 
@@ -126,18 +126,26 @@ def _check_device(config: PreflightConfig) -> Iterator[Finding]:
 
 
 def _check_loading(config: PreflightConfig) -> Iterator[Finding]:
-    """Shared memory and open files, which dataloader workers need to pass on their batches."""
+    """What dataloader workers need to pass on their batches: shared memory, sockets, open files."""
     from common.data import sampling
 
     workers = parallel.dataloader_workers(config.workers, config.devices)
     in_flight = workers * sampling.PREFETCH
     device_batch_size = -(-config.batch_size // config.devices)
     need = config.devices * in_flight * device_batch_size * 3 * config.image_size**2
-    if os.path.isdir(SHARED_MEMORY):
-        free = shutil.disk_usage(SHARED_MEMORY).free
+    if os.path.isdir(parallel.SHARED_MEMORY):
+        free = shutil.disk_usage(parallel.SHARED_MEMORY).free
         found = f"{_size(free)} free, the dataloaders use up to {_size(need)}"
-        remedy = "fewer -j, a smaller --batch_size, or a larger /dev/shm (docker run --shm-size=64g, or --ipc=host)"
-        yield Finding("shared memory", found, remedy if free < need else "")
+    else:
+        free, found = 0, f"there is no {parallel.SHARED_MEMORY}"
+    remedy = "fewer -j, a smaller --batch_size, or a larger /dev/shm (docker run --shm-size=64g, or --ipc=host)"
+    yield Finding("shared memory", found, remedy if free < need else "")
+    try:
+        parallel.check_temporary_folder()
+        yield Finding("temporary files", f"{tempfile.gettempdir()} holds the sockets of dataloader workers")
+    except UserError as error:
+        found, _, remedy = str(error).partition("; ")
+        yield Finding("temporary files", found, remedy if workers else "")
     limit, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = 256 + 4 * workers + 3 * in_flight  # this process, pipes, and three tensors of each batch
     found = f"{limit}, each process opens up to {files}"

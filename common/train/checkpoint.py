@@ -113,7 +113,8 @@ class Writer:
                 f"the checkpoint of step {snapshot.done_steps} cannot be written to {self.folder} "
                 f"({error.strerror or error})"
             )
-            self._failure = RunError(f"{reason}; the files before it are whole; make room, then --resume auto")
+            remedy = "the files before it are whole; make room, then --resume auto"
+            self._failure = RunError(f"{reason}; {remedy}", is_final=True)
             if snapshot.is_best:
                 self._unwritten_best = snapshot
             if not self._stop_on_error:

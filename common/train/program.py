@@ -168,21 +168,19 @@ class TrainProgram:
             if config.full_fp32:
                 device.use_full_fp32()
             group = distributed.Group(world, device, config.rendezvous_timeout)
-            setup = setup or group.local_rank0_first(
-                lambda: self.prepare(config, explicit, world.size, world.num_nodes)
-            )
-            group.check_same(setup.splits.summary, "--data")
-            self._train(setup, group)
-            group.close()
+            with group.reports_once():
+                setup = setup or group.local_rank0_first(
+                    lambda: self.prepare(config, explicit, world.size, world.num_nodes)
+                )
+                group.check_same(setup.splits.summary, "--data")
+                self._train(setup, group)
+                group.close()
 
     def _train(self, setup: RunSetup, group: "Group") -> None:
-        from common.distributed import translate_worker_failures
         from common.train.trainer import Trainer
 
-        is_main = group.world.is_main
-        folder = group.broadcast_object(run_setup.create_folder(setup) if is_main else None)
-        setup = dataclasses.replace(setup, folder=folder)
-        logger = self.make_logger(folder if is_main else None, setup)
+        setup = dataclasses.replace(setup, folder=group.from_rank0(lambda: run_setup.create_folder(setup)))
+        logger = self.make_logger(setup.folder if group.world.is_main else None, setup)
         try:
             logger.write_json(
                 run_folder.CONFIG,
@@ -199,8 +197,7 @@ class TrainProgram:
                 logger.info(_headline(trainer, group.device))
                 for note in run_setup.notes(setup):
                     logger.info(note)
-                with translate_worker_failures():
-                    trainer.fit()
+                trainer.fit()
             finally:
                 trainer.close()
         finally:

@@ -1,5 +1,6 @@
 """The training loop. A step is a function of (config, epoch, step), so a run can be stopped and resumed anywhere."""
 
+import contextlib
 import dataclasses
 import functools
 import platform
@@ -13,10 +14,9 @@ import torch
 
 from common import distributed, parallel, run_folder
 from common.data import loader, sampling, transforms
-from common.data.decode import BadImage
 from common.data.loader import Batch
 from common.distributed import Group
-from common.errors import EXIT_RESTART, EXIT_TERMINATED, RunError
+from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, RunError, UserError
 from common.evaluation.metrics import Counts
 from common.train import checkpoint, meters, signals, watchdog
 from common.train.run_log import RunLogger
@@ -107,6 +107,9 @@ class Trainer:
             setup.folder, config.keep_last, config.keep_best, config.on_save_error == "stop", logger.info
         )
         self.interrupt = signals.Interrupt()
+        self.train_loader.waiting = self.interrupt.ends_wait
+        if self.validate.loader is not None:
+            self.validate.loader.waiting = self._waits_in_validation
         self.last_image: torch.Tensor | None = None
         self.watchdog = watchdog.Watchdog(world, config.hang_timeout, self._position, self._abort)
 
@@ -168,8 +171,8 @@ class Trainer:
         self.throughput.stop()
         self._save()
 
-    def fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], BadImage | None]:
-        """(this rank's micro-batches of a step, the error that prevented them)."""
+    def fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], UserError | RunError | None]:
+        """(this rank's micro-batches of a step, the error that prevented them); a signal ends the wait for them."""
         try:
             micro_batches = [next(batches) for _ in self.train_step.micro_batches]
             for batch in micro_batches:
@@ -178,7 +181,9 @@ class Trainer:
                 for path, reason in batch.bad:
                     print(f"skipped: {path} ({reason})", file=sys.stderr, flush=True)
                     self.logger.metrics(kind="bad_image", path=path, reason=reason)
-        except BadImage as error:
+        except Interrupted:
+            return [], None
+        except (UserError, RunError) as error:
             return [], error
         return micro_batches, None
 
@@ -197,7 +202,7 @@ class Trainer:
         if self.validate.loader is None:
             self.logger.validated(state.epoch, epochs, None, False)
             return None, False
-        counts = self.validate(interrupted=self._interrupts_validation)
+        counts = self.validate()
         self.watchdog.phase("validating")
         if counts is None:
             self._stop(self.group.all_reduce_max(self._requested_action()))
@@ -219,9 +224,9 @@ class Trainer:
         )
         return counts, is_best
 
-    def _interrupts_validation(self) -> bool:
+    def _waits_in_validation(self) -> contextlib.AbstractContextManager[None]:
         self.watchdog.phase("validating")
-        return bool(self.interrupt)
+        return self.interrupt.ends_wait()
 
     def _log_progress(self) -> None:
         self.check_finite()
@@ -242,7 +247,8 @@ class Trainer:
             images = [setup.splits.train.name(i) for _, i in next(batches)]
             error = RunError(
                 f"the loss is {loss} at epoch {epoch + 1} step {step + 1} (rank {world.rank}, images "
-                f"{', '.join(images[:4])}{' ...' if len(images) > 4 else ''}); lower --lr or look at these images"
+                f"{', '.join(images[:4])}{' ...' if len(images) > 4 else ''}); lower --lr or look at these images",
+                is_final=True,
             )
         self.group.sync_status(error=error)
 

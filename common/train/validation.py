@@ -1,7 +1,5 @@
 """Validation during training."""
 
-from collections.abc import Callable
-
 from common.data import loader, transforms
 from common.distributed import Group
 from common.evaluation.evaluate import evaluate
@@ -35,10 +33,10 @@ class Validator:
                 group.device.pin_memory,
             )
 
-    def __call__(self, interrupted: Callable[[], bool]) -> Counts | None:
-        """Counts over all ranks; None when `interrupted`, which is called before every batch, returned True."""
+    def __call__(self) -> Counts | None:
+        """Counts over all ranks; None where the wait for a batch was interrupted."""
         assert self._images is not None and self.loader is not None
-        return evaluate(self._engine, self.loader, len(self._images), self._group, self._smoothing, interrupted)
+        return evaluate(self._engine, self.loader, len(self._images), self._group, self._smoothing)
 
     def close(self) -> None:
         if self.loader is not None:

@@ -32,7 +32,7 @@ def table(done):
 def test_a_sound_cpu_passes(run, images):
     done = run(CHECK, "--device=cpu", "--data", images)
     rows = table(done.stdout)
-    assert [need for need, row in rows.items() if row[0] != "ok"] == [] and "all 8 checks passed" in done.stdout
+    assert [need for need, row in rows.items() if row[0] != "ok"] == [] and "all 9 checks passed" in done.stdout
     assert rows["data"][1] == "60 images in 3 classes, 21 for validation"
     assert "\033" not in done.stdout, "colors are for terminals"
 
@@ -225,7 +225,7 @@ def test_packages_that_are_missing_or_too_old(monkeypatch):
 def test_the_launcher_checks_first_and_starts_only_on_a_sound_machine(run, images, tmp_path):
     words = [*LAUNCH_TINY, f"--data_path={images}", "--device=cpu", "--preflight=true", "--output_dir=run"]
     done = run(*words, "--batch_size=4000000", "--", "-j", "2", check=1)
-    assert "1 of 8 checks failed" in done.stdout and not (tmp_path / "run").exists() and done.stderr == ""
+    assert "1 of 9 checks failed" in done.stdout and not (tmp_path / "run").exists() and done.stderr == ""
     done = run(*words, "--", "--epochs=1", check=0)
-    assert done.stdout.index("all 8 checks passed") < done.stdout.index("tiny: 60 images")
+    assert done.stdout.index("all 9 checks passed") < done.stdout.index("tiny: 60 images")
     assert (tmp_path / "run" / "summary.json").exists()

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-import types
 
 import pytest
 from support import (
@@ -15,17 +15,17 @@ from support import (
     all_gone,
     background,
     final,
+    metrics_of,
     processes_naming,
     run_differences,
     send_delivered,
     wait_until,
 )
 from tiny import PROGRAM, SPEC
-from torch.utils.data import dataloader
 
-from common import distributed, errors
+from common import errors
 from common.data import index, loader, transforms
-from common.errors import RunError, UserError
+from common.errors import UserError
 from common.launch import launch
 
 OPTIONS = ["--print-freq=1", "--save-every=3", "--epochs=4", "--reduce=exact", "--ema=0.9"]
@@ -264,16 +264,66 @@ def test_a_loader_process_whose_trainer_left_says_nothing_but_other_errors_are_t
     assert capsys.readouterr().err == "ValueError: told\n"
 
 
-def test_a_loader_whose_start_was_interrupted_is_freed_in_silence(monkeypatch):
-    said = []
-    monkeypatch.setattr(sys, "unraisablehook", said.append)
-    half_made = [dataloader._MultiProcessingDataLoaderIter.__new__(dataloader._MultiProcessingDataLoaderIter)]
-    with pytest.raises(RunError, match="a dataloader worker died"), distributed.translate_worker_failures():
-        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
-    half_made.clear()
-    assert said == []
-    sys.unraisablehook(types.SimpleNamespace(exc_value=ValueError("another")))
-    assert len(said) == 1
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_ends_the_wait_for_an_image(images, tmp_path, workers, split):
+    """Saved at the step that waits: the read of a dead network disk takes as long as it takes."""
+    folder, data = tmp_path / "run", tmp_path / "data"
+    subprocess.run(["cp", "-r", images, data], check=True)
+    hanging = data / split / "bee" / "0003.jpg"
+    hanging.unlink()
+    os.mkfifo(hanging)
+
+    def terminate():
+        with open(hanging, "wb"):  # returns when somebody opens it to read
+            time.sleep(0.3)  # until the trainer has used the batches before it
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.wait(60)
+
+    ended, thread = threading.Event(), threading.Thread(target=terminate)
+    thread.start()
+    try:
+        with pytest.raises(SystemExit) as end:
+            PROGRAM.main([f"--data={data}", f"--output-dir={folder}", f"--workers={workers}", "--print-freq=1"])
+    finally:
+        ended.set()
+        thread.join()
+    assert end.value.code == errors.EXIT_TERMINATED
+    done = len(metrics_of(folder))
+    assert (final(folder)["epoch"], final(folder)["step"]) == (0, done)
+    assert (done == 5) == (split == "val"), "it was not in the phase that is tested"
+
+
+def test_an_error_of_all_loaders_is_one_line_and_ends_all_ranks(images, start, tmp_path, monkeypatch):
+    """A temporary folder whose path is too long for the sockets of the workers."""
+    temporary, folder = tmp_path / ("x" * 80), tmp_path / "run"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    run = start(command(images, folder, "--devices=2", "--max_restarts=2", options=["--workers=2"]), folder)
+    output = run.ends(2)
+    found = [line for line in output.splitlines() if "micro-batch(es)" not in line]
+    assert len(found) == 1 and found[0].startswith(f"error: TMPDIR: {temporary} has"), output
+
+
+def test_nan_in_validation_is_one_line_and_is_not_restarted(images, start, tmp_path):
+    folder = tmp_path / "run"
+    options = ["--lr=1e30", "--epochs=1", "--workers=0"]  # the only step of the epoch: its loss is finite
+    run = start(command(images, folder, "--devices=2", "--max_restarts=2", "--batch_size=60", options=options), folder)
+    output = run.ends(1)
+    assert output.count("error:") == 1 and "the logits of validation images are NaN" in output
+    assert "start again" not in output and "Traceback" not in output
+
+
+def test_workers_that_hang_die_with_their_trainer(images, start, tmp_path):
+    folder, data = tmp_path / "run", tmp_path / "data"
+    subprocess.run(["cp", "-r", images, data], check=True)
+    hanging = data / "train" / "bee" / "0007.jpg"
+    hanging.unlink()
+    os.mkfifo(hanging)
+    run = start([sys.executable, TINY, "--data", data, "--output-dir", folder, "--workers=2"], folder)
+    with open(hanging, "wb"):  # a worker has opened it
+        run.process.kill()
+        run.ends(-signal.SIGKILL)
 
 
 def test_a_number_of_machines_may_be_a_range():
