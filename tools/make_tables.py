@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import cli, files
+from common.device import versions
 from common.errors import UserError
 
 Row = Mapping[str, Any]
@@ -69,6 +70,7 @@ class Table:
       where: values that the fields of a row must have.
       names: show these rows only, in this order; of several with one name, the last in the file.
       transposed: one column for each row of the file.
+      read: the rows of a file that holds other things than results.
     """
 
     path: str
@@ -76,9 +78,14 @@ class Table:
     where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     names: tuple[str, ...] = ()
     transposed: bool = False
+    read: Callable[[], Sequence[Row]] | None = None
 
     def render(self) -> str:
-        rows = [row for row in read_rows(self.path) if all(row.get(key) == self.where[key] for key in self.where)]
+        rows = [
+            row
+            for row in (self.read() if self.read else read_rows(self.path))
+            if all(row.get(key) == self.where[key] for key in self.where)
+        ]
         if self.names:
             newest = {row["name"]: row for row in rows}
             rows = [newest[name] for name in self.names]
@@ -112,7 +119,63 @@ def _batch(row: Row) -> str:
 _ACCURACY = (Column("Top-1", "acc1", "{:.4g} %"), Column("Top-5", "acc5", "{:.4g} %"))
 _COMPARISON = (Column("What", "what"), Column("Against", "against"), Column("Ratio", _result), Column("Range", _range))
 
+
+def _torch_npu_rows() -> list[Row]:
+    return [
+        {
+            "torch_npu": each.version,
+            "torch": each.torch,
+            "product": each.product,
+            "cann": each.cann,
+            "works_with": ", ".join(each.works_with),
+            "python": " to ".join(versions.torch_python(each.torch) or ()) or None,
+        }
+        for each in versions.releases()
+    ]
+
+
+def _supported_rows() -> list[Row]:
+    """Releases for the torch that this project takes."""
+    rows = _torch_npu_rows()
+    return [
+        row for row in rows if versions.numbers(row["torch"])[:2] >= versions.MIN_TORCH and "-" not in row["product"]
+    ]
+
+
+def _cann_rows() -> list[Row]:
+    return [
+        {
+            "cann": each.cann,
+            "python": each.python and " to ".join(each.python),
+            "numpy": each.numpy,
+            "opsets": "{} to {}".format(*each.opsets),
+        }
+        for each in versions.canns()
+    ]
+
+
+_VERSIONS = "common/device/versions.json"
+_TORCH_NPU = (
+    Column("torch_npu", "torch_npu"),
+    Column("torch", "torch"),
+    Column("Python", "python"),
+    Column("Built for CANN", "cann"),
+    Column("Works with CANN", "works_with"),
+)
+
 TABLES = {
+    "versions": Table(_VERSIONS, _TORCH_NPU, read=_supported_rows),
+    "torch_npu": Table(_VERSIONS, (Column("Release", "product"), *_TORCH_NPU), read=_torch_npu_rows),
+    "cann": Table(
+        _VERSIONS,
+        (
+            Column("CANN", "cann"),
+            Column("Python", "python"),
+            Column("NumPy", "numpy"),
+            Column("ONNX opsets of atc", "opsets"),
+        ),
+        read=_cann_rows,
+    ),
     "inception_v3": Table(
         "inception_v3/results.json",
         (

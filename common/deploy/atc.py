@@ -6,13 +6,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 
 from common import cli
-from common.deploy import file_names, om_metadata
-from common.device import cann_failure, npu_smi
+from common.deploy import atc_checks, file_names, om_metadata
+from common.device import cann, cann_failure, npu_smi, versions
 from common.errors import RunError, UserError
 from common.evaluation import aipp, onnx_metadata
 from common.files import write_atomic
@@ -25,7 +26,8 @@ PRECISION_MODES = (
 PRECISION_MODES_V2 = "fp16 origin cube_fp16in_fp32out mixed_float16 mixed_bfloat16 cube_hif8 mixed_hif8".split()
 INPUT_TYPES = {"FLOAT": "float32", "FLOAT16": "float16"}  # of an ONNX file
 OUTPUT_TYPES = ("FP32", "FP16", "UINT8", "INT8")
-OPSETS = (9, 18)  # first and last that atc parses, over all versions of CANN
+# First and last opset that atc parses, over all versions of CANN.
+OPSETS = (min(each.opsets[0] for each in versions.canns()), max(each.opsets[1] for each in versions.canns()))
 NUM_DYNAMIC_BATCHES = (2, 100)  # fewest and most batch sizes of one --dynamic_batch_size
 INSTALL_CANN = (
     "install the CANN toolkit and source its environment, /usr/local/Ascend/ascend-toolkit/set_env.sh or "
@@ -101,9 +103,10 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
     if not base.parent.is_dir():
         raise UserError(f"--output: {base.parent} is not a folder")
     soc_version = npu_smi.check_chip_name(config.soc_version) if config.soc_version else npu_smi.detect_chip_name()
-    aipp_file = _write_aipp_config(config, model, base, spec) if config.aipp else None
     if not config.dry_run and shutil.which("atc") is None:
         raise UserError(f"atc: not on the PATH; {INSTALL_CANN}")
+    _check_cann(config, model, soc_version)
+    aipp_file = _write_aipp_config(config, model, base, spec) if config.aipp else None
     built = {}
     for batch in batches:
         target = base.with_name(f"{base.name}_bs{str(batch).replace(',', '-')}")
@@ -133,6 +136,7 @@ class OnnxModel:
       batch: fixed batch size, or None.
       image_shape: [3, H, W].
       dtype: float32 or float16.
+      opset: of the standard operators.
       metadata: what export.py stored.
     Raises:
       UserError: unreadable, an opset that atc does not parse, or an input that is no batch of images.
@@ -149,12 +153,13 @@ class OnnxModel:
             proto = onnx.load(str(self.path), load_external_data=False)
         except (DecodeError, OSError) as error:
             raise UserError(f"--model: {path} is not an ONNX file ({error})") from error
-        opset = {entry.domain: entry.version for entry in proto.opset_import}.get("", 0)
-        if not OPSETS[0] <= opset <= OPSETS[1]:
+        self.opset: int = {entry.domain: entry.version for entry in proto.opset_import}.get("", 0)
+        if not OPSETS[0] <= self.opset <= OPSETS[1]:
             raise UserError(
-                f"--model: {path} has opset {opset}, atc takes {OPSETS[0]} to {OPSETS[1]}; export it with --opset 11"
+                f"--model: {path} has opset {self.opset}, atc takes {OPSETS[0]} to {OPSETS[1]}; "
+                "export it with --opset 11"
             )
-        if opset == OPSETS[1] and any(node.op_type == "ReduceMean" for node in proto.graph.node):
+        if self.opset == OPSETS[1] and any(node.op_type == "ReduceMean" for node in proto.graph.node):
             raise UserError(
                 f"--model: {path} has a ReduceMean of opset 18, which atc misreads; export it with --opset 11"
             )
@@ -204,6 +209,18 @@ def normalization(
     if "mean" in metadata and "std" in metadata:
         return metadata["mean"], metadata["std"]
     raise UserError("--arch: missing; the .onnx file does not say which model it is, name its folder")
+
+
+def _check_cann(config: AtcConfig, model: OnnxModel, soc_version: str) -> None:
+    """Print what atc will probably fail of; UserError for an opset that the installed one does not parse."""
+    problem = atc_checks.opset_problem(model.opset, is_other_machine=config.dry_run)
+    if problem and cann.version() and not config.dry_run:
+        raise UserError(f"--model: {config.model} has {problem}")
+    warnings = [f"--model: {config.model} has {problem}"] if problem else []
+    if not config.dry_run:
+        warnings += atc_checks.environment_problems(soc_version)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 def _write_aipp_config(config: AtcConfig, model: OnnxModel, base: pathlib.Path, spec: ModelSpec | None) -> pathlib.Path:

@@ -2,8 +2,11 @@
 
 import os
 import pathlib
+import re
 import subprocess
 
+# Version files below ASCEND_HOME_PATH of CANN 8.5 and 9, 6 to 8.3, and the package for training alone.
+_VERSION_FILES = ("*-linux/ascend_toolkit_install.info", "ascend_nnae_install.info", "version.cfg", "version.info")
 _FIND_CANN = pathlib.Path(__file__).with_name("find_cann.sh")
 INSTALL_DRIVER = (
     "install the driver, or mount /usr/local/Ascend/driver into the container and add its lib64/driver to "
@@ -19,6 +22,38 @@ _CONNECT_TIMEOUT_S = (120, 7200)  # what HCCL_CONNECT_TIMEOUT accepts; HCCL's de
 def home() -> str | None:
     """Folder of the CANN whose set_env.sh was sourced, or None."""
     return os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+
+
+def version() -> str | None:
+    """Version of that CANN, such as 8.3.RC1; None without CANN."""
+    folder = pathlib.Path(home() or "")
+    paths = [path for pattern in _VERSION_FILES for path in sorted(folder.glob(pattern))] if home() else []
+    return next((found for path in paths if (found := read_version(path))), None)
+
+
+def read_version(path: pathlib.Path) -> str | None:
+    """The value of `version=` in a file of CANN or the driver, in any case.
+
+    CANN 6 writes [1.84.15.1.310:6.0.1], of which the second is that of CANN.
+    """
+    found = re.search(
+        r"^\s*\w*version\w*\s*=\s*\[?(?:[\w.-]+:)?([\w.-]+)",
+        path.read_text(errors="replace"),
+        re.MULTILINE | re.IGNORECASE,
+    )
+    return found and found[1]
+
+
+def operator_chips() -> list[str] | None:
+    """Chips, such as ascend310p, whose operators are installed; None without CANN.
+
+    From CANN 8.5 on they are packages of their own, one for each chip.
+    """
+    opp = os.environ.get("ASCEND_OPP_PATH") or (home() and os.path.join(home() or "", "opp"))
+    if not opp:
+        return None
+    found = pathlib.Path(opp).glob("built-in/op_impl/ai_core/tbe/config/*/aic-*-ops-info*.json")
+    return sorted({path.parent.name for path in found})
 
 
 def how_to_source() -> str:

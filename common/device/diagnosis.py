@@ -8,13 +8,8 @@ import re
 
 import torch
 
-from common.device import cann
+from common.device import cann, versions
 
-# torch_npu works with one release of torch; newest first, from its COMPATIBILITY table.
-_RELEASES = (  # torch, torch_npu, CANN
-    ("2.12.0", "2.12.0", "9.1.0"),
-    ("2.11.0", "2.11.0", "9.1.0"),
-)
 _DRIVER_LIBRARIES = ("libascend_hal.so", "libdrvdsmi_host.so", "libdcmi.so")
 
 
@@ -31,7 +26,7 @@ def why_missing(kind: str) -> str | None:
         return None if torch.cuda.is_available() else "torch finds no NVIDIA GPU or driver"
     if not is_installed("npu"):
         return "torch_npu is not installed (requirements-npu.txt)"
-    mismatch = _release_mismatch(_version_of("torch_npu"), torch.__version__)
+    mismatch = release_mismatch(_version_of("torch_npu"), torch.__version__)
     if mismatch:
         return mismatch
     try:
@@ -48,17 +43,31 @@ def _version_of(package: str) -> str | None:
         return None
 
 
-def _release_mismatch(torch_npu_version: str | None, torch_version: str) -> str | None:
+def release_mismatch(torch_npu_version: str | None, torch_version: str) -> str | None:
     """Why these releases do not work together, with those that do; None if they do."""
     release = re.compile(r"\d+\.\d+\.\d+")
     required, installed = release.match(torch_npu_version or ""), release.match(torch_version)
     if not required or not installed or required[0] == installed[0]:
         return None
-    supported = ", ".join(f"torch {torch} with torch_npu {npu} and CANN {cann}" for torch, npu, cann in _RELEASES)
     return (
         f"torch_npu {torch_npu_version} needs torch {required[0]}, but this is torch {torch_version}; supported: "
-        f"{supported} (`pip install -r requirements-npu.txt` installs the first)"
+        f"{_supported()} (`pip install -r requirements-npu.txt` installs the first)"
     )
+
+
+def cann_mismatch(cann_version: str | None) -> str | None:
+    """What to do where the installed torch_npu does not go with this CANN; None if it does, or if that is unknown."""
+    npu, series = versions.torch_npu(_version_of("torch_npu")), versions.cann(cann_version)
+    if npu is None or series is None or series.cann in npu.works_with:
+        return None
+    return (
+        f"torch_npu {npu.version} was built for CANN {npu.cann} and works with {', '.join(npu.works_with)}; install "
+        f"one of these ({_supported()})"
+    )
+
+
+def _supported() -> str:
+    return versions.describe(versions.supported())
 
 
 def why_import_failed(error: Exception) -> str:
@@ -76,11 +85,11 @@ def why_import_failed(error: Exception) -> str:
     if library:
         return f"torch_npu cannot be imported: CANN's {library[1]} is not found; {cann.how_to_source()}"
     if "undefined symbol" in text:
-        supported = ", ".join(f"torch_npu {npu} with CANN {cann}" for _, npu, cann in _RELEASES)
-        return (
-            f"torch_npu cannot be imported ({first}): it was built for another torch or CANN; supported: {supported}; "
-            "then `pip install -r requirements-npu.txt`"
+        remedy = cann_mismatch(cann.version()) or (
+            f"it was built for another torch or CANN; supported: {_supported()}; then "
+            "`pip install -r requirements-npu.txt`"
         )
+        return f"torch_npu cannot be imported ({first}): {remedy}"
     variable = re.match(r"\w+", text)
     if "set_env.sh" in text and variable:
         return f"torch_npu cannot be imported: CANN's {variable[0]} is not set; {cann.how_to_source()}"

@@ -5,14 +5,15 @@ import importlib.util
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator
 
-from common.device import cann, npu_smi
+from common.device import cann, diagnosis, npu_smi, versions
 from common.device.finding import Finding, check_ports
+from common.errors import UserError
 
-# Version files below ASCEND_HOME_PATH of CANN 8.5 and 9, 6 to 8.3, and the package for training alone.
-CANN_VERSIONS = ("*-linux/ascend_toolkit_install.info", "ascend_nnae_install.info", "version.cfg", "version.info")
 HEALTHY = ("OK", "WARNING")
+NOT_REPORTED = ("NA", "N/A", "-", "--")  # health in some containers and virtual machines
 HCCL_PORTS = 16
 
 
@@ -26,47 +27,71 @@ def run_checks(kind: str, devices: int, several: bool) -> list[Finding]:
     """
     if kind != "npu":
         return []
-    checks = [_check_torch_npu(), _check_cann(), _check_driver(), _check_chips(devices)]
+    checks = [_check_torch_npu(), *_check_cann(), *_check_operators(), _check_driver(), _check_chips(devices)]
     checks += _check_visible_devices(devices)
     return checks + ([_check_hccl_ports()] if several else [])
 
 
 def _check_torch_npu() -> Finding:
     try:
-        return Finding("torch_npu", importlib.metadata.version("torch_npu"))
+        version = importlib.metadata.version("torch_npu")
     except importlib.metadata.PackageNotFoundError:
         if importlib.util.find_spec("torch_npu"):
             return Finding("torch_npu", "found on PYTHONPATH, not installed by pip")
         return Finding("torch_npu", "not installed", "`pip install -r requirements-npu.txt`")
+    mismatch = diagnosis.release_mismatch(version, importlib.metadata.version("torch"))
+    if mismatch:
+        found, _, remedy = mismatch.partition("; ")
+        return Finding("torch_npu", found, remedy)
+    listed = versions.torch_npu(version)
+    if listed is None:
+        return Finding("torch_npu", f"{version}, which the table of tested pairs (docs/ASCEND.md) lacks")
+    return Finding("torch_npu", f"{version}, built for CANN {listed.cann}{' (beta)' if listed.is_beta else ''}")
 
 
-def _check_cann() -> Finding:
-    home = cann.home()
+def _check_cann() -> Iterator[Finding]:
+    """CANN, and whether torch_npu, Python and NumPy go with it."""
+    home, version = cann.home(), cann.version()
     if not home:
-        remedy = f"{cann.how_to_source()}; launchers do it"
-        return Finding("CANN", "ASCEND_HOME_PATH is not set", remedy)
-    paths = [path for pattern in CANN_VERSIONS for path in sorted(pathlib.Path(home).glob(pattern))]
-    versions = [version for path in paths if (version := _version(path))]
-    if versions:
-        return Finding("CANN", f"{versions[0]} in {home}")
-    return Finding(
-        "CANN",
-        f"{home} (ASCEND_HOME_PATH) does not hold CANN",
-        "install CANN there, or source the set_env.sh of an installed one",
-    )
+        yield Finding("CANN", "ASCEND_HOME_PATH is not set", f"{cann.how_to_source()}; launchers do it")
+        return
+    if not version:
+        found = f"{home} (ASCEND_HOME_PATH) does not hold CANN"
+        yield Finding("CANN", found, "install CANN there, or source the set_env.sh of an installed one")
+        return
+    yield Finding("CANN", f"{version} in {home}", diagnosis.cann_mismatch(version) or "")
+    series, python = versions.cann(version), sys.version_info[:2]
+    if series is None:
+        return
+    if series.python and not series.takes_python(python):
+        low, high = series.python
+        remedy = f"use a Python of {low} to {high}, or a newer CANN"
+        yield Finding("Python for CANN", f"{python[0]}.{python[1]}, CANN {series.cann} takes {low} to {high}", remedy)
+    numpy = importlib.metadata.version("numpy")
+    if not series.takes_numpy(numpy, python):
+        found = f"{numpy}, the operator compiler of CANN {series.cann} takes {series.numpy}"
+        yield Finding("NumPy for CANN", found, "`pip install 'numpy<2'`")
 
 
-def _version(path: pathlib.Path) -> str | None:
-    """The value of `version=` in a file, in any case and with or without brackets."""
-    found = re.search(
-        r"^\s*\w*version\w*\s*=\s*\[?([\w.:-]+)", path.read_text(errors="replace"), re.MULTILINE | re.IGNORECASE
-    )
-    return found and found[1]
+def _check_operators() -> Iterator[Finding]:
+    """The operators of this machine's chip: without them everything ends with "No supported Ops kernel"."""
+    installed = cann.operator_chips()
+    if installed is None or cann.version() is None:
+        return
+    try:
+        chip = npu_smi.detect_chip_name()
+    except UserError:  # _check_chips says why
+        return
+    if npu_smi.operator_folder(chip) in installed:
+        yield Finding("operators", ", ".join(installed))
+        return
+    found = f"{', '.join(installed) or 'none'} in {cann.home()}, none for {chip}"
+    yield Finding("operators", found, f"install {npu_smi.operator_package(chip)}, which CANN needs from 8.5 on")
 
 
 def _check_driver() -> Finding:
     path = pathlib.Path(os.environ.get("ASCEND_INSTALL_PATH", "/usr/local/Ascend"), "driver", "version.info")
-    if path.is_file() and (version := _version(path)):
+    if path.is_file() and (version := cann.read_version(path)):
         return Finding("driver", version)
     remedy = "install the Ascend driver; into a container, mount /usr/local/Ascend/driver"
     return Finding("driver", f"{path} does not exist", remedy)
@@ -76,12 +101,17 @@ def _check_chips(devices: int) -> Finding:
     try:
         cards = npu_smi.cards()
     except npu_smi.NpuSmiError as error:
-        return Finding("chips", str(error), "install the driver, or mount npu-smi into the container")
+        return Finding("chips", str(error), error.remedy)
     found = f"{len(cards)} ({', '.join(sorted({name for _, name, _ in cards})) or 'none'})"
     if len(cards) < devices:
         remedy = "give a smaller --devices, or look at `npu-smi info` and `dmesg`"
         return Finding("chips", f"{found}, {devices} wanted", remedy)
-    unhealthy = [f"{number} ({health})" for number, _, health in cards if health.upper() not in HEALTHY]
+    silent = [number for number, _, health in cards if health.upper() in NOT_REPORTED]
+    if silent:
+        found += f", health not reported: {', '.join(silent)}"
+    unhealthy = [
+        f"{number} ({health})" for number, _, health in cards if health.upper() not in (*HEALTHY, *NOT_REPORTED)
+    ]
     if unhealthy:
         return Finding(
             "chips",

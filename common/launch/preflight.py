@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from common import cli, parallel
+from common.device import versions
 from common.device.finding import Finding, check_ports
 from common.errors import UserError
 
@@ -78,7 +79,10 @@ def _check_python() -> Finding:
     if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         return Finding("Python", f"{version} ({sys.executable})")
     low, high = (".".join(map(str, each)) for each in PYTHONS)
-    return Finding("Python", version, f"use Python {low} to {high}: `make venv PYTHON=python{high}`, or set PYTHON")
+    remedy = f"use Python {low} to {high}: `make venv PYTHON=python{high}`, or set PYTHON"
+    if sys.version_info[:2] > PYTHONS[1]:
+        remedy += f" (newer ones are not tested here; {versions.python_of_cann()})"
+    return Finding("Python", version, remedy)
 
 
 def _check_packages() -> Iterator[Finding]:

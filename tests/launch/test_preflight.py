@@ -100,9 +100,11 @@ def test_what_is_wrong_comes_with_a_remedy_and_status_1(run, tmp_path):
 
 @pytest.fixture
 def ascend(tmp_path, monkeypatch):
-    """ascend(cards, cann file) makes a machine with CANN, driver and npu-smi; the device itself is not simulated."""
+    """ascend(cards, cann file, ...) makes a machine with CANN, driver and npu-smi; the device is not simulated."""
 
-    def make(cards, version_file="x86_64-linux/ascend_toolkit_install.info"):
+    def make(
+        cards, version_file="x86_64-linux/ascend_toolkit_install.info", version="9.1.0", operators=("ascend910b",)
+    ):
         (tmp_path / "info.txt").write_text(
             "".join(CARD.format(number=n, name=name, health=health) for n, (name, health) in enumerate(cards))
         )
@@ -112,7 +114,11 @@ def ascend(tmp_path, monkeypatch):
         script.chmod(0o755)
         info = tmp_path / "cann" / version_file
         info.parent.mkdir(parents=True)
-        info.write_text("package_name=Ascend-cann-toolkit\nversion=9.1.0\ninnerversion=V100\n")
+        info.write_text(f"package_name=Ascend-cann-toolkit\nversion={version}\ninnerversion=V100\n")
+        for chip in operators:
+            path = tmp_path / f"cann/opp/built-in/op_impl/ai_core/tbe/config/{chip}/aic-{chip}-ops-info.json"
+            path.parent.mkdir(parents=True)
+            path.touch()
         (tmp_path / "driver").mkdir()
         (tmp_path / "driver" / "version.info").write_text("Version=25.2.0\nascendhal_version=7.35.23\n")
         for name, value in (
@@ -152,6 +158,47 @@ def test_cards_that_are_unhealthy_or_missing(ascend, cards, devices, text):
     ascend(cards)
     found = rows(devices)["chips"]
     assert found.found == text and found.remedy
+
+
+def test_versions_of_cann_and_of_what_runs_on_it(ascend, monkeypatch):
+    monkeypatch.setattr(npu_preflight.sys, "version_info", (3, 13, 1))
+    installed = {"torch_npu": "2.12.0", "torch": "2.12.0+cpu", "numpy": "2.4.6"}
+    monkeypatch.setattr(npu_preflight.importlib.metadata, "version", installed.__getitem__)
+    ascend([("910B3", "OK")], version="8.3.RC1", operators=())
+    found = rows(1)
+    assert found["torch_npu"].found == "2.12.0, built for CANN 9.1" and not found["torch_npu"].remedy
+    assert found["CANN"].remedy.startswith("torch_npu 2.12.0 was built for CANN 9.1 and works with 9.1, 9.0, 8.5;")
+    assert found["Python for CANN"].found == "3.13, CANN 8.3 takes 3.7 to 3.11" and found["Python for CANN"].remedy
+    assert found["NumPy for CANN"].found.startswith("2.4.6, the operator compiler of CANN 8.3 takes 1.19.2 to 1.24")
+    assert found["NumPy for CANN"].remedy == "`pip install 'numpy<2'`"
+    assert found["operators"].found.startswith("none in ") and "Ascend-cann-910b-ops" in found["operators"].remedy
+
+
+def test_versions_that_go_together_are_no_finding(ascend, monkeypatch):
+    monkeypatch.setattr(npu_preflight.sys, "version_info", (3, 14, 0))
+    installed = {"torch_npu": "2.9.0.post3", "torch": "2.9.0", "numpy": "2.4.6"}
+    monkeypatch.setattr(npu_preflight.importlib.metadata, "version", installed.__getitem__)
+    ascend([("910B3", "OK")])
+    found = rows(1)
+    assert found["torch_npu"].found == "2.9.0.post3, built for CANN 9.1 (beta)"
+    assert found["operators"].found == "ascend910b"
+    assert not {"Python for CANN", "NumPy for CANN"} & found.keys()
+    assert not any(found[need].remedy for need in ("torch_npu", "CANN", "operators"))
+    installed["torch_npu"] = "2.99.0"
+    installed["torch"] = "2.99.0"
+    assert "2.99.0, which the table of tested pairs (docs/ASCEND.md) lacks" in rows(1)["torch_npu"].found
+    installed["torch"] = "2.12.0"
+    assert rows(1)["torch_npu"].found == "torch_npu 2.99.0 needs torch 2.99.0, but this is torch 2.12.0"
+    assert "torch_npu 2.12.0 and CANN 9.1" in rows(1)["torch_npu"].remedy
+
+
+def test_health_that_is_not_reported_and_a_device_in_use(ascend, tmp_path):
+    ascend([("910B3", "NA"), ("910B3", "--")])
+    chips = rows(2)["chips"]
+    assert chips.found == "2 (910B3), health not reported: 0, 1" and not chips.remedy
+    (tmp_path / "info.txt").write_text("dcmi model initialized failed, because the device is used. ret is -8020")
+    chips = rows(2)["chips"]
+    assert chips.found.endswith("ret is -8020") and "/usr/local/dcmi" in chips.remedy
 
 
 def test_a_card_with_a_warning_will_do(ascend):
@@ -198,6 +245,13 @@ def test_green_and_red_on_a_terminal_only(monkeypatch):
         assert text.count(preflight.PLAIN) == codes and (preflight.RED in text) == bool(codes)
         assert "-> bring it" in text and text.endswith("1 of 2 checks failed\n")
     assert preflight.print_table(found[:1], io.StringIO()) == 0
+
+
+def test_a_python_that_is_newer_than_the_tested_ones(monkeypatch):
+    monkeypatch.setattr(preflight.sys, "version_info", (3, 13, 2))
+    found = preflight._check_python()
+    assert found.found == "3.13.2" and "use Python 3.10 to 3.12" in found.remedy
+    assert "CANN 9.1 takes Python up to 3.14, 9.0, 8.5 up to 3.13, 8.3, 8.2, 8.1, 8.0 up to 3.11" in found.remedy
 
 
 def test_packages_that_are_missing_or_too_old(monkeypatch):
