@@ -40,7 +40,11 @@ class AtcConfig:
     """Options of tools/run_atc.py."""
 
     model: str = cli.option("", ".onnx file", required="an .onnx file")
-    output: str = cli.option("", "OM file without its suffix and batch size (default: as the model, in this folder)")
+    output: str = cli.option(
+        "",
+        "OM file without its suffix, batch size and input type, if that is not float32 (default: as the model, in this "
+        "folder)",
+    )
     batch: str = cli.option("", "images per run, one OM for each number: 1,4,8,16,32,64 [default 1]")
     dynamic_batch: str = cli.option("", "one OM that takes any of these numbers of images: 1,4,8")
     soc_version: str = cli.option("", "chip, for example Ascend310P3 (default: npu-smi is asked)")
@@ -107,21 +111,39 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
         raise UserError(f"atc: not on the PATH; {INSTALL_CANN}")
     _check_cann(config, model, soc_version)
     aipp_file = _write_aipp_config(config, model, base, spec) if config.aipp else None
+    dtype = "uint8" if aipp_file else model.dtype
+    name = base.name if dtype == "float32" else f"{base.name}_{dtype}"
+    targets = {batch: base.with_name(f"{name}_bs{str(batch).replace(',', '-')}") for batch in batches}
+    commands = {
+        batch: atc_command(config, model, target, batch, soc_version, aipp_file) for batch, target in targets.items()
+    }
+    sources = om_metadata.sources_of([*model.files, *filter(None, [aipp_file])])
+    kept = {  # all are checked before the first is built
+        batch: om
+        for batch, target in targets.items()
+        for om in _om_files(target)
+        if om_metadata.is_up_to_date(om, commands[batch], sources)
+    }
     built = {}
-    for batch in batches:
-        target = base.with_name(f"{base.name}_bs{str(batch).replace(',', '-')}")
-        command = atc_command(config, model, target, batch, soc_version, aipp_file)
-        print(shlex.join(command), flush=True)
+    for batch, target in targets.items():
+        if batch in kept:
+            built[batch] = kept[batch]
+            print(
+                f"{kept[batch]}: kept, {model.path.name} has not changed since; remove it to build it again", flush=True
+            )
+            continue
+        print(shlex.join(commands[batch]), flush=True)
         built[batch] = pathlib.Path(f"{target}.om")
         if not config.dry_run:
-            built[batch] = _run_atc(command, target)
+            built[batch] = _run_atc(commands[batch], target)
             metadata = om_metadata.OmMetadata(
                 input=model.input_name,
                 batch=batch,
                 shape=[*model.image_shape[1:], 3] if aipp_file else model.image_shape,
-                dtype="uint8" if aipp_file else model.dtype,
+                dtype=dtype,
                 soc_version=soc_version,
-                command=command,
+                command=commands[batch],
+                sources=sources,
             )
             om_metadata.write(built[batch], metadata)
     return built
@@ -132,6 +154,7 @@ class OnnxModel:
 
     Attributes:
       path: absolute.
+      files: `path` and those that hold its external data.
       input_name: of the only input.
       batch: fixed batch size, or None.
       image_shape: [3, H, W].
@@ -163,6 +186,9 @@ class OnnxModel:
             raise UserError(
                 f"--model: {path} has a ReduceMean of opset 18, which atc misreads; export it with --opset 11"
             )
+        entries = [entry for tensor in proto.graph.initializer for entry in tensor.external_data]
+        external = {self.path.parent / entry.value for entry in entries if entry.key == "location"}
+        self.files = [self.path, *sorted(path for path in external if path.is_file())]
         weights = {tensor.name for tensor in proto.graph.initializer}
         inputs = [value for value in proto.graph.input if value.name not in weights]
         if len(inputs) != 1:
@@ -228,7 +254,14 @@ def _write_aipp_config(config: AtcConfig, model: OnnxModel, base: pathlib.Path, 
     if height != width:
         raise UserError(f"--aipp: {config.model} takes {height} x {width} pixels, the AIPP file is for squares")
     path = base.with_name(f"{base.name}_aipp.cfg")
-    write_atomic(path, aipp.config_text(*normalization(model.metadata, spec), width))
+    content = aipp.config_text(*normalization(model.metadata, spec), width)
+    found = path.read_text(errors="replace") if path.exists() else ""
+    if found and found != content:
+        keys = [[line.partition(":")[0] for line in text.splitlines()] for text in (found, content)]
+        if keys[0] != keys[1] or path.stat().st_mtime_ns >= model.path.stat().st_mtime_ns:
+            raise UserError(f"--aipp: {path} exists with other content; remove it or choose another --output")
+    if found != content:
+        write_atomic(path, content)
     print(f"AIPP file: {path}", flush=True)
     return path
 
@@ -264,6 +297,12 @@ def atc_command(
     return command + [f"--{name}={value}" for name, value in optional.items() if value]
 
 
+def _om_files(target: pathlib.Path) -> list[pathlib.Path]:
+    """The OM files of a target; atc appends the platform to the name of a model with operators that run on the host."""
+    found = [target.with_name(f"{target.name}.om"), *target.parent.glob(f"{target.name}_linux_*.om")]
+    return [path for path in found if path.exists()]
+
+
 def _run_atc(command: list[str], target: pathlib.Path) -> pathlib.Path:
     """Run atc in a temporary folder, where it leaves its by-products, and return the OM file that it wrote."""
     started_ns = time.time_ns()
@@ -271,12 +310,7 @@ def _run_atc(command: list[str], target: pathlib.Path) -> pathlib.Path:
         done = subprocess.run(
             command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
-    # atc appends the platform to the name of a model with operators that run on the host.
-    found = [
-        path
-        for path in (target.with_name(f"{target.name}.om"), *target.parent.glob(f"{target.name}_linux_*.om"))
-        if path.exists() and path.stat().st_mtime_ns >= started_ns - 10**9
-    ]
+    found = [path for path in _om_files(target) if path.stat().st_mtime_ns >= started_ns - 10**9]
     if done.returncode != 0 or "ATC run success" not in done.stdout or not found:
         raise RunError(_failure(done.returncode, done.stdout))
     found[0].chmod(found[0].stat().st_mode & ~0o022)  # ais_bench since 2024 refuses files that others may write

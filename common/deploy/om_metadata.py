@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 
 from common.deploy import front_end
 from common.device import cann_failure
@@ -44,6 +45,37 @@ def read(om: pathlib.Path) -> OmMetadata:
         return metadata
     print(f"note: {path} is {reason}, so it describes another model and is ignored", flush=True)
     return {}
+
+
+def sources_of(paths: Iterable[pathlib.Path]) -> list[list[str | int]]:
+    """State of the files that an OM file is built from, by which a change of them is noticed."""
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def is_up_to_date(om: pathlib.Path, command: Sequence[str], sources: list[list[str | int]]) -> bool:
+    """Whether an existing OM file is what `command` would build; otherwise it may be replaced.
+
+    Raises:
+      UserError: it is of other origin, or its sources have not changed since and it was built by another command.
+    """
+    remedy = "remove it or choose another --output"
+    metadata = read(om)
+    if not metadata:
+        raise UserError(f"--output: {om} exists and was not made by run_atc.py; {remedy}")
+    before = metadata.get("sources")
+    if before is None:  # recorded by an earlier version
+        newest = max(int(modified) for _, _, modified in sources)
+        before = sources if om.stat().st_mtime_ns >= newest else []
+    if [path for path, *_ in before] == [path for path, *_ in sources] and before != sources:
+        return False
+    ignored = ("--log=", "--output=")  # the name of an OM file may end with a platform
+    built, wanted = (
+        {word for word in words if not word.startswith(ignored)} for words in (metadata.get("command", []), command)
+    )
+    if built == wanted:
+        return True
+    instead = " ".join(sorted(built - wanted)) or "other options"
+    raise UserError(f"--output: {om} exists and was built with {instead} from what has not changed since; {remedy}")
 
 
 def ask(om: pathlib.Path, device: int) -> OmMetadata:

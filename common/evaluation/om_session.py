@@ -39,6 +39,7 @@ class OmMetadata(typing.TypedDict, total=False):
       sample_bytes: of one image.
       soc_version: the chip it was built for.
       command: of atc, which built it.
+      sources: [path, bytes, modification time in ns] of the files that it was built from.
       om_bytes: size of the OM file that this describes.
     """
 
@@ -50,6 +51,7 @@ class OmMetadata(typing.TypedDict, total=False):
     sample_bytes: int
     soc_version: str
     command: list[str]
+    sources: list[list[str | int]]
     om_bytes: int
 
 

@@ -65,7 +65,7 @@ def test_walkthrough_with_all_six_batch_sizes(kind, chain, fake_tools, tmp_path)
         out = run_ok(
             SCRIPT,
             "--model",
-            f"inceptionv4_bs{bs}.om",
+            f"inceptionv4_{kind}_bs{bs}.om".replace("_float32", ""),
             "--input",
             "./prep_dataset/",
             "--output",

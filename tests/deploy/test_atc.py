@@ -1,6 +1,7 @@
 """run_atc against the stand-in: its commands, the chip, what is refused before and what atc's own words become."""
 
 import json
+import os
 
 import onnx
 import pytest
@@ -128,10 +129,10 @@ def test_dynamic_batch_sizes_aipp_and_the_real_output_name(work, fake_tools):
     )
     assert done.returncode == 0, done.stderr
     assert "--dynamic_batch_size=1,4,8" in done.stdout and "--input_shape=image:-1,3," in done.stdout
-    assert f"{work}/net_bs1-4-8_linux_x86_64.om: " in done.stdout
+    assert f"{work}/net_uint8_bs1-4-8_linux_x86_64.om: " in done.stdout
     text = (work / "net_aipp.cfg").read_text()
     assert "min_chn_0: 127.5" in text and "var_reci_chn_2: 0.0078431372549" in text and "mean_chn" not in text
-    assert json.loads((work / "net_bs1-4-8_linux_x86_64.om.json").read_text())["dtype"] == "uint8"
+    assert json.loads((work / "net_uint8_bs1-4-8_linux_x86_64.om.json").read_text())["dtype"] == "uint8"
 
 
 def test_normalization_comes_from_the_file_itself(work, fake_tools):
@@ -149,6 +150,87 @@ def test_normalization_comes_from_the_file_itself(work, fake_tools):
         "var_reci_chn_2: 0.01742919389978",
     ):
         assert line in text
+
+
+def contents(work):
+    return {path.name: path.read_bytes() for path in work.iterdir() if path.suffix in (".om", ".cfg", ".json")}
+
+
+def test_models_of_other_input_types_have_other_names(work, fake_tools):
+    assert convert(work, fake_tools, "--batch", "1,4").returncode == 0
+    before = contents(work)
+    assert convert(work, fake_tools, "--batch", "1,4", "--aipp", "--arch", "inception_v4").returncode == 0
+    write_pooling_onnx(work / "half.onnx", dtype="float16")
+    assert convert(work, fake_tools, "--model", "half.onnx", "--output", "net", "--batch", "1,4").returncode == 0
+    after = contents(work)
+    assert {name: after[name] for name in before} == before
+    expected = {"net": "float32", "net_uint8": "uint8", "net_float16": "float16"}
+    for name, dtype in expected.items():
+        assert json.loads(after[f"{name}_bs4.om.json"])["dtype"] == dtype
+
+
+@pytest.mark.parametrize("env", [{}, {"FAKE_ATC_HOST": "1"}])
+def test_a_model_whose_source_has_not_changed_is_kept(env, work, fake_tools):
+    assert convert(work, fake_tools, "--batch", "1,4", env=env).returncode == 0
+    before = contents(work)
+    (work / ("net_bs4_linux_x86_64.om" if env else "net_bs4.om")).unlink()
+    done = convert(work, fake_tools, "--batch", "1,4", "--log", "debug", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "net_bs1.om: kept" in done.stdout.replace("_linux_x86_64", "") and done.stdout.count("atc --framework") == 1
+    assert contents(work) == {**before, **{name: contents(work)[name] for name in before if "bs4" in name}}
+    assert convert(work, fake_tools, "--batch", "1,4", env={**env, "FAKE_ATC_CODE": "EZ3003"}).returncode == 0
+
+
+def test_a_model_is_replaced_when_its_source_changed(work, fake_tools):
+    assert convert(work, fake_tools, "--batch", "4", "--aipp", "--arch", "inception_v4").returncode == 0
+    os.utime(work / "net.onnx", ns=(0, 1))  # also where an older file took its place
+    done = convert(work, fake_tools, "--batch", "4", "--aipp", "--arch", "inception_v4", "--output_type", "FP32")
+    assert done.returncode == 0 and "kept" not in done.stdout
+    assert "--output_type=FP32" in json.loads((work / "net_uint8_bs4.om.json").read_text())["command"]
+
+
+def foreign(work):
+    (work / "net_bs4.om").write_text("made by somebody else")
+
+
+def replaced(work):
+    """A file of other origin in the place of ours, newer than the record."""
+    foreign(work)
+    (work / "net_bs4.om.json").write_text('{"batch": 4}')
+    os.utime(work / "net_bs4.om.json", ns=(0, 1))
+
+
+KEPT_SAFE = {  # what is there before, arguments, words of the refusal
+    "foreign": (foreign, [], ["net_bs4.om exists", "not made by run_atc.py", "--output"]),
+    "record of another file": (replaced, [], ["net_bs4.om exists", "not made by run_atc.py"]),
+    "other options": ("--precision-mode force_fp32", [], ["built with --precision_mode=force_fp32", "not changed"]),
+    "other chip": ("--soc-version Ascend910B3", [], ["built with --soc_version=Ascend910B3"]),
+    "other model": ("--model other.onnx --output net", [], ["other.onnx"]),
+    "own AIPP file": (
+        lambda work: (work / "net_aipp.cfg").write_text("aipp_op { aipp_mode: static }"),
+        ["--aipp", "--arch", "inception_v4"],
+        ["--aipp: ", "net_aipp.cfg exists with other content"],
+    ),
+    "AIPP file of another model": (
+        "--aipp --arch inception_v3",
+        ["--aipp", "--arch", "inception_v4"],
+        ["net_aipp.cfg exists with other content"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_SAFE)
+def test_what_run_atc_did_not_make_from_this_file_is_not_replaced(name, work, fake_tools):
+    before, arguments, words = KEPT_SAFE[name]
+    write_pooling_onnx(work / "other.onnx")
+    if callable(before):
+        before(work)
+    else:
+        assert convert(work, fake_tools, "--batch", "4", *before.split()).returncode == 0
+    files = contents(work)
+    for dry in ([], ["--dry-run"]):
+        fails(convert(work, fake_tools, "--batch", "1,4", *arguments, *dry), *words)
+    assert contents(work) == files  # the batch size 1 was not built either
 
 
 REFUSED = {
