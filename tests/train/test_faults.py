@@ -11,6 +11,7 @@ import time
 import pytest
 from support import (
     LAUNCH_TINY,
+    ROOT,
     TINY,
     all_gone,
     background,
@@ -72,7 +73,7 @@ class Started:
         wait_until(lambda: self.steps() >= goal, self.process, self.output)
 
     def says(self, words):
-        wait_until(lambda: words in self.output(), output=self.output)
+        wait_until(lambda: words in self.output(), self.process, self.output)
 
     def ranks(self):
         """Process ids of the ranks; in the order they were started, for those of one launcher."""
@@ -180,9 +181,21 @@ def test_wrong_input_and_a_stop_are_not_restarted(images, start, tmp_path, optio
     assert "start again" not in run.ends(status)
 
 
+# The launcher, with a shorter wait for nodes beyond the minimum.
+HASTY_LAUNCHER = """
+import sys
+sys.path.insert(0, {root!r})
+from common.launch import elastic, launch
+elastic._LAST_CALL_S = 2
+launch.main(sys.argv[1:])
+"""
+
+
 def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path):
     """Two machines, then one is lost, then another one comes: the images of a step and the result stay."""
     folder, port = tmp_path / "run", 20000 + os.getpid() % 20000
+    launcher = tmp_path / "launch.py"
+    launcher.write_text(HASTY_LAUNCHER.format(root=str(ROOT)))
     keys = ["--nnodes=1:3", f"--master_port={port}", "--local_addr=127.0.0.1"]
 
     def machine(number):
@@ -190,6 +203,7 @@ def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path):
         words = command(
             images, folder, *keys, "--batch_size=4", f"--node_rank={number}", options=[*OPTIONS, "--accumulate=2", MANY]
         )
+        words[1] = launcher
         return start(words, folder)
 
     first, second = machine(0), machine(1)
