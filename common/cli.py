@@ -13,7 +13,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.environment import set_torch_defaults
-from common.errors import EXIT_FINAL, EXIT_PEER_LOST, EXIT_USER_ERROR, PeerLost, RunError, UserError
+from common.errors import (
+    EXIT_FINAL,
+    EXIT_PEER_LOST,
+    EXIT_USER_ERROR,
+    PeerLost,
+    RunError,
+    UserError,
+    discard_output,
+    print_error,
+)
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -219,22 +228,45 @@ def exit_on_error() -> Iterator[None]:
     A UserError ends with status 2 and one line, a RunError with 1 and one line, anything else with a traceback.
     """
     set_torch_defaults()
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (`>&-`): the next file would take its descriptor
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  open until the end
     try:
         yield
+        _flush_output()
+    except SystemExit as end:
+        if not end.code:
+            _flush_output()
+        raise
     except UserError as error:
         if not error.every_rank or os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print_error(f"error: {error}")
         sys.exit(EXIT_USER_ERROR)
     except PeerLost:
         sys.exit(EXIT_PEER_LOST)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print_error(f"error: {error}")
         sys.exit(EXIT_FINAL if error.is_final and "WORLD_SIZE" in os.environ else 1)
     except BrokenPipeError:  # standard output was closed (`... | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         sys.exit(1)
+    except OSError:
+        _flush_output("\n")  # where that fails too, standard output is the cause
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _flush_output(last: str = "") -> None:
+    """Raise SystemExit(1) where standard output cannot take what was printed; the interpreter would end with 120."""
+    try:
+        sys.stdout.write(last)
+        sys.stdout.flush()
+    except OSError as error:
+        discard_output()
+        if not isinstance(error, BrokenPipeError):
+            print_error(f"error: standard output: {error.strerror}")
+        sys.exit(1)
 
 
 @contextlib.contextmanager
@@ -257,6 +289,7 @@ def rank_exit_on_error() -> Iterator[None]:
     except BaseException:  # noqa: BLE001  print and exit as the interpreter would
         traceback.print_exc()
         status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)

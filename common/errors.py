@@ -1,5 +1,9 @@
 """Exit statuses of the programs, and the exceptions that end one with a single line instead of a traceback."""
 
+import contextlib
+import os
+import sys
+
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was saved
 # Of one of several ranks, for its launcher (the numbers are those of sysexits.h):
@@ -41,3 +45,17 @@ class RunError(RuntimeError):
 
 class PeerLost(RunError):
     """Another rank ended: what all ranks but that one see. Its own message or its launcher's gives the reason."""
+
+
+def print_error(line: str) -> None:
+    """Print a line to standard error; nothing where that is closed or on a full disk."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def discard_output() -> None:
+    """Drop what is still to be printed to standard output, which is closed or on a full disk."""
+    with contextlib.suppress(OSError):  # it may have no descriptor
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -177,3 +177,23 @@ except SystemExit as end:
     print(end, 'torch' in sys.modules)"""
     done = run(sys.executable, "-c", code, env={"PYTHONPATH": str(ROOT / "tests")})
     assert done.stdout == "2 False\n" and done.stderr.startswith("error: --")
+
+
+PROGRAM = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom common import cli\nwith cli.exit_on_error():\n    "
+
+
+@pytest.mark.parametrize("body", ["print('lost')", "print('lost', flush=True)", "print('lost'); sys.exit(0)"])
+@pytest.mark.parametrize(
+    ("target", "status", "error"),
+    [("/dev/full", 1, "error: standard output: No space left on device\n"), ("&-", 0, ""), ("/dev/null", 0, "")],
+)
+def test_output_that_is_lost_is_a_failure_unless_it_was_closed(run, tmp_path, target, status, error, body):
+    (tmp_path / "program.py").write_text(PROGRAM + body)
+    done = run("bash", "-c", f'exec "$0" program.py >{target}', sys.executable, check=None)
+    assert (done.returncode, done.stderr) == (status, error)
+
+
+def test_a_pipe_that_nobody_reads_ends_a_program_without_a_word(run, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM + "while True: print('more')")
+    done = run("bash", "-c", '"$0" program.py | head -1; exit ${PIPESTATUS[0]}', sys.executable, check=1)
+    assert (done.stdout, done.stderr) == ("more\n", "")

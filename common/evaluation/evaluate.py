@@ -1,6 +1,5 @@
 """The evaluation loop of training, eval.py and every engine: each image is counted exactly once."""
 
-import sys
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 
 from common.data.loader import Batch
 from common.distributed import RUN, STOP, Group
-from common.errors import Interrupted, RunError, UserError
+from common.errors import Interrupted, RunError, UserError, print_error
 from common.evaluation.metrics import Counts
 
 Classifier = Callable[[torch.Tensor], np.ndarray]  # uint8 pixels [N, H, W, 3] -> logits [N, K], both on the host
@@ -42,7 +41,7 @@ def evaluate(
             batch.raise_if_failed()
             counts.skipped += len(batch.bad)
             for path, reason in batch.bad:
-                print(f"skipped: {path} ({reason})", file=sys.stderr, flush=True)
+                print_error(f"skipped: {path} ({reason})")
             if len(batch.labels_N):
                 logits_NK = classifier(batch.pixels_NHWC)
                 if np.isnan(logits_NK).any():

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +102,8 @@ class Agent(LocalElasticAgent):
             elif errors.EXIT_RESTART in statuses:
                 self._remaining_restarts += 1  # a node joined or left: not a failure of this one
             if self._remaining_restarts:
-                _print_error(f"{describe_failure(result.failures)}; all ranks start again from the last saved step")
+                failure = describe_failure(result.failures)
+                errors.print_error(f"{failure}; all ranks start again from the last saved step")
         return result
 
     def kill(self) -> None:
@@ -134,10 +134,6 @@ def describe_failure(failures: Mapping[int, ProcessFailure]) -> str:
     return f"rank {first.local_rank} of this node ended with status {first.exitcode}"
 
 
-def _print_error(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
 def run_agent(config: LaunchConfig, command: list[str], timeout_s: int, store: dist.Store | None) -> int:
     """Run the ranks of this node until all have ended.
 
@@ -150,7 +146,10 @@ def run_agent(config: LaunchConfig, command: list[str], timeout_s: int, store: d
     """
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the messages below take the place of its own
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    handled = "SIGTERM,SIGINT,SIGQUIT,SIGUSR1"
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        handled += ",SIGHUP"
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", handled)
     os.environ[LAUNCHER_PID] = str(os.getpid())
     handler, addresses = _rendezvous_handler(config, timeout_s)
     spec = WorkerSpec(
@@ -183,7 +182,7 @@ def run_agent(config: LaunchConfig, command: list[str], timeout_s: int, store: d
     first = first_failure(result.failures)
     if first.exitcode < 0 or first.exitcode == errors.EXIT_PEER_LOST:
         failure = describe_failure(result.failures)
-        _print_error(f"error: {failure}; --resume=auto continues from the last saved step")
+        errors.print_error(f"error: {failure}; --resume=auto continues from the last saved step")
     return _exit_status(first.exitcode)
 
 

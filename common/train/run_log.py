@@ -9,6 +9,7 @@ from typing import Any
 
 import tqdm
 
+from common.errors import discard_output, print_error
 from common.evaluation.metrics import Counts
 from common.files import write_atomic
 from common.run_folder import LOG, METRICS
@@ -19,10 +20,14 @@ class RunLogger:
     """Logger of one run; with `folder` None (ranks other than 0) every method does nothing.
 
     A model with another log format overrides the methods below `write_json`.
+
+    Attributes:
+      output_is_closed: whether nobody reads standard output any more (`| head`).
     """
 
     def __init__(self, folder: pathlib.Path | None) -> None:
         self.folder = folder and pathlib.Path(folder)
+        self.output_is_closed = False
         self._bar: tqdm.tqdm | None = None
         self._unwritable: set[pathlib.Path] = set()
 
@@ -33,8 +38,10 @@ class RunLogger:
                 with tqdm.tqdm.external_write_mode(file=sys.stdout, nolock=True):
                     print(text, flush=True)
             except BrokenPipeError:
-                raise
-            except OSError:  # standard output is a file on a full disk; log.txt may be on another one
+                discard_output()
+                self.output_is_closed = True
+                text += "\nstandard output was closed: the run saves and ends"
+            except OSError:  # a terminal that was closed, or a full disk; log.txt may be on another one
                 pass
             self._append(self.folder / LOG, text + "\n")
 
@@ -50,8 +57,7 @@ class RunLogger:
                 file.write(text)
         except OSError as error:
             if path not in self._unwritable:
-                with contextlib.suppress(OSError):  # stderr may be a file on that disk
-                    print(f"{path}: cannot be written ({error.strerror}); the run goes on", file=sys.stderr, flush=True)
+                print_error(f"{path}: cannot be written ({error.strerror}); the run goes on")
             self._unwritable.add(path)
         else:
             self._unwritable.discard(path)
@@ -70,7 +76,8 @@ class RunLogger:
 
     def step_done(self) -> None:
         if self._bar:
-            self._bar.update()
+            with contextlib.suppress(OSError):  # the terminal was closed
+                self._bar.update()
 
     def progress(self, epoch: int, epochs: int, step: int, num_steps: int, means: TrainMetrics, fps: float) -> None:
         """Log the progress within an epoch; `epoch` is counted from 0, `step` is the number of steps done in it."""
@@ -81,7 +88,7 @@ class RunLogger:
 
     def validated(self, epoch: int, epochs: int, counts: Counts | None, is_best: bool) -> None:
         """Log the validation result of an epoch; `counts` is None without a validation set."""
-        self.close()
+        self.remove_bar()
         if counts is not None:
             self.info(f"epoch {epoch + 1}/{epochs} {counts}{' best' if is_best else ''}")
 
@@ -96,7 +103,16 @@ class RunLogger:
         self.info(f"E2E Training Duration sec : {duration_s:.0f}")
 
     def close(self) -> None:
+        """End the output: what standard output did not take is in log.txt."""
+        self.remove_bar()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard_output()
+
+    def remove_bar(self) -> None:
         """Remove the progress bar."""
         if self._bar:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
             self._bar = None

@@ -16,7 +16,7 @@ from common import distributed, parallel, run_folder
 from common.data import loader, sampling, transforms
 from common.data.loader import Batch
 from common.distributed import Group
-from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, RunError, UserError
+from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, RunError, UserError, print_error
 from common.evaluation.metrics import Counts
 from common.train import checkpoint, meters, signals, watchdog
 from common.train.run_log import RunLogger
@@ -179,7 +179,7 @@ class Trainer:
                 batch.raise_if_failed()
                 self.last_image = batch.indices_N[-1:]
                 for path, reason in batch.bad:
-                    print(f"skipped: {path} ({reason})", file=sys.stderr, flush=True)
+                    print_error(f"skipped: {path} ({reason})")
                     self.logger.metrics(kind="bad_image", path=path, reason=reason)
         except Interrupted:
             return [], None
@@ -191,6 +191,8 @@ class Trainer:
         """The action that this rank asks for before the next step."""
         if self.interrupt:
             return distributed.RESTART if self.interrupt.signal == distributed.RESTART_SIGNAL else distributed.STOP
+        if self.logger.output_is_closed:
+            return distributed.STOP
         due = self.group.world.is_main and self.save_schedule.is_due_by_time(self.state)
         return distributed.SAVE if due else distributed.RUN
 
@@ -339,7 +341,7 @@ class Trainer:
     def _abort(self, report: str | None) -> None:
         """End this rank, which hangs or waits for one that does; `report` goes to stderr."""
         if report:
-            print(f"error: {report}", file=sys.stderr, flush=True)
+            print_error(f"error: {report}")
         self.writer.wait(timeout=_LAST_WRITE_S)
         signals.exit_immediately(1)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from common import errors
 from common.data import index, loader, transforms
 from common.errors import UserError
 from common.launch import launch
+from common.train import signals
 
 OPTIONS = ["--print-freq=1", "--save-every=3", "--epochs=4", "--reduce=exact", "--ema=0.9"]
 MANY = "--epochs=4000"
@@ -306,6 +308,49 @@ def test_a_signal_ends_the_wait_for_an_image(images, tmp_path, workers, split):
     done = len(metrics_of(folder))
     assert (final(folder)["epoch"], final(folder)["step"]) == (0, done)
     assert (done == 5) == (split == "val"), "it was not in the phase that is tested"
+
+
+def test_a_terminal_that_is_closed_stops_the_run_at_a_saved_step(images, tmp_path):
+    """A dropped ssh session: SIGHUP, and a terminal that takes no more output."""
+    folder = tmp_path / "run"
+    words = [sys.executable, TINY, "--data", images, "--output-dir", folder, MANY, "--print-freq=1"]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(words[0], [str(word) for word in words])
+    wait_until(lambda: len(metrics_of(folder)) > 2)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    state, log = final(folder), (folder / "log.txt").read_text()
+    assert os.waitstatus_to_exitcode(status) == errors.EXIT_TERMINATED, log
+    assert log.endswith(f"stopped at epoch {state['epoch'] + 1} step {state['step']}; --resume auto continues there\n")
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt = signals.Interrupt()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and not interrupt
+        interrupt.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_standard_output_that_nobody_reads_stops_the_run_at_a_saved_step(images, tmp_path):
+    folder = tmp_path / "run"
+    words = [sys.executable, TINY, "--data", images, "--output-dir", folder, MANY, "--print-freq=1"]
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=stderr)
+    assert process.stdout.readline().startswith(b"tiny: ")
+    process.stdout.close()
+    status, log = process.wait(60), (folder / "log.txt").read_text()
+    assert (status, (tmp_path / "stderr").read_text()) == (errors.EXIT_TERMINATED, ""), log
+    state = final(folder)
+    assert log.splitlines()[-2:] == [
+        "standard output was closed: the run saves and ends",
+        f"stopped at epoch {state['epoch'] + 1} step {state['step']}; --resume auto continues there",
+    ]
+    assert state["step"] == metrics_of(folder)[-1]["step"] % 5
 
 
 def test_an_error_of_all_loaders_is_one_line_and_ends_all_ranks(images, start, tmp_path, monkeypatch):

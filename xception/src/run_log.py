@@ -63,7 +63,7 @@ class XceptionLogger(RunLogger):
             self.info(f"epoch time: {ms:.3f} ms, per step time: {ms / steps:.3f} ms")
 
     def validated(self, epoch: int, epochs: int, counts: Counts | None, is_best: bool) -> None:
-        self.close()
+        self.remove_bar()
         if counts is not None:
             self.info(result_line(counts))
 
