@@ -3,7 +3,8 @@
     python tools/run_onnx.py --model inceptionv4.onnx --input prep_dataset --output . --output_dirname result_bs8 \\
         --outfmt TXT --batchsize 8
 
-Without --input it measures the network alone: --batchsize 8 --loop 20.
+Without --input it measures the network alone: --batchsize 8 --loop 20. With --simulate-fp16 it prints what float16
+on the device does to each layer.
 """
 
 import pathlib

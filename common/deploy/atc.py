@@ -24,6 +24,9 @@ PRECISION_MODES = (
     "allow_mix_precision_fp16 allow_mix_precision_bf16 allow_fp32_to_bf16"
 ).split()
 PRECISION_MODES_V2 = "fp16 origin cube_fp16in_fp32out mixed_float16 mixed_bfloat16 cube_hif8 mixed_hif8".split()
+# Number formats in the names of modes, and the chips that have them.
+FORMATS = {"bf": r"Ascend(310B|910B\d|910_93|950)", "hif8": r"Ascend950"}
+KEEP_ALL_MODES = ("must_keep_origin_dtype", "origin")  # atc ignores --keep_dtype with them
 INPUT_TYPES = {"FLOAT": "float32", "FLOAT16": "float16"}  # of an ONNX file
 OUTPUT_TYPES = ("FP32", "FP16", "UINT8", "INT8")
 # First and last opset that atc parses, over all versions of CANN.
@@ -51,8 +54,15 @@ class AtcConfig:
     aipp: bool = cli.option(False, "normalize on the device: the model then takes uint8 HWC files")
     arch: str = cli.option("", "folder of the model whose normalization --aipp uses (default: stored in the .onnx)")
     image_size: int | None = cli.option(None, "side of the input of a model that leaves it open, pixels", low=1)
-    precision_mode: str = cli.option("", "atc's own option of this name", choices=("", *PRECISION_MODES))
+    precision_mode: str = cli.option(
+        "",
+        "number format of the layers (default: atc's own, float16); the modes of atc's --precision_mode_v2 too",
+        choices=("", *dict.fromkeys([*PRECISION_MODES, *PRECISION_MODES_V2])),
+    )
     precision_mode_v2: str = cli.option("", "atc's own option of this name", choices=("", *PRECISION_MODES_V2))
+    keep_dtype: str = cli.option(
+        "", "file of node names, one a line, that keep float32 (run_onnx.py --simulate-fp16 finds them)"
+    )
     output_type: str = cli.option("", "type of the logits", choices=("", *OUTPUT_TYPES))
     log: str = cli.option("error", "what atc logs", choices=("debug", "info", "warning", "error", "null"))
     dry_run: bool = cli.option(False, "check everything, write the AIPP file, print the commands, start nothing")
@@ -63,6 +73,19 @@ class AtcConfig:
             raise UserError("--dynamic-batch: not together with --batch; one is several OM files, the other is one")
         if self.precision_mode and self.precision_mode_v2:
             raise UserError("--precision-mode-v2: not together with --precision-mode; atc takes one of them")
+        if self.keep_dtype and self.mode in KEEP_ALL_MODES:
+            raise UserError(f"--keep-dtype: has no effect with --precision-mode {self.mode}, which keeps every layer")
+
+    @property
+    def mode(self) -> str:
+        """The precision mode; empty: atc's default. --keep_dtype does nothing without one."""
+        return self.precision_mode or self.precision_mode_v2 or ("force_fp16" if self.keep_dtype else "")
+
+    @property
+    def mode_option(self) -> str:
+        """The option of atc that takes the mode."""
+        is_v2 = self.precision_mode_v2 or self.mode not in PRECISION_MODES
+        return "precision_mode_v2" if is_v2 else "precision_mode"
 
 
 def main(description: str, spec_of: Callable[[str], ModelSpec]) -> None:
@@ -107,6 +130,13 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
     if not base.parent.is_dir():
         raise UserError(f"--output: {base.parent} is not a folder")
     soc_version = npu_smi.check_chip_name(config.soc_version) if config.soc_version else npu_smi.detect_chip_name()
+    for name, chips in FORMATS.items():
+        if name in config.mode.replace("bfloat16", "bf") and not re.match(chips, soc_version):
+            raise UserError(
+                f"--precision-mode: {config.mode} is not for {soc_version}; docs/ASCEND.md lists the others"
+            )
+    if config.keep_dtype:
+        model.check_nodes("--keep-dtype", config.keep_dtype)
     if not config.dry_run and shutil.which("atc") is None:
         raise UserError(f"atc: not on the PATH; {INSTALL_CANN}")
     _check_cann(config, model, soc_version)
@@ -160,6 +190,7 @@ class OnnxModel:
       image_shape: [3, H, W].
       dtype: float32 or float16.
       opset: of the standard operators.
+      node_names: of its layers.
       metadata: what export.py stored.
     Raises:
       UserError: unreadable, an opset that atc does not parse, or an input that is no batch of images.
@@ -189,6 +220,7 @@ class OnnxModel:
         entries = [entry for tensor in proto.graph.initializer for entry in tensor.external_data]
         external = {self.path.parent / entry.value for entry in entries if entry.key == "location"}
         self.files = [self.path, *sorted(path for path in external if path.is_file())]
+        self.node_names = frozenset(node.name for node in proto.graph.node)
         weights = {tensor.name for tensor in proto.graph.initializer}
         inputs = [value for value in proto.graph.input if value.name not in weights]
         if len(inputs) != 1:
@@ -216,6 +248,20 @@ class OnnxModel:
         if height is None or width is None:
             raise UserError(f"--image-size: {path} leaves it open; give it in pixels")
         self.image_shape = [3, height, width]
+
+    def check_nodes(self, flag: str, path: str) -> None:
+        """Raise UserError for a file whose lines are not names of nodes, or OpType::NAME, which atc would ignore."""
+        try:
+            lines = [line.strip() for line in pathlib.Path(path).read_text().splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{flag}: {path}: {error}") from error
+        file_names.check_characters(flag, pathlib.Path(path).absolute(), "atc")
+        names = [line for line in lines if line and not line.startswith("OpType::")]
+        unknown = [name for name in names if name not in self.node_names]
+        if unknown or not lines:
+            raise UserError(
+                f"{flag}: {path}: {unknown[0] if unknown else 'empty'}; expected names of nodes in {self.path}"
+            )
 
     def check_batches(self, sizes: list[int]) -> None:
         """Raise UserError for batch sizes that a model of fixed batch size does not take."""
@@ -290,8 +336,8 @@ def atc_command(
     optional = {
         "dynamic_batch_size": batch if is_dynamic else "",
         "insert_op_conf": aipp_file or "",
-        "precision_mode": config.precision_mode,
-        "precision_mode_v2": config.precision_mode_v2,
+        config.mode_option: config.mode,
+        "keep_dtype": config.keep_dtype and pathlib.Path(config.keep_dtype).absolute(),
         "output_type": config.output_type,
     }
     return command + [f"--{name}={value}" for name, value in optional.items() if value]

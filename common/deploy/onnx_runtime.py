@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from common import cli
-from common.deploy import file_names, result_files
+from common.deploy import file_names, result_files, simulate_fp16
 from common.errors import UserError
 from common.evaluation import aipp, engines
 from common.progress import Progress
 
 PREFETCH_BATCHES = 2
+MAX_SIMULATED = 100  # input files of --simulate-fp16, which takes several times as long as inference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,17 @@ class RunOnnxConfig(result_files.InferenceConfig):
         "", "AIPP file: input files are uint8 HWC, normalized as the device would, in float16"
     )
     image_size: int | None = cli.option(None, "side of the input of a model that leaves it open, pixels", low=1)
+    simulate_fp16: bool = cli.option(False, "print what float16 on the device does to each layer, and to the top-1")
+    layers: int = cli.option(20, "layers that --simulate-fp16 lists, largest error first; 0 is all", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.simulate_fp16 and not self.input:
+            raise UserError("--simulate-fp16: needs --input, a folder of preprocess.py")
+        if self.simulate_fp16 and (self.output or self.provider != "cpu"):
+            raise UserError(
+                "--simulate-fp16: prints a table and computes on the CPU; leave out --output and --provider"
+            )
 
 
 def main(description: str) -> None:
@@ -53,6 +65,9 @@ def run(config: RunOnnxConfig) -> None:
     loader = InputLoader(engine, config)
     files = result_files.list_inputs(config.input) if config.input else []
     result_files.check_sizes(files, loader.sample_bytes, loader.description)
+    if config.simulate_fp16:
+        _simulate_fp16(config, loader, files, batch)
+        return
     folder = summary = None
     if config.output:
         folder, summary = result_files.create_output(config.output, config.output_dirname)
@@ -70,6 +85,19 @@ def run(config: RunOnnxConfig) -> None:
     if summary is not None:
         result_files.write_summary(summary, inference.filesinfo, sys.argv, inference.compute_ms, batch)
     _print_summary(inference.compute_ms, batch)
+
+
+def _simulate_fp16(config: RunOnnxConfig, loader: "InputLoader", files: Sequence[pathlib.Path], batch: int) -> None:
+    """Print the errors of the layers over input files, at most MAX_SIMULATED of them, evenly spaced."""
+    chosen = files[:: -(-len(files) // MAX_SIMULATED)]
+    print(f"[INFO] float16 simulation of {len(chosen)} of {len(files)} files", flush=True)
+    simulation = simulate_fp16.Simulation(config.model, config.threads)
+    with Progress(len(chosen), "images") as advance:
+        for i in range(0, len(chosen), batch):
+            part = chosen[i : i + batch]
+            simulation.run(loader.load(part, batch), [path.name for path in part])
+            advance(len(part))
+    print("\n".join(simulation.report(config.layers)), flush=True)
 
 
 class InputLoader:

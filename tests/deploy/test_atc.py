@@ -233,7 +233,50 @@ def test_what_run_atc_did_not_make_from_this_file_is_not_replaced(name, work, fa
     assert contents(work) == files  # the batch size 1 was not built either
 
 
+@pytest.mark.parametrize(
+    ("chip", "arguments", "option"),
+    [
+        ("310P3", ["--precision-mode", "force_fp32"], "--precision_mode=force_fp32"),
+        ("310P3", ["--precision-mode", "cube_fp16in_fp32out"], "--precision_mode=cube_fp16in_fp32out"),
+        ("310P3", ["--precision-mode-v2", "cube_fp16in_fp32out"], "--precision_mode_v2=cube_fp16in_fp32out"),
+        ("310P3", ["--precision-mode", "mixed_float16"], "--precision_mode_v2=mixed_float16"),
+        ("310P3", ["--precision_mode", "origin"], "--precision_mode_v2=origin"),
+        ("910B3", ["--precision-mode", "allow_mix_precision_bf16"], "--precision_mode=allow_mix_precision_bf16"),
+        ("910_9392", ["--precision-mode", "mixed_bfloat16"], "--precision_mode_v2=mixed_bfloat16"),
+        ("950PR_9579", ["--precision-mode", "mixed_hif8"], "--precision_mode_v2=mixed_hif8"),
+    ],
+)
+def test_every_mode_of_atc_by_one_option(chip, arguments, option, work):
+    done = run_script(SCRIPT, "--model", "net.onnx", "--soc-version", chip, *arguments, "--dry-run", cwd=work)
+    assert option in done.stdout.split() and done.stdout.count("--precision_mode") == 1, done.stderr
+
+
+def test_layers_that_keep_float32(work, fake_tools):
+    model = onnx.load(work / "net.onnx")
+    model.graph.node[0].name = "/pool/GlobalAveragePool"
+    onnx.save(model, work / "net.onnx")
+    (work / "keep.cfg").write_text("/pool/GlobalAveragePool\nOpType::Softmax\n")
+    done = convert(work, fake_tools, "--keep-dtype", "keep.cfg")
+    assert f"--precision_mode=force_fp16 --keep_dtype={work}/keep.cfg" in done.stdout, done.stderr
+    fails(
+        convert(work, fake_tools, "--keep-dtype", "keep.cfg", "--precision-mode", "must_keep_origin_dtype"),
+        "--keep-dtype: has no effect with --precision-mode must_keep_origin_dtype",
+    )
+    (work / "keep.cfg").write_text("/pool/AveragePool\n")
+    fails(convert(work, fake_tools, "--keep-dtype", "keep.cfg"), "keep.cfg: /pool/AveragePool; expected names of nodes")
+    fails(convert(work, fake_tools, "--keep-dtype", "no.cfg"), "--keep-dtype: no.cfg: ", "No such file")
+
+
 REFUSED = {
+    "bfloat16 on a chip without it": (
+        ["--precision-mode", "mixed_bfloat16"],
+        ["mixed_bfloat16 is not for Ascend310P3"],
+    ),
+    "bf16 of the older name": (
+        ["--precision-mode", "allow_fp32_to_bf16"],
+        ["allow_fp32_to_bf16 is not for Ascend310P3"],
+    ),
+    "hifloat8": (["--precision-mode-v2", "cube_hif8"], ["cube_hif8 is not for Ascend310P3"]),
     "batch 0": (["--batch", "0"], ["--batch: 0", "at least 1"]),
     "batch words": (["--batch", "1,x"], ["--batch: 1,x"]),
     "batch twice": (["--batch", "4,4"], ["--batch: 4,4", "twice"]),
