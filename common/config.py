@@ -44,6 +44,7 @@ class TrainConfig:
     dropout: float | None = _model(None, "dropout probability before the classifier; default: the model's own", low=0, high=1)
     transform_input: bool | None = _model(None, "convert ImageNet-normalized input to 0.5/0.5; default: as --pretrained needs")
     pretrained: str = _model("", "start from the weights in this file")
+    use_ema: bool | None = _model(None, "take the averaged weights of --pretrained (or --evaluate); default: where it has them")
 
     # Optimization
     epochs: int = _optim(240, "passes over the training set", low=1)
@@ -110,6 +111,8 @@ class TrainConfig:
             raise UserError(f"--npu: contradicts --device {self.device}; give one of them")
         if self.optimizer == "adamw" and self.momentum == 1:
             raise UserError("--momentum: 1.0, must be below 1 with --optimizer adamw")
+        if self.use_ema is not None and not (self.pretrained or self.resume):
+            raise UserError(f"{'--use-ema' if self.use_ema else '--no-use-ema'}: needs --pretrained FILE")
         if self.evaluate and not (self.resume or self.pretrained):
             raise UserError("--evaluate: needs --resume FILE or --pretrained FILE")
 

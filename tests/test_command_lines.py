@@ -23,7 +23,7 @@ keep-best keep-last label-smoothing loss-scale lr lr-schedule machines max-steps
 npu num-classes on-bad-image on-save-error opt-level optimizer output-dir pretrained print-freq random-erasing reduce
 recipe
 rendezvous-timeout resume run-name save-every seed smoothing-targets threads throughput-skip-steps
-transform-input
+transform-input use-ema
 warm-up-epochs
 weight-decay workers
 """.split()

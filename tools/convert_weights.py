@@ -8,6 +8,7 @@ The format of IN is recognized by content, that of OUT by its name: .pth.tar (ch
 the network read back from it gives the logits of IN; where its format cannot express a property of IN, nothing is.
 """
 
+import argparse
 import pathlib
 import sys
 
@@ -46,12 +47,19 @@ def main() -> None:
     parser.add_argument("input", metavar="IN", help="checkpoint to read")
     parser.add_argument("output", metavar="OUT", help="file to write")
     parser.add_argument("--arch", metavar=f"{{{names}}}", help="network (default: the one that IN fits)")
+    parser.add_argument(
+        "--use-ema",
+        action=argparse.BooleanOptionalAction,
+        help="take the averaged weights (default: where IN has them)",
+    )
     options = parser.parse_args()
     spec = models.spec(options.arch) if options.arch else None
     from common.weights import convert
 
     convert.format_of(pathlib.Path(options.output))
-    done = convert.convert(options.input, options.output, spec or detect(options.input))
+    done = convert.convert(options.input, options.output, spec or detect(options.input), options.use_ema)
+    if done.taken:
+        print(done.taken)
     options_text = ", ".join(f"{name} {value}" for name, value in done.build.items())
     print(
         f"{options.output}: {done.target_format} from {done.source_format}, {options_text}; "

@@ -38,6 +38,8 @@ class ExportConfig:
     )
     image_size: int | None = cli.option(None, "side of the input, pixels (default: as stored)", low=1)
 
+    use_ema: bool | None = cli.option(None, "take the averaged weights; default: where the checkpoint has them")
+
     def __post_init__(self) -> None:
         cli.check_ranges(self)
         if not re.fullmatch(r"dynamic|0*[1-9]\d*", self.batch):
@@ -69,7 +71,9 @@ def main(
 def export(spec: ModelSpec, config: ExportConfig, default_checkpoint: Callable[[], pathlib.Path] | None = None) -> None:
     """Write the ONNX file and print one line about it."""
     ckpt = config.ckpt or (default_checkpoint() if default_checkpoint else download(spec))
-    model, meta = load_model(ckpt, spec, num_classes=config.num_classes)
+    model, meta = load_model(ckpt, spec, config.use_ema, num_classes=config.num_classes)
+    if meta["taken"]:
+        print(meta["taken"], flush=True)
     size = config.image_size or meta["image_size"]
     if config.image_size and meta["format"] == "zoo" and size != meta["image_size"]:
         raise UserError(f"--image-size: {size}, but {ckpt} was trained at {meta['image_size']}")

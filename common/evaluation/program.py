@@ -46,6 +46,7 @@ class EvalConfig:
     image_size: int | None = cli.option(None, "side of the input, pixels (default: as stored)", low=1)
     transform_input: bool | None = cli.option(None, "convert ImageNet-normalized input to 0.5/0.5; default: as stored")
     full_fp32: bool = cli.option(False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; for a checkpoint")
+    use_ema: bool | None = cli.option(None, "take a checkpoint's averaged weights; default: where it has them")
     aipp_config: str = cli.option("", "AIPP file: normalize as the device would, in float16")
     metrics_json: str = cli.option("", "file to write the accuracies to, as postprocess.py does")
 
@@ -54,12 +55,18 @@ class EvalConfig:
 
 
 class EvalModel(typing.NamedTuple):
-    """A loaded model; `classes` are its class names, where the file has them."""
+    """A loaded model.
+
+    Attributes:
+      classes: class names, where the file has them.
+      taken: see common.weights.load.Checkpoint.
+    """
 
     classifier: "Classifier"
     num_outputs: int
     image_size: int
     classes: Sequence[str] | None
+    taken: str = ""
 
 
 def main(spec: ModelSpec, description: str) -> None:
@@ -103,6 +110,8 @@ def evaluate_folder(
     group = distributed.Group(world, device)
     with group.reports_once():
         model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
+        if world.is_main and model.taken:
+            print(model.taken, flush=True)
         group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
         transform = eval_transform(spec, model.image_size)
         workers = parallel.dataloader_workers(config.workers, world.local_size)
@@ -141,6 +150,8 @@ def prepare(spec: ModelSpec, config: EvalConfig, device: "Device", world: "World
 
 
 def _load_engine(spec: ModelSpec, config: EvalConfig) -> EvalModel:
+    if config.use_ema is not None:
+        raise UserError(f"--use-ema: {config.resume} is an exported model; the option belongs to checkpoints")
     engine = engines.open_engine(config.resume, config.provider, config.device_id, config.threads)
     sides = [side for side in engine.sample_shape if isinstance(side, int) and side != 3]  # CHW or HWC
     size = config.image_size or engine.metadata.get("image_size") or max(sides, default=spec.input_size)
@@ -161,7 +172,7 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
             raise UserError(f"--transform-input: {spec.name} has no such option")
         options["transform_input"] = config.transform_input
     devices.set_threads(config.threads, local_size)
-    model, meta = load_model(config.resume, spec, **options)
+    model, meta = load_model(config.resume, spec, config.use_ema, **options)
     size = config.image_size or meta["image_size"]
     spec.check_image_size(size)
     # Memory format and precision of the training's own evaluation, where this device has them: equal accuracy.
@@ -169,7 +180,7 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
     device.move(model, memory_format)
     normalizer = Normalizer(spec, device, memory_format)
     classifier = TorchClassifier(model, normalizer, device, device.stored_amp_type(meta.get("amp_type")))
-    return EvalModel(classifier, meta["num_classes"], size, meta["classes"])
+    return EvalModel(classifier, meta["num_classes"], size, meta["classes"], meta["taken"])
 
 
 def _load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "FolderIndex":

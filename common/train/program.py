@@ -90,6 +90,7 @@ class TrainProgram:
             image_size=config.image_size if "image_size" in explicit else None,
             transform_input=config.transform_input,
             full_fp32=config.full_fp32,
+            use_ema=config.use_ema,
         )
 
     # ---- the program ---------------------------------------------------------------------------------------------
@@ -224,6 +225,8 @@ class TrainProgram:
         num_classes = run_setup.class_count(config, explicit, splits, state)
         given = self._build_options(config)
         build_options: Mapping[str, Any] = {**self.spec.build_options, **given, "num_classes": num_classes}
+        if state is not None and config.use_ema is not None:
+            raise UserError("--use-ema: chooses among the weights of --pretrained; a resumed run continues with both")
         if state is not None:
             config, build_options = run_setup.reconcile_with_checkpoint(self.spec, config, explicit, state, splits)
         # With an elastic number of machines the step is planned for the largest one.
@@ -234,11 +237,12 @@ class TrainProgram:
         plan.check_world_size(world_size)
         lr_at = schedules.make(config, plan.steps_per_epoch, self.extra_schedules)
         weights: Mapping[str, Any] | None = None
+        notes: list[str] = []
         if config.pretrained and state is None:
             from common.weights.load import load_pretrained
 
-            build_options, weights = load_pretrained(
-                config.pretrained, self.spec, build_options, explicit | given.keys()
+            build_options, weights, notes = load_pretrained(
+                config.pretrained, self.spec, build_options, explicit | given.keys(), config.use_ema
             )
         if state is None and config.output_dir and config.resume != "auto":
             run_setup.refuse_used_folder(config.output_dir)
@@ -253,6 +257,7 @@ class TrainProgram:
             state,
             weights,
             first_epoch=self.first_epoch(config, explicit, state),
+            notes=tuple(notes),
         )
 
     def run_name(self, config: TrainConfig) -> str:

@@ -26,6 +26,7 @@ class RunSetup:
       weights: state dict of --pretrained.
       folder: run folder; None until it is created.
       first_epoch: epoch to begin with, counted from 0, where there is no `state`.
+      notes: what was found while preparing; the function `notes` adds to it.
     """
 
     spec: ModelSpec
@@ -39,6 +40,7 @@ class RunSetup:
     weights: Mapping[str, Any] | None = None
     folder: pathlib.Path | None = None
     first_epoch: int = 0
+    notes: tuple[str, ...] = ()
 
 
 # Options that may differ between machines: where files are, and how fast they are read.
@@ -180,7 +182,7 @@ def step_plan(
 
 def notes(setup: RunSetup) -> list[str]:
     """One line for each thing in a run that is allowed and may not be meant; printed below its first line."""
-    splits, plan, found = setup.splits, setup.plan, []
+    splits, plan, found = setup.splits, setup.plan, list(setup.notes)
     for index_ in (splits.train, splits.val):
         kinds = file_tree.describe_ignored(index_.ignored_kinds) if index_ is not None else ""
         if index_ is not None and kinds:

@@ -30,6 +30,7 @@ class Conversion:
 
     Attributes:
       build: build options of the network.
+      taken: see common.weights.load.Checkpoint.
       difference: largest difference of a logit, as a share of the largest logit.
     """
 
@@ -37,14 +38,17 @@ class Conversion:
     target_format: str
     build: BuildOptions
     difference: float
+    taken: str
 
 
-def convert(source: StrPath, target: StrPath, spec: ModelSpec) -> Conversion:
+def convert(source: StrPath, target: StrPath, spec: ModelSpec, use_ema: bool | None = None) -> Conversion:
     """Write the weights in `source` in the format that the suffix of `target` names (see FORMATS).
 
     The new file is read back. Where that gives a network with other build options (a pooling phase, an epsilon that the
     format cannot state), `target` is not written.
 
+    Args:
+      use_ema: see common.weights.load.read_checkpoint.
     Raises:
       UserError: see load_model; an unknown suffix; build options or logits that would differ.
     """
@@ -52,7 +56,7 @@ def convert(source: StrPath, target: StrPath, spec: ModelSpec) -> Conversion:
     name = format_of(target)
     if not target.parent.is_dir():
         raise UserError(f"{target}: {target.parent} is not a folder; create it first")
-    model, meta = load_model(source, spec)
+    model, meta = load_model(source, spec, use_ema)
     with atomic_path(target, f".tmp{target.suffix}") as draft:
         _write(name, draft, target, model.state_dict(), spec, meta)
         reread, reread_meta = load_model(draft, spec)
@@ -63,7 +67,7 @@ def convert(source: StrPath, target: StrPath, spec: ModelSpec) -> Conversion:
                 f"{target}: not written, its logits differ from those of {source} by {difference:.3g} "
                 f"of the largest; allowed is {TOLERANCE}"
             )
-    return Conversion(meta["format"], name, meta["build"], difference)
+    return Conversion(meta["format"], name, meta["build"], difference, meta["taken"])
 
 
 def format_of(path: pathlib.Path) -> str:

@@ -4,23 +4,31 @@ Torch is imported when it is needed. Nothing is unpickled that could run code, a
 """
 
 import dataclasses
+import difflib
 import json
+import os
 import pathlib
-import pickle
 import re
 import typing
-import zipfile
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from common.errors import UserError
 from common.files import StrPath
 from common.spec import BuildOptions, ModelSpec, StateDict
+from common.weights.torch_file import damaged, first_line, head, load_torch, printable, refused, unknown_format
 
 if typing.TYPE_CHECKING:
     import torch
 
-MAX_LISTED_DIFFERENCES = 20
+# Keys under which programs store weights and averages (EMA) of them: ours, timm's, torchvision's, PyTorch's tutorials'.
+RAW_KEYS = ("state_dict", "model", "model_state_dict")
+AVERAGED_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema")
+
+# Parts of names that DataParallel, DistributedDataParallel, torch.compile, FSDP and activation checkpointing insert.
+_INSERTED = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_LISTED = 3  # differences of each kind that a message lists
+_COMPARED = 20  # missing names that are compared with all unexpected ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,49 +36,61 @@ class Checkpoint:
     """Content of a checkpoint file.
 
     Attributes:
-      state_dict: CPU tensors in the names of our networks; the averaged (EMA) weights where the file has both.
+      state_dict: CPU tensors in the names of our networks.
       build_options: arguments of ModelSpec.build that the file states or that its tensors imply.
       metadata: other plain values: "image_size", "classes", "epoch" and so on.
       format: "zoo" (our own), "state_dict", "safetensors", "mindspore" or "keras".
+      taken: one line on the weights that were taken, where the file holds others too or names them in its own way.
     """
 
     state_dict: StateDict
     build_options: BuildOptions
     metadata: Mapping[str, Any]
     format: str
+    taken: str = ""
 
 
-def read_checkpoint(path: StrPath, spec: ModelSpec) -> Checkpoint:
+def read_checkpoint(path: StrPath, spec: ModelSpec, use_ema: bool | None = None) -> Checkpoint:
     """Read a checkpoint of any known format.
 
+    Args:
+      use_ema: whether to take the averaged weights; None: where the file has them.
     Raises:
       UserError: missing, damaged, of an unknown format, or made for another network.
     """
     path = pathlib.Path(path)
     try:
-        head = _head(path)
+        reader = _reader(head(path), path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a checkpoint file") from error
-    checkpoint = _reader(head, path)(path, spec)
+    if reader is None:
+        checkpoint = _read_torch(path, spec, use_ema)
+    elif use_ema:
+        raise UserError(f"--use-ema: {path} holds no averaged weights beside others; leave the option out")
+    else:
+        checkpoint = reader(path, spec)
     return dataclasses.replace(
         checkpoint, build_options={**_implied_options(checkpoint.state_dict, spec), **checkpoint.build_options}
     )
 
 
-def load_model(path: StrPath, spec: ModelSpec, **explicit: Any) -> "tuple[torch.nn.Module, dict[str, Any]]":
+def load_model(
+    path: StrPath, spec: ModelSpec, use_ema: bool | None = None, **explicit: Any
+) -> "tuple[torch.nn.Module, dict[str, Any]]":
     """Build the network that a checkpoint was made for and load its weights.
 
     Args:
       path: checkpoint file.
       spec: the network.
+      use_ema: see `read_checkpoint`.
       explicit: build options that the user gave; None: not given.
     Returns:
-      (model in evaluation mode on the CPU, meta). meta holds "format", "path", "build" (the options of the model),
-      "num_classes", "image_size" and the metadata of the file.
+      (model in evaluation mode on the CPU, meta). meta holds "format", "taken" (see Checkpoint), "path", "build" (the
+      options of the model), "num_classes", "image_size" and the metadata of the file.
     Raises:
       UserError: see `read_checkpoint`; an explicit option that contradicts the file; names or shapes that differ.
     """
-    found = read_checkpoint(path, spec)
+    found = read_checkpoint(path, spec, use_ema)
     state_dict, options = dict(found.state_dict), dict(found.build_options)
     for name, value in explicit.items():
         if value is None:
@@ -92,6 +112,7 @@ def load_model(path: StrPath, spec: ModelSpec, **explicit: Any) -> "tuple[torch.
         "classes": None,
         **found.metadata,
         "format": found.format,
+        "taken": found.taken,
         "path": str(path),
         "build": {**spec.build_options, **options},
     }
@@ -100,8 +121,8 @@ def load_model(path: StrPath, spec: ModelSpec, **explicit: Any) -> "tuple[torch.
 
 
 def load_pretrained(
-    path: StrPath, spec: ModelSpec, options: BuildOptions, explicit: Set[str]
-) -> tuple[BuildOptions, StateDict]:
+    path: StrPath, spec: ModelSpec, options: BuildOptions, explicit: Set[str], use_ema: bool | None = None
+) -> tuple[BuildOptions, StateDict, list[str]]:
     """Weights to start a training with.
 
     A classifier with another class count, and `spec.training_modules` that the file lacks, are initialized.
@@ -111,12 +132,14 @@ def load_pretrained(
       spec: the network.
       options: build options of the training.
       explicit: names of those that the user gave. The file decides the others, except the class count and "aux".
+      use_ema: see `read_checkpoint`.
     Returns:
-      (build options, complete state dict).
+      (build options, complete state dict, lines on what was taken and what was initialized).
     Raises:
       UserError: see `read_checkpoint`; names or shapes that differ elsewhere.
     """
-    found = read_checkpoint(path, spec)
+    found = read_checkpoint(path, spec, use_ema)
+    notes = [f"--pretrained: {found.taken}"] if found.taken else []
     kept = {"num_classes", "aux", *explicit}
     options = {**options, **{name: value for name, value in found.build_options.items() if name not in kept}}
     state_dict, own = dict(found.state_dict), spec.build(**options).state_dict()
@@ -125,7 +148,7 @@ def load_pretrained(
     for layer in spec.classifiers:
         name = f"{layer}.weight"
         if name in state_dict and name in own and state_dict[name].shape[0] != own[name].shape[0]:
-            print(
+            notes.append(
                 f"--pretrained: {layer} has {state_dict[name].shape[0]} classes, not {own[name].shape[0]}; "
                 "initialized anew"
             )
@@ -136,7 +159,7 @@ def load_pretrained(
         if not any(key.startswith(f"{module}.") for key in own):
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(f"{module}.")}
     check_state_dict(own, state_dict, path, spec.name)
-    return options, {key: state_dict.get(key, value) for key, value in own.items()}
+    return options, {key: state_dict.get(key, value) for key, value in own.items()}, notes
 
 
 def without_background(state_dict: StateDict, spec: ModelSpec) -> "dict[str, torch.Tensor]":
@@ -151,23 +174,30 @@ def check_state_dict(own: StateDict, given: StateDict, path: StrPath, name: str)
     The batch counters of batch norm (`num_batches_tracked`) may be absent: files older than torch 0.4.1 have none.
 
     Raises:
-      UserError: the differences, sorted by name.
+      UserError: how many names and shapes differ; shapes, and names beside the nearest ones, of the first few.
     """
-    shapes = {key: list(tensor.shape) for key, tensor in own.items()}
-    found = {key: list(tensor.shape) for key, tensor in given.items()}
-    differences = []
-    for key in sorted(shapes.keys() | found.keys()):
-        if key not in found:
-            if not key.endswith(".num_batches_tracked"):
-                differences.append(f"missing {key} {shapes[key]}")
-        elif key not in shapes:
-            differences.append(f"unexpected {key} {found[key]}")
-        elif shapes[key] != found[key]:
-            differences.append(f"{key} is {found[key]}, not {shapes[key]}")
-    if differences:
-        listed, more = differences[:MAX_LISTED_DIFFERENCES], len(differences) - MAX_LISTED_DIFFERENCES
-        text = "; ".join([*listed, f"and {more} more"] if more > 0 else listed)
-        raise UserError(f"{path}: does not fit {name}, {len(differences)} names or shapes differ: {text}")
+    missing = sorted(key for key in own.keys() - given.keys() if not key.endswith(".num_batches_tracked"))
+    unexpected = sorted(given.keys() - own.keys())
+    reshaped = sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape)
+    if not (missing or unexpected or reshaped):
+        return
+    counts = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    details = [f"{key} is {list(given[key].shape)}, not {list(own[key].shape)}" for key in reshaped[:_LISTED]]
+    pairs = [(key, near[0]) for key in missing[:_COMPARED] if (near := difflib.get_close_matches(key, unexpected, 1))]
+    for ours, theirs in pairs[:_LISTED]:
+        details.append(f"nearest to our {_shown(ours, own)} is the file's {_shown(theirs, given)}")
+    if not pairs:
+        details += [f"missing {_shown(key, own)}" for key in missing[:_LISTED]]
+        details += [f"unexpected {_shown(key, given)}" for key in unexpected[:_LISTED]]
+    raise UserError(
+        f"{path}: does not fit {name}, {len(missing) + len(unexpected) + len(reshaped)} names or shapes differ "
+        f"({', '.join(f'{len(keys)} {word}' for word, keys in counts.items() if keys)}): {'; '.join(details)}"
+    )
+
+
+def _shown(key: str, state_dict: StateDict) -> str:
+    """Name and shape of a tensor for a message."""
+    return f"{printable(key)[:160]} {list(state_dict[key].shape)}"
 
 
 def _implied_options(state_dict: StateDict, spec: ModelSpec) -> BuildOptions:
@@ -177,71 +207,59 @@ def _implied_options(state_dict: StateDict, spec: ModelSpec) -> BuildOptions:
     return {**spec.infer_options(state_dict), **num_classes}
 
 
-def _without_wrapper(state_dict: StateDict) -> StateDict:
-    """Names without the `module.` that DataParallel and DistributedDataParallel put in front of all of them."""
-    if state_dict and all(key.startswith("module.") for key in state_dict):
-        return {key[len("module.") :]: tensor for key, tensor in state_dict.items()}
-    return dict(state_dict)
+def _plain_names(state_dict: StateDict, spec: ModelSpec, key_map: Callable[[StateDict], StateDict]) -> StateDict:
+    """Names of a network that was saved within others: without inserted parts, and without a prefix of all names.
 
-
-def load_torch(path: StrPath) -> Any:
-    """torch.load of tensors and plain containers only; the CRC of every record is checked first.
-
-    Raises:
-      UserError: truncated, damaged, or holding anything else.
+    The prefix is removed only where that leaves the network's classifier, so that a file that holds one part of the
+    network keeps its names. `n_averaged` is the counter of torch's AveragedModel.
     """
-    import torch
-
-    try:
-        if _head(path).startswith(b"PK"):
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-            if broken:
-                raise UserError(f"{path}: damaged, the checksum of {broken} is wrong; copy or download it again")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: damaged, or holds objects that only its own program can load; save its state_dict "
-            f"alone ({_first_line(error)})"
-        ) from error
-    except UserError:
-        raise
-    except (zipfile.BadZipFile, EOFError, RuntimeError, KeyError, IndexError, ValueError, OSError) as error:
-        raise _damaged(path, error) from error
+    plain = {_INSERTED.sub("", key): tensor for key, tensor in state_dict.items() if key != "n_averaged"}
+    prefix = os.path.commonprefix(list(plain)).rpartition(".")[0] + "."
+    short = {key.removeprefix(prefix): tensor for key, tensor in plain.items()}
+    found, shortened = key_map(plain), key_map(short)
+    classifier = f"{spec.classifiers[0]}.weight"
+    return shortened if classifier in shortened and classifier not in found else found
 
 
-def _head(path: StrPath) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(16)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-
-def _damaged(path: StrPath, error: Exception) -> UserError:
-    return UserError(f"{path}: truncated or damaged ({_first_line(error)}); copy or download it again")
-
-
-def _read_torch(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
+def _read_torch(path: pathlib.Path, spec: ModelSpec, use_ema: bool | None) -> Checkpoint:
     content = load_torch(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict or a dict with 'state_dict'")
-    if "state_dict" not in content:
+    key, taken = _weights_key(path, content, use_ema)
+    if not key:
         return _from_state_dict(path, spec, content, {})
     is_ours = "build" in content  # else a checkpoint of another trainer
     if is_ours and content.get("arch", spec.name) != spec.name:
         raise UserError(f"{path}: holds a {content['arch']}, this program is for {spec.name}")
-    averaged = content.get("ema_state_dict")
-    state_dict = content["state_dict"] if averaged is None else averaged
-    metadata = {key: value for key, value in content.items() if _is_plain(value) and key != "build"}
-    metadata["weights"] = "raw" if averaged is None else "ema"
+    metadata = {name: value for name, value in content.items() if _is_plain(value) and name != "build"}
+    metadata["weights"] = "ema" if key in AVERAGED_KEYS else "raw"
     if not is_ours:
-        return _from_state_dict(path, spec, state_dict, metadata)
+        # Other programs may mean something else by these names.
+        metadata = {name: value for name, value in metadata.items() if name not in ("classes", "image_size")}
+        return dataclasses.replace(_from_state_dict(path, spec, content[key], metadata), taken=taken)
     options = dict(content["build"])
     if content.get("num_classes") is not None:
         options.setdefault("num_classes", content["num_classes"])
-    return Checkpoint(_without_wrapper(state_dict), options, metadata, "zoo")
+    return Checkpoint(_plain_names(content[key], spec, dict), options, metadata, "zoo", taken)
+
+
+def _weights_key(path: pathlib.Path, content: Mapping[str, Any], use_ema: bool | None) -> tuple[str, str]:
+    """(key of the state dict in a checkpoint, Checkpoint.taken); two empty strings for a bare state dict."""
+    raw = [key for key in RAW_KEYS if isinstance(content.get(key), Mapping)]
+    averaged = [key for key in AVERAGED_KEYS if isinstance(content.get(key), Mapping)]
+    wanted = raw if use_ema is False or not (averaged or use_ema) else averaged
+    if not wanted and (raw or averaged or use_ema):
+        flag, missing = (
+            ("--no-use-ema", "weights beside its averages") if averaged else ("--use-ema", "averaged weights")
+        )
+        raise UserError(f"{flag}: {path} holds no {missing}; leave the option out")
+    if not wanted:
+        return "", ""
+    others = [key for key in raw + averaged if key != wanted[0]]
+    if others:
+        switch = f" ({'--no-use-ema' if wanted is averaged else '--use-ema'} takes them)" if raw and averaged else ""
+        return wanted[0], f"{path}: took the weights of {wanted[0]}; it also holds {', '.join(others)}{switch}"
+    return wanted[0], "" if wanted[0] == "state_dict" else f"{path}: took the weights of {wanted[0]}"
 
 
 def _is_plain(value: object) -> bool:
@@ -257,12 +275,15 @@ def _from_state_dict(
     """Tensors of unknown origin; the key map of the spec recognizes the names."""
     import torch
 
-    state_dict = _without_wrapper(state_dict)
-    foreign = sorted(key for key, value in state_dict.items() if not isinstance(value, torch.Tensor))
-    if foreign or not state_dict:
-        raise UserError(f"{path}: not a state dict ({', '.join(map(str, foreign[:5])) or 'empty'} is no tensor)")
-    if "state_dict" in spec.key_maps:
-        state_dict = spec.key_maps["state_dict"](state_dict)
+    foreign = [str(key) for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
+    if foreign or not all(isinstance(key, str) for key in state_dict):
+        raise UserError(
+            f"{path}: not a state dict, it holds {printable(', '.join(sorted(foreign)[:8]))}; expected tensors alone, "
+            f"or a state dict under one of {', '.join(RAW_KEYS + AVERAGED_KEYS)}"
+        )
+    if not state_dict:
+        raise UserError(f"{path}: not a state dict (it is empty)")
+    state_dict = _plain_names(state_dict, spec, spec.key_maps.get("state_dict", dict))
     return Checkpoint(state_dict, dict(spec.format_options.get("state_dict", {})), metadata, "state_dict")
 
 
@@ -278,7 +299,7 @@ def _read_safetensors(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
     except (SafetensorError, ValueError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     checkpoint = _from_state_dict(path, spec, state_dict, dict(header.get("__metadata__") or {}))
     return dataclasses.replace(checkpoint, format="safetensors")
 
@@ -307,22 +328,21 @@ def _read_foreign(
     return Checkpoint(spec.key_maps[name](read(path)), dict(spec.format_options.get(name, {})), {}, name)
 
 
-def _reader(head: bytes, path: pathlib.Path) -> Callable[[pathlib.Path, ModelSpec], Checkpoint]:
-    """The reader for a file, from its first 16 bytes."""
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+def _reader(first_bytes: bytes, path: pathlib.Path) -> Callable[[pathlib.Path, ModelSpec], Checkpoint] | None:
+    """The reader for a file, from its first bytes; None for `_read_torch`."""
+    if error := refused(path, first_bytes):
+        raise error
+    if first_bytes.startswith(b"\x89HDF\r\n\x1a\n"):
         return _read_keras
     # The first field of a protobuf message. Our own runs write .ckpt files too, but those are zip archives.
-    if head.startswith(b"\x0a") and path.suffix == ".ckpt":
+    if first_bytes.startswith(b"\x0a") and path.suffix == ".ckpt":
         return _read_mindspore
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
+    if first_bytes[8:9] == b"{" or path.suffix == ".safetensors":
         return _read_safetensors
-    # A zip archive, or the pickle that torch wrote before version 1.6.
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
-        return _read_torch
-    raise UserError(
-        f"{path}: not a checkpoint format known here; expected .pth, .pth.tar, .pt, .safetensors, "
-        "MindSpore's .ckpt or Keras' .h5"
-    )
+    # A zip archive, or a pickle: what torch wrote before version 1.6.
+    if first_bytes.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return None
+    raise unknown_format(path, first_bytes)
 
 
 def download(spec: ModelSpec, folder: StrPath | None = None) -> pathlib.Path:
@@ -352,7 +372,7 @@ def download(spec: ModelSpec, folder: StrPath | None = None) -> pathlib.Path:
             torch.hub.download_url_to_file(url, str(target), hash_prefix=match[1], progress=False)
             return target
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors, a wrong hash is a RuntimeError
-            failures.append(f"{url} ({_first_line(error)})")
+            failures.append(f"{url} ({first_line(error)})")
     raise UserError(
         f"--ckpt: not given, and the public file could not be downloaded: {'; '.join(failures)}; "
         f"download {name} on another machine and pass it with --ckpt, or put it at {target}"

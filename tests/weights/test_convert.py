@@ -96,9 +96,8 @@ def test_a_mindspore_file_of_another_network_lists_what_differs():
         load_model(MINDSPORE, SPEC)
     message = str(error.value)
     assert "does not fit xception" in message
-    shown = [part.split()[1] for part in message.split("differ: ")[1].split("; ") if part.startswith("missing")]
-    assert shown == sorted(shown)
-    assert len(shown) >= 10
+    assert "214 names or shapes differ (213 missing, 1 unexpected): missing block1.rep." in message
+    assert "unexpected half.weight [4, 3]" in message and len(message) < 800
 
 
 def test_mindspore_files_round_trip_with_optimizer_extras(state, tmp_path, monkeypatch):
