@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from common import cli
-from common.deploy import atc, file_names, front_end, om_metadata, result_files
+from common.deploy import atc, file_names, front_end, om_metadata, result_files, run_summary
 from common.deploy.om_metadata import OmMetadata
+from common.deploy.run_summary import RunSummary
 from common.device import cann_failure
 from common.errors import RunError, UserError
 
@@ -76,11 +76,11 @@ def run(config: AisBenchConfig) -> float:
     metadata = om_metadata.read(model) or om_metadata.ask(model, int(config.device.split(",")[0]))
     batch = _resolve_batch(config, metadata)
     files = _check_inputs(config, metadata, front) if config.input else []
-    folder = summary = None
+    folder = None
     if config.output:
         config = dataclasses.replace(config, output_dirname=config.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
         front.check_output(config.output, config.output_dirname)
-        folder, summary = result_files.create_output(config.output, config.output_dirname)
+        folder, _ = result_files.create_output(config.output, config.output_dirname)
         front.check_readable("--output-dirname", folder)
     command = bench_command(config, front)
     print(" ".join(command), flush=True)
@@ -89,7 +89,7 @@ def run(config: AisBenchConfig) -> float:
         incomplete = f"; {folder} is incomplete, remove it" if folder else ""
         raise RunError(f"ais_bench: exit status {status}, {cann_failure.explain(output)}{incomplete}")
     _check_batching(output, batch)
-    summaries = _read_summaries(folder, summary) if folder and summary else []
+    summaries = _read_summaries(folder) if folder else []
     if files and folder:
         _check_results(files, folder, summaries)
     return _throughput(output, summaries)
@@ -196,23 +196,18 @@ def _check_batching(output: str, batch: int | None) -> None:
         )
 
 
-def _read_summaries(folder: pathlib.Path, summary: pathlib.Path) -> list[dict[str, Any]]:
-    """All summaries of the run; name and place depend on the version of ais_bench, and each device may have its own."""
-    resolved = folder.absolute()
-    candidates = {summary, *resolved.parent.glob(f"{resolved.name}_sum*ary.json"), *resolved.glob("*sum*ary.json")}
-    found = [path for path in sorted(candidates) if path.is_file()]
+def _read_summaries(folder: pathlib.Path) -> list[RunSummary]:
+    """The summary of the run, or one of each device; name and place depend on the front end."""
+    found = [each for path in run_summary.result_folders(folder) for each in run_summary.of_folder(path)]
     if not found:
         raise RunError(
             f"ais_bench: ended without a summary beside or in {folder}, so it did not finish; its results are "
             "incomplete, remove them"
         )
-    try:
-        return [json.loads(path.read_text()) for path in found]
-    except (OSError, ValueError) as error:
-        raise RunError(f"ais_bench: {found[0]} is not readable ({error})") from error
+    return found
 
 
-def _check_results(files: Sequence[pathlib.Path], folder: pathlib.Path, summaries: list[dict[str, Any]]) -> None:
+def _check_results(files: Sequence[pathlib.Path], folder: pathlib.Path, summaries: list[RunSummary]) -> None:
     """Raise RunError unless every input file has a result that is not empty, and the summaries list as many."""
     written = {
         file_names.stem(path.name).rpartition("_")[0]
@@ -223,18 +218,18 @@ def _check_results(files: Sequence[pathlib.Path], folder: pathlib.Path, summarie
     missing = sorted(wanted - written)
     if missing:
         raise RunError(f"ais_bench: no result for {len(missing)} of {len(files)} inputs, the first is {missing[0]}")
-    listed = sum(len(summary.get("filesinfo", {})) for summary in summaries)
+    listed = sum(summary.samples for summary in summaries)
     if listed < len(wanted):
         raise RunError(f"ais_bench: its summary lists {listed} results of {len(files)} inputs; the run is incomplete")
 
 
-def _throughput(output: str, summaries: list[dict[str, Any]]) -> float:
+def _throughput(output: str, summaries: list[RunSummary]) -> float:
     """Images per second: the printed total of several devices, else from the summaries, else the printed line."""
     total, line = TOTAL_THROUGHPUT.search(output), THROUGHPUT.search(output)
     if total:
         return float(total[1])
-    if summaries and "throughput" in summaries[0]:
-        return sum(float(summary["throughput"]) for summary in summaries)
+    if summaries and summaries[0].throughput:
+        return sum(summary.throughput for summary in summaries)
     if line:
         return float(line[1])
     raise RunError(f"ais_bench: printed no throughput; {cann_failure.explain(output)}")

@@ -4,7 +4,6 @@ Results are read one task at a time; only the name of each image is kept. Import
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import warnings
@@ -15,7 +14,7 @@ import numpy as np
 from common import cli, parallel
 from common.data import labels
 from common.data.file_tree import is_hidden
-from common.deploy import file_names
+from common.deploy import file_names, run_summary
 from common.errors import UserError
 from common.evaluation import metrics_json
 from common.evaluation.metrics import Counts, label_ranks
@@ -108,13 +107,13 @@ def find_results(argument: str) -> dict[str, str]:
     Args:
       argument: value of --infer-results; its folders device* hold the results of a run on several devices.
     Raises:
-      UserError: no results, two kinds of files, two results of one image, or files that the run's summary lacks.
+      UserError: no results, two kinds of files, two results of one image, or results that are not of one finished run.
     """
     folder = pathlib.Path(argument)
     if not folder.is_dir():
         raise UserError(f"--infer-results: {folder} is not a folder")
-    folders = [folder, *sorted(path for path in folder.glob("device*") if path.is_dir())]
-    paths = [path for each in folders for path in _result_files(each)]
+    by_folder = {each: found for each in run_summary.result_folders(folder) if (found := _result_files(each))}
+    paths = [path for found in by_folder.values() for path in found]
     suffixes = {path[-4:].lower() for path in paths}
     if not suffixes:
         raise UserError(f"--infer-results: {folder} has no .txt, .npy or .bin results")
@@ -132,7 +131,7 @@ def find_results(argument: str) -> dict[str, str]:
                 f"{path}: a second result for {name} beside {results[name]}; when every device ran the "
                 "whole input, score one device's folder"
             )
-    _check_not_stale(folders, paths)
+    run_summary.check_one_run(argument, by_folder)
     return results
 
 
@@ -141,25 +140,6 @@ def _result_files(folder: pathlib.Path) -> list[str]:
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if entry.name[-4:].lower() in SUFFIXES]
         return sorted(entry.path for entry in found if not is_hidden(entry.name))
-
-
-def _check_not_stale(folders: Sequence[pathlib.Path], paths: Sequence[str]) -> None:
-    """Raise UserError for results of an earlier run: those that the summaries in or beside the folder do not list."""
-    listed = set()
-    resolved = folders[0].resolve()
-    summaries = [path for each in folders for path in each.glob("*sum*ary.json")]
-    for path in [*summaries, *resolved.parent.glob(f"{resolved.name}_sum*ary.json")]:
-        try:
-            filesinfo = json.loads(path.read_text()).get("filesinfo", {})
-            listed |= {os.path.basename(out) for info in filesinfo.values() for out in info["outfiles"]}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{path}: not a summary of ais_bench ({error}); the run may have been stopped") from error
-    stale = sorted(path for path in paths if os.path.basename(path) not in listed) if listed else []
-    if stale:
-        raise UserError(
-            f"--infer-results: {len(stale)} files of {folders[0]} are not in the summary of the run, for "
-            f"example {stale[0]}; they are left from an earlier one, remove them"
-        )
 
 
 def _raise_on_partial_parse() -> None:

@@ -1,6 +1,7 @@
 """Scoring: hand-computed accuracies, the three file kinds, and every input that must be refused."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -122,15 +123,115 @@ def test_missing_results_are_named_or_left_out(tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["value"][0]["value"] == "5"
 
 
-@pytest.mark.parametrize("place", ["res_summary.json", "res/_summary.json", "res/sumary.json"])
+def write_summary(path, outfiles, model="net_a.om", more=(), runs=None, batch=1, earlier=0):
+    """A summary of a run that wrote these files, `earlier` seconds before now."""
+    filesinfo = {str(i): {"infiles": [f"{out}.bin"], "outfiles": [out]} for i, out in enumerate(outfiles)}
+    mean = 2.5
+    content = {
+        "filesinfo": filesinfo,
+        "args": ["/x/ais_bench/__main__.py", "--model", model, "--outfmt", "TXT", *more],
+        "NPU_compute_time": {"count": len(outfiles) if runs is None else runs, "mean": mean},
+        "throughput": 1000 * batch / mean,
+    }
+    path.write_text(json.dumps(content))
+    moment = path.stat().st_mtime_ns - earlier * 10**9
+    os.utime(path, ns=(moment, moment))
+
+
+NAMES = [f"res/img_{i}_0.txt" for i in range(6)]
+
+
+@pytest.mark.parametrize("place", ["res_summary.json", "res/_summary.json", "res/sumary.json", "res_sumary.json"])
 def test_files_of_an_earlier_run_are_found_by_the_summary(place, tmp_path):
     arguments = results(tmp_path, 1000, "txt")
-    listed = {str(i): {"infiles": [f"img_{i}.bin"], "outfiles": [f"res/img_{i}_0.txt"]} for i in range(6)}
-    (tmp_path / place).write_text(json.dumps({"filesinfo": listed}))
-    assert run_script(SCRIPT, *arguments).returncode == 0
-    del listed["2"]
-    (tmp_path / place).write_text(json.dumps({"filesinfo": listed}))
-    fails(run_script(SCRIPT, *arguments), "not in the summary", "img_2_0.txt")
+    write_summary(tmp_path / place, NAMES)
+    done = run_script(SCRIPT, *arguments)
+    assert done.returncode == 0 and "no summary" not in done.stdout
+    write_summary(tmp_path / place, NAMES[:2] + NAMES[3:])
+    fails(run_script(SCRIPT, *arguments), "1 files", "not in the summary", place, "net_a.om", "img_2_0.txt of 20")
+
+
+def test_two_summaries_are_two_runs(tmp_path):
+    """One run with, one without a slash behind --output_dirname."""
+    arguments = results(tmp_path, 1000, "txt")
+    write_summary(tmp_path / "res_summary.json", NAMES[:4])
+    write_summary(tmp_path / "res" / "_summary.json", NAMES[4:], model="net_b.om")
+    fails(
+        run_script(SCRIPT, *arguments), "two runs", "res_summary.json (net_a.om, 20", "res/_summary.json (net_b.om, 20"
+    )
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_second_run_that_died_half_way_is_noticed(tmp_path):
+    arguments = results(tmp_path, 1000, "txt")
+    write_summary(tmp_path / "res_summary.json", NAMES, earlier=60)
+    for i in range(6):
+        moment = (tmp_path / "res_summary.json").stat().st_mtime_ns - (i - 1) * 10**9
+        os.utime(tmp_path / NAMES[i], ns=(moment, moment))
+    fails(run_script(SCRIPT, *arguments), "1 files", "newer than the summary", "net_a.om", "img_0_0.txt of 20", "cp -a")
+    os.utime(tmp_path / NAMES[0], ns=(0, (tmp_path / "res_summary.json").stat().st_mtime_ns))
+    assert run_script(SCRIPT, *arguments).returncode == 0  # written in the same tick of the clock
+
+
+def test_results_without_a_summary_are_scored_with_a_note(tmp_path):
+    done = run_script(SCRIPT, *results(tmp_path, 1000, "npy"))
+    assert done.returncode == 0 and "note: " in done.stdout and "has no summary" in done.stdout
+
+
+def on_devices(folder, *, second="net_a.om"):
+    """Move the results of `results(folder, 1000, "bin")` to two devices."""
+    for i in range(6):
+        device = folder / "res" / f"device{i % 2}_{i % 2}"
+        device.mkdir(exist_ok=True)
+        (folder / "res" / f"img_{i}_0.bin").rename(device / f"img_{i}_0.bin")
+    for i, model in enumerate(("net_a.om", second)):
+        names = [f"img_{k}_0.bin" for k in range(i, 6, 2)]
+        write_summary(folder / "res" / f"device{i}_{i}_summary.json", names, model=model)
+
+
+def test_every_device_has_the_summary_of_the_same_run(tmp_path):
+    arguments = results(tmp_path, 1000, "bin")
+    on_devices(tmp_path)
+    assert "(2 of 6 images)" in run_script(SCRIPT, *arguments).stdout
+    summary = tmp_path / "res" / "device1_1_summary.json"
+    written = summary.read_text()
+    write_summary(summary, ["img_1_0.bin", "img_3_0.bin", "img_5_0.bin"], model="net_b.om")
+    fails(
+        run_script(SCRIPT, *arguments),
+        "two runs",
+        "device0_0_summary.json (net_a.om",
+        "device1_1_summary.json (net_b.om",
+    )
+    summary.unlink()
+    fails(run_script(SCRIPT, *arguments), "device1_1 has no summary", "device0_0_summary.json (net_a.om")
+    summary.write_text(written)
+    (tmp_path / "res" / "img_0_0.bin").write_bytes((tmp_path / "res/device0_0/img_0_0.bin").read_bytes())
+    (tmp_path / "res/device0_0/img_0_0.bin").unlink()
+    write_summary(tmp_path / "res_summary.json", ["img_0_0.bin"], model="net_c.om")
+    fails(run_script(SCRIPT, *arguments), "two runs", "res_summary.json (net_c.om", "device0_0_summary.json (net_a.om")
+
+
+@pytest.mark.parametrize(
+    ("more", "runs", "batch", "is_right"),
+    [
+        ([], 2, 4, True),
+        ([], 3, 4, False),  # of a float16 model that took one float32 file for two images
+        (["--loop=10"], 20, 4, True),
+        (["-l", "10"], 30, 4, False),
+        (["--pipeline", "--threads", "2"], 3, 4, True),
+    ],
+)
+def test_bin_files_of_several_rows_are_noticed_by_the_number_of_runs(more, runs, batch, is_right, tmp_path):
+    """Two rows of 1000 float16 numbers have the size of one row of 1000 float32 numbers."""
+    arguments = results(tmp_path, 1000, "bin")
+    write_summary(
+        tmp_path / "res_summary.json", [f"img_{i}_0.bin" for i in range(6)], more=more, runs=runs, batch=batch
+    )
+    done = run_script(SCRIPT, *arguments)
+    if is_right:
+        assert done.returncode == 0, done.stderr
+    else:
+        fails(done, "net_a.om", "took 3 executions for 6 files, 4 images each", "several rows", "--batchsize")
 
 
 def test_results_of_several_devices(tmp_path):
