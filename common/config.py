@@ -5,6 +5,7 @@ import functools
 import re
 
 from common.cli import DEVICES, check_ranges, option
+from common.data.labels import numbers_option
 from common.errors import UserError
 
 _data, _model, _optim, _device, _run = (
@@ -31,6 +32,7 @@ class TrainConfig:
     batch_size: int = _data(256, "images per step of one machine, over all its devices", "-b", low=1)
     eval_batch_size: int = _data(64, "images per device and batch of evaluation", low=1)
     on_bad_image: str = _data("fail", "what to do with a file that does not decode", choices=("fail", "skip"))
+    label_numbers: str = numbers_option("data")
     exclude: str = _data("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
     min_crop: float = _data(0.08, "smallest share of an image's area that a training crop keeps", above=0, high=1)
     auto_augment: str = _data("none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment"))

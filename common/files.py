@@ -1,5 +1,6 @@
-"""Atomic writes: a file appears whole under its name, or what was there before stays."""
+"""Atomic writes: a file appears whole under its name, or what was there before stays; text files of any encoding."""
 
+import codecs
 import contextlib
 import os
 import pathlib
@@ -65,6 +66,26 @@ def make_folders(folder: StrPath, mode: int) -> None:
     if not os.path.isdir(parent):
         make_folders(parent, mode)
     os.makedirs(folder, mode, exist_ok=True)
+
+
+def read_text(path: StrPath) -> str:
+    r"""Text of a file that a user wrote, with "\n" between lines.
+
+    UTF-8, or UTF-16 with a byte order mark, as Windows' editors write it. Bytes that are no UTF-8 become surrogates, as
+    in file names.
+
+    Raises:
+      OSError: the file cannot be read.
+      UnicodeError: UTF-16 without a byte order mark, or damaged.
+    """
+    content = pathlib.Path(path).read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16")
+    else:
+        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    if "\0" in text:
+        raise UnicodeError("it holds zero bytes, as UTF-16 without a byte order mark does; save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def sync_folder(folder: StrPath) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
 from common import cli, files, parallel
-from common.data import audit, audit_report
+from common.data import audit, audit_report, labels
 from common.errors import UserError
 from common.progress import Progress
 
@@ -39,6 +39,7 @@ class CheckConfig:
 
     list: str = cli.option("exclude.txt", "file to write the images to leave out to")
     workers: int = cli.option(0, "processes that decode; 0 is one per core", "-j", low=0)
+    label_numbers: str = labels.numbers_option()
     max_imbalance: float = cli.option(10.0, "how many times the smallest class the largest may be", low=1)
 
     def __post_init__(self) -> None:
@@ -135,7 +136,7 @@ def main() -> int:
         print(f"{store.num_files()} files, {new} of them new or changed since the last check")
         for split in splits:
             print_split(store, split)
-        found = audit_report.find(store, splits, config.max_imbalance)
+        found = audit_report.find(store, splits, config.max_imbalance, config.label_numbers)
         first, counts, entries = write_list(config.list, folder, found)
     finally:
         store.close()

@@ -29,13 +29,16 @@ class Finding(typing.NamedTuple):
     is_note: bool = False
 
 
-def find(store: Store, splits: list[Split], max_imbalance: float) -> Iterator[Finding]:
+def find(
+    store: Store, splits: list[Split], max_imbalance: float, label_numbers: str = labels.FROM_0
+) -> Iterator[Finding]:
     """Yield all findings.
 
     Args:
       store: results for all files.
       splits: from store.list_files.
       max_imbalance: largest allowed ratio of the sizes of the largest and the smallest class; 0: not checked.
+      label_numbers: value of --label-numbers.
     """
     excluded: collections.Counter[str] = collections.Counter()  # images that decode, by folder of their class
     yield from _single_files(store)
@@ -52,7 +55,7 @@ def find(store: Store, splits: list[Split], max_imbalance: float) -> Iterator[Fi
             yield from _class_sizes(store, split, max_imbalance if split is train else 0, excluded)
     train_classes = train.classes if train is not None else None
     if val is not None and val.classes is None:
-        yield from _label_file(store, None if train_classes is None else len(train_classes))
+        yield from _label_file(store, train_classes, label_numbers)
     elif val is not None and val.classes is not None and train_classes is not None:
         yield from _class_names(train_classes, val.classes)
 
@@ -138,20 +141,23 @@ def _class_names(train: list[str], val: list[str]) -> Iterator[Finding]:
             yield Finding("untested class", f"train/{name}", "val/ has no such class", is_note=True)
 
 
-def _label_file(store: Store, num_classes: int | None) -> Iterator[Finding]:
-    """Findings of val_label.txt; labels are not checked against num_classes None."""
-    name, lines = "val_label.txt", list(labels.lines(os.path.join(store.root, "val_label.txt"), "DIR"))
+def _label_file(store: Store, classes: list[str] | None, numbers: str) -> Iterator[Finding]:
+    """Findings of val_label.txt; labels are not checked where `classes` is None."""
+    name = "val_label.txt"
     rows = store.db.execute("SELECT path FROM files WHERE part = 'val'")
-    images = {os.fsdecode(path).removeprefix("val/") for (path,) in rows}
+    images = sorted(os.fsdecode(path).removeprefix("val/") for (path,) in rows)
+    path = os.path.join(store.root, name)
+    lines = list(labels.lines(path, "DIR", classes=classes or (), numbers=numbers, images=images))
+    image_of = labels.image_names([line.name for line in lines if line.name], images)
     if not lines:
         yield Finding("label", name, "no labels; expected a line NAME INDEX per image")
     for line in lines:
+        where = f"line {line.number}: " if line.number else ""
         if line.error:
-            yield Finding("label", name, f"line {line.number}: {line.error}")
-        if line.name and line.name not in images:
-            yield Finding("label", name, f"line {line.number}: val/ has no image {line.name}")
-        if num_classes is not None and line.label >= num_classes:
-            reason = f"line {line.number}: label {line.label}, the classes are 0..{num_classes - 1}"
-            yield Finding("label", name, reason)
-    for image in sorted(images - {line.name for line in lines}):
+            yield Finding("label", name, f"{where}{line.error}")
+        if line.name and image_of[line.name] is None:
+            yield Finding("label", name, f"{where}val/ has no image {line.name}")
+        if classes is not None and line.label >= len(classes):
+            yield Finding("label", name, f"{where}label {line.label}, the classes are 0..{len(classes) - 1}")
+    for image in sorted({*images} - {*image_of.values()}):
         yield Finding("unlabelled", f"val/{image}", f"is not in {name}")

@@ -5,10 +5,10 @@ lines and lines that begin with # are ignored.
 """
 
 import os
-import pathlib
 from collections.abc import Set
 
 from common.errors import UserError
+from common.files import read_text
 
 
 def read(path: str) -> frozenset[str]:
@@ -20,9 +20,10 @@ def read(path: str) -> frozenset[str]:
     if not path:
         return frozenset()
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"--exclude: {path} cannot be read ({error.strerror})") from error
+        text = read_text(path)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--exclude: {path} cannot be read ({reason})") from error
     found = set()
     for number, line in enumerate(text.split("\n"), 1):
         name = line.partition("\t")[0].strip()

@@ -35,6 +35,7 @@ class FolderIndex:
       labels: int32 [N], positions in `classes`, or the numbers of val_label.txt.
       ignored: number of files and hidden folders that are not taken for images.
       ignored_kinds: number of these by file_tree.kind_ignored, where it names one.
+      label_file: path of the label file of the flat layout.
       excluded: number of images that --exclude left out.
       folder_fingerprint: fingerprint before --exclude; empty where nothing was left out.
     """
@@ -46,6 +47,7 @@ class FolderIndex:
     _names: np.ndarray  # uint8, all relative paths, each followed by a zero
     _ends: np.ndarray  # int64 [N], position of the zero of each path
     ignored_kinds: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    label_file: str = ""
     excluded: int = 0
     folder_fingerprint: str = ""
 
@@ -149,27 +151,46 @@ def _from_cache(root: str) -> FolderIndex | None:
     return index if index.fingerprint == header["fingerprint"] else None
 
 
-def load_flat(folder: StrPath, label_file: StrPath, flag: str = "--data") -> FolderIndex:
+def load_flat(
+    folder: StrPath,
+    label_file: StrPath,
+    flag: str = "--data",
+    classes: Sequence[str] = (),
+    numbers: str = labels.FROM_0,
+) -> FolderIndex:
     """Index of a flat folder of images with a label file.
 
+    Args:
+      classes: names of the classes by index, where they are known.
+      numbers: value of --label-numbers.
     Raises:
-      UserError: an image is missing, or a mistake in the label file.
+      UserError: an image or a label is missing, or a mistake in the label file.
     """
-    found = labels.read(label_file, flag)
     present = set(os.listdir(folder))
-    missing = [name for name in found if name not in present]
+    images = sorted(name for name in present if file_tree.is_image(name))
+    found = labels.read(label_file, flag, classes=classes, numbers=numbers, images=images)
+    image_of = labels.image_names(found, images)
+    missing = [name for name, image in image_of.items() if image is None]
     if missing:
-        raise UserError(f"{flag}: {len(missing)} images of {label_file} are not in {folder}, the first is {missing[0]}")
-    others = present - found.keys()
-    unlabeled = sorted(name for name in others if file_tree.is_image(name))
+        raise UserError(
+            f"{flag}: {len(missing)} images of {label_file} are not in {folder}, or have no name that fits one alone; "
+            f"the first is {missing[0]}"
+        )
+    names = [image_of[name] or "" for name in found]
+    if len(set(names)) < len(names):
+        (twice, _), *_ = collections.Counter(names).most_common(1)
+        both = " and ".join(name for name in found if image_of[name] == twice)
+        raise UserError(f"{flag}: {label_file} has several labels for {twice} of {folder}: {both}; keep one")
+    others = sorted(present - set(names))
+    unlabeled = [name for name in others if file_tree.is_image(name)]
     if unlabeled:
         raise UserError(
-            f"{flag}: {label_file} has labels for {len(found)} of the {len(found) + len(unlabeled)} images in "
-            f"{folder}, and none for {', '.join(unlabeled[:3])}{' ...' if len(unlabeled) > 3 else ''}; add them, or "
-            "move these images elsewhere"
+            f"{flag}: {label_file} has labels for {len(found)} of the {len(images)} images in {folder}, and none for "
+            f"{', '.join(unlabeled[:3])}{' ...' if len(unlabeled) > 3 else ''}; add them, or move these "
+            "images elsewhere"
         )
-    names = "\0".join([*found, ""])
-    return _pack(os.path.abspath(folder), (), [names], list(found.values()), sorted(others))
+    index = _pack(os.path.abspath(folder), (), ["\0".join([*names, ""])], list(found.values()), others)
+    return dataclasses.replace(index, label_file=str(label_file))
 
 
 def _walk(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
@@ -256,13 +277,16 @@ class Splits:
         return Splits(train, val)
 
 
-def load_splits(root: str, flag: str = "--data", excluded: Set[str] = frozenset()) -> Splits:
+def load_splits(
+    root: str, flag: str = "--data", excluded: Set[str] = frozenset(), numbers: str = labels.FROM_0
+) -> Splits:
     """Index `root`/train and `root`/val.
 
     Args:
       root: dataset root.
       flag: option that gave it.
       excluded: see exclude.read.
+      numbers: value of --label-numbers.
     Raises:
       UserError: a missing or empty folder, or a class in val/ that train/ lacks.
     """
@@ -274,10 +298,10 @@ def load_splits(root: str, flag: str = "--data", excluded: Set[str] = frozenset(
         if not os.path.isdir(os.path.join(root, part)):
             raise UserError(f"{flag}: {root} has no {part}/ folder; expected train/ and val/")
     train = load_folder(os.path.join(root, "train"), flag)
-    return Splits(train, load_val(root, train.classes, flag)).without(excluded)
+    return Splits(train, load_val(root, train.classes, flag, numbers)).without(excluded)
 
 
-def load_val(root: str, classes: Sequence[str], flag: str = "--data") -> FolderIndex:
+def load_val(root: str, classes: Sequence[str], flag: str = "--data", numbers: str = labels.FROM_0) -> FolderIndex:
     """Index `root`/val, of either layout, with labels counted in `classes`.
 
     Raises:
@@ -290,9 +314,8 @@ def load_val(root: str, classes: Sequence[str], flag: str = "--data") -> FolderI
             "or val/ with images beside val_label.txt"
         )
     if os.path.isfile(label_file):
-        index = load_flat(folder, label_file, flag)
-        if index.labels.max() >= len(classes):
-            raise UserError(f"{label_file}: label {index.labels.max()}, the classes are 0..{len(classes) - 1}")
+        index = load_flat(folder, label_file, flag, classes, numbers)
+        labels.check_range(index.labels, len(classes), label_file)
         return dataclasses.replace(index, classes=tuple(classes))
     return in_classes(load_folder(folder, flag), classes, flag)
 

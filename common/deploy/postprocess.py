@@ -8,16 +8,17 @@ import os
 import pathlib
 import warnings
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
 from common import cli, parallel
 from common.data import labels
-from common.data.file_tree import is_hidden
+from common.data.file_tree import is_hidden, nfc
 from common.deploy import file_names, run_summary
 from common.errors import UserError
 from common.evaluation import metrics_json
-from common.evaluation.metrics import Counts, label_ranks
+from common.evaluation.metrics import Counts, label_ranks, num_shifted_hits
 from common.progress import Progress
 from common.spec import ModelSpec
 
@@ -38,6 +39,7 @@ class PostprocessConfig:
     anno_file: str = cli.option(
         "", "label file, a line NAME INDEX per image, INDEX from 0", required="the label file, often val_label.txt"
     )
+    label_numbers: str = labels.numbers_option()
     metrics_json: str = cli.option("metrics.json", "file to write the accuracies to")
     allow_missing: bool = cli.option(False, "score the images that have results, and count the others")
     num_classes: int | None = cli.option(None, "columns of the results (default: the public weights')", low=1)
@@ -65,8 +67,9 @@ def score(spec: ModelSpec, config: PostprocessConfig) -> tuple[Counts, int]:
     Raises:
       UserError: labels and results that do not fit together, or files that are no results of this network.
     """
-    label_of = labels.read(config.anno_file, "--anno-file", key=file_names.stem)
     results = find_results(config.infer_results)
+    how: dict[str, Any] = dict(numbers=config.label_numbers, images=sorted(results))
+    label_of = labels.read(config.anno_file, "--anno-file", key=lambda name: nfc(file_names.stem(name)), **how)
     unknown = sorted(results.keys() - label_of.keys())
     if unknown:
         raise UserError(f"--anno-file: {config.anno_file} has no label for {_abbreviate(unknown)}")
@@ -82,17 +85,15 @@ def score(spec: ModelSpec, config: PostprocessConfig) -> tuple[Counts, int]:
     num_outputs = len(read_row(next(iter(results.values())), allowed))
     offset = spec.background_columns(num_outputs)
     items = [(path, label_of[name] + offset) for name, path in results.items()]
-    largest = max(label for _, label in items)
-    if largest >= num_outputs:
-        raise UserError(
-            f"--anno-file: label {largest - offset} for results of {num_outputs - offset} classes; labels count from 0"
-        )
+    labels.check_range([label_of[name] for name in results], num_outputs - offset, config.anno_file)
     counts = Counts(skipped=len(missing))
     tasks = [(items[i : i + FILES_PER_TASK], num_outputs) for i in range(0, len(items), FILES_PER_TASK)]
     with Progress(len(items), "results") as advance:
-        for ranks_N in parallel.imap_unordered(_rank_results, tasks, config.workers):
-            counts.add_ranks(ranks_N)
+        for ranks_N, num_shifted in parallel.imap_unordered(_rank_results, tasks, config.workers):
+            counts.add_ranks(ranks_N, num_shifted)
             advance(len(ranks_N))
+    if note := counts.note_on_labels(min(label_of.values())):
+        print(note, flush=True)
     return counts, num_outputs
 
 
@@ -126,9 +127,9 @@ def find_results(argument: str) -> dict[str, str]:
         name, _, index = file_names.stem(os.path.basename(path)).rpartition("_")
         if index != "0" or not name:
             raise UserError(f"{path}: not named as a result; expected NAME_0{path[-4:]}, the first output of a network")
-        if results.setdefault(name, path) != path:
+        if results.setdefault(nfc(name), path) != path:
             raise UserError(
-                f"{path}: a second result for {name} beside {results[name]}; when every device ran the "
+                f"{path}: a second result for {name} beside {results[nfc(name)]}; when every device ran the "
                 "whole input, score one device's folder"
             )
     run_summary.check_one_run(argument, by_folder)
@@ -147,14 +148,15 @@ def _raise_on_partial_parse() -> None:
     warnings.filterwarnings("error", message="string or file could not be read", category=DeprecationWarning)
 
 
-def _rank_results(task: tuple[Sequence[Item], int]) -> np.ndarray:
-    """label_ranks of one task: items and their number of columns."""
+def _rank_results(task: tuple[Sequence[Item], int]) -> tuple[np.ndarray, int]:
+    """label_ranks and num_shifted_hits of one task: items and their number of columns."""
     items, num_outputs = task
     _raise_on_partial_parse()
     rows_NK = [read_row(path, {num_outputs}) for path, _ in items]
     if len({row.dtype for row in rows_NK}) > 1:  # millionths beside floats, when not every file has six decimals
         rows_NK = [row / 1e6 if row.dtype == np.int64 else row for row in rows_NK]
-    return label_ranks(np.stack(rows_NK), np.array([label for _, label in items]))
+    logits_NK, labels_N = np.stack(rows_NK), np.array([label for _, label in items])
+    return label_ranks(logits_NK, labels_N), num_shifted_hits(logits_NK, labels_N)
 
 
 def read_row(path: str, allowed: Collection[int]) -> np.ndarray:

@@ -57,9 +57,9 @@ def evaluate(
         error = raised
     if group.sync_status(STOP if stopped else RUN, error):
         return None
-    *correct, seen, skipped, loss_sum = group.all_reduce_sum(
-        [*counts.correct, counts.seen, counts.skipped, counts.loss_sum]
+    *correct, seen, skipped, loss_sum, shifted = group.all_reduce_sum(
+        [*counts.correct, counts.seen, counts.skipped, counts.loss_sum, counts.shifted]
     )
-    total = Counts(np.array(correct, np.int64), int(seen), int(skipped), loss_sum)
+    total = Counts(np.array(correct, np.int64), int(seen), int(skipped), loss_sum, int(shifted))
     assert total.seen + total.skipped == num_images, f"counted {total.seen} + {total.skipped} of {num_images} images"
     return total

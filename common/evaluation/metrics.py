@@ -7,6 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from common.data.labels import HOLDS_NO_0
+
 TOP_K = 5
 # Losses are rounded to this many steps per unit: their float64 sum is then exact up to 2**23, in any order of images.
 _LOSS_STEPS = 2.0**30
@@ -37,6 +39,11 @@ def label_ranks(logits_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     return ahead_NK.sum(axis=1)
 
 
+def num_shifted_hits(logits_NK: np.ndarray, labels_N: np.ndarray) -> int:
+    """Hits at top-1 if every label were one smaller, as where a label file counts from 1."""
+    return int((np.asarray(logits_NK).argmax(axis=1) == np.asarray(labels_N) - 1).sum()) if len(labels_N) else 0
+
+
 def smoothed_losses(logits_NK: np.ndarray, labels_N: np.ndarray, smoothing: float = 0.0) -> np.ndarray:
     """Label-smoothed cross entropy of each row in float64, target probability 1 - s + s/K -> float64 [N]."""
     logits_NK = np.asarray(logits_NK, np.float64)
@@ -57,19 +64,31 @@ class Counts:
     seen: int = 0
     skipped: int = 0
     loss_sum: float = 0.0
+    shifted: int = 0  # see num_shifted_hits
 
     def add(self, logits_NK: np.ndarray, labels_N: np.ndarray, smoothing: float = 0.0) -> None:
         """Count a batch."""
         ranks_N = label_ranks(logits_NK, labels_N)
-        self.add_ranks(ranks_N)
+        self.add_ranks(ranks_N, num_shifted_hits(logits_NK, labels_N))
         if len(ranks_N):
             losses_N = smoothed_losses(logits_NK, labels_N, smoothing)
             self.loss_sum += float((np.rint(losses_N * _LOSS_STEPS) / _LOSS_STEPS).sum())
 
-    def add_ranks(self, ranks_N: np.ndarray) -> None:
-        """Count a batch by its label_ranks, without a loss."""
+    def add_ranks(self, ranks_N: np.ndarray, num_shifted: int) -> None:
+        """Count a batch by its label_ranks and num_shifted_hits, without a loss."""
         self.correct += (ranks_N[:, None] < np.arange(1, TOP_K + 1)).sum(axis=0)
         self.seen += len(ranks_N)
+        self.shifted += num_shifted
+
+    def note_on_labels(self, lowest: int) -> str:
+        """A line to print where the labels of a file, of which `lowest` is the smallest, seem to count from 1."""
+        top1 = int(self.correct[0])
+        if lowest == 0 or 5 * self.shifted < self.seen or self.shifted <= 2 * top1:
+            return ""
+        return (
+            f"note: top-1 is {self.percent(1):.2f} %, and {100 * self.shifted / self.seen:.2f} % if every label were "
+            f"one smaller; {HOLDS_NO_0}"
+        )
 
     def percent(self, k: int) -> float:
         """Top-k accuracy in percent, 0..100, of the images seen."""

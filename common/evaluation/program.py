@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from common import cli, parallel
+from common.data import labels
 from common.errors import UserError
 from common.evaluation import aipp, engines, metrics_json
 from common.spec import ModelSpec
@@ -35,6 +36,7 @@ class EvalConfig:
         "--model",
         required="a checkpoint, .onnx or .om file",
     )
+    label_numbers: str = labels.numbers_option()
     exclude: str = cli.option("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
     device: str = cli.option("auto", "device of a checkpoint", choices=cli.DEVICES)
     device_id: int = cli.option(0, "index of the device", low=0, high=255)
@@ -124,6 +126,7 @@ def evaluate_folder(
         finally:
             images.close()
         assert counts is not None  # never interrupted
+        offset = spec.background_columns(model.num_outputs)
         group.close()
         seconds = time.perf_counter() - start
     if world.is_main:
@@ -133,6 +136,8 @@ def evaluate_folder(
             f"({counts.seen / seconds:.1f} images/s), {model.num_outputs} columns, {model.image_size} pixels",
             flush=True,
         )
+        if index.label_file and (note := counts.note_on_labels(int(index.labels.min()) - offset)):
+            print(note, flush=True)
     return counts, model.num_outputs
 
 
@@ -185,13 +190,16 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
 
 def _load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "FolderIndex":
     """Index of DATA/val, or of DATA itself."""
-    from common.data import exclude, index
+    from common.data import exclude, file_tree, index
 
     root, num_classes = pathlib.Path(config.data), model.num_outputs - label_offset
     folder = root / "val" if (root / "val").is_dir() else root
     label_file = folder.parent / "val_label.txt"
     if label_file.is_file():
-        found = index.load_flat(folder, label_file)
+        train = root / "train"
+        classes = model.classes or (file_tree.class_names(str(train))[0] if train.is_dir() else ())
+        found = index.load_flat(folder, label_file, classes=classes, numbers=config.label_numbers)
+        labels.check_range(found.labels, num_classes, label_file)
     else:
         found = index.load_folder(folder)
         if model.classes:
@@ -200,7 +208,5 @@ def _load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "Fol
             raise UserError(
                 f"--data: {folder} has {len(found.classes)} class folders, the model has {num_classes} classes"
             )
-    if found.labels.max() >= num_classes:
-        raise UserError(f"--data: label {found.labels.max()} in {label_file}, the model has {num_classes} classes")
     found = index.apply_exclude_list(found, exclude.read(config.exclude), is_dataset_root=folder == root)
     return dataclasses.replace(found, labels=found.labels + label_offset)

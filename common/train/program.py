@@ -50,7 +50,8 @@ class TrainProgram:
 
     def load_splits(self, config: TrainConfig) -> index.Splits:
         """Index the training and validation images."""
-        return index.load_splits(config.data, excluded=exclude.read(config.exclude))
+        excluded = exclude.read(config.exclude)
+        return index.load_splits(config.data, excluded=excluded, numbers=config.label_numbers)
 
     def make_logger(self, folder: pathlib.Path | None, setup: RunSetup) -> "RunLogger":
         """Logger of a run in `folder`, which is None on ranks other than 0."""
@@ -84,6 +85,7 @@ class TrainProgram:
             device_id=config.device_index,
             batch_size=config.eval_batch_size,
             exclude=config.exclude,
+            label_numbers=config.label_numbers,
             workers=config.workers,
             threads=config.threads or 0,
             num_classes=config.num_classes if "num_classes" in explicit else None,

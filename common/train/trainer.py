@@ -213,6 +213,8 @@ class Trainer:
         if is_best:
             state.best_acc1, state.best_epoch = counts.percent(1), state.epoch + 1
         self.logger.validated(state.epoch, epochs, counts, is_best)
+        if note := self.validate.note_on_labels(counts):
+            self.logger.info(note)
         self.logger.metrics(
             kind="val",
             epoch=state.epoch + 1,

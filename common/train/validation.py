@@ -20,6 +20,7 @@ class Validator:
         config, world = setup.config, group.world
         self._engine, self._group, self._images = engine, group, setup.splits.val
         self._smoothing = losses.effective_smoothing(config, setup.build_options["num_classes"])
+        self._noted = False
         self.loader = None
         if self._images is not None:
             self.loader = loader.EvalLoader(
@@ -37,6 +38,14 @@ class Validator:
         """Counts over all ranks; None where the wait for a batch was interrupted."""
         assert self._images is not None and self.loader is not None
         return evaluate(self._engine, self.loader, len(self._images), self._group, self._smoothing)
+
+    def note_on_labels(self, counts: Counts) -> str:
+        """See Counts; a text once, then an empty one."""
+        if self._images is None or not self._images.label_file or self._noted:
+            return ""
+        note = counts.note_on_labels(int(self._images.labels.min()))
+        self._noted = bool(note)
+        return note
 
     def close(self) -> None:
         if self.loader is not None:

@@ -218,7 +218,7 @@ def test_the_flat_layout(data):
     assert checked(data) == (0, {}, {})
     shutil.copy(data / "train" / "ant" / "0000.jpg", data / "val" / "new.jpg")
     truncate(data / "val" / "cat.jpg")
-    (data / "val_label.txt").write_text("\n".join([*lines, "bee.jpg 1", "gone.jpg 0", "cat.jpg cat", "new 3"]))
+    (data / "val_label.txt").write_text("\n".join([*lines, "bee.jpg 1", "gone.jpg 0", "cat.jpg dog", "newer 3"]))
     status, entries, comments = checked(data)
     assert status == 1 and entries.keys() == {"train/ant/0000.jpg", "val/cat.jpg"}
     assert comments["val/new.jpg"] == "unlabelled: is not in val_label.txt"
@@ -226,7 +226,7 @@ def test_the_flat_layout(data):
     for mistake in (
         "line 4: bee.jpg again with label 1 (line 2: 1); every image counts once",
         "line 5: val/ has no image gone.jpg",
-        "line 6: 'cat.jpg cat', must be NAME INDEX",
+        "line 6: 'cat.jpg dog', must be NAME INDEX",
         "line 7: label 3, the classes are 0..2",
     ):
         assert f"# val_label.txt\tlabel: {mistake}" in written
@@ -323,6 +323,15 @@ def bad_list(data):
     path = data.parent / "bad list.txt"
     path.write_text("# a comment\n\n" + "\n".join(f"{name}\tbroken: for a test" for name in names) + "\n")
     return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_from_a_windows_editor_is_read(tmp_path, encoding):
+    (tmp_path / "list.txt").write_bytes("train/ant/0000.jpg\r\n".encode(encoding))
+    assert exclude.read(str(tmp_path / "list.txt")) == {"train/ant/0000.jpg"}
+    (tmp_path / "list.txt").write_bytes("train/ant/0000.jpg".encode("utf-16-le"))
+    with pytest.raises(UserError, match="--exclude: .* cannot be read .it holds zero bytes, as UTF-16 without"):
+        exclude.read(str(tmp_path / "list.txt"))
 
 
 def test_what_is_excluded_is_as_if_it_were_not_there(data, bad_list):

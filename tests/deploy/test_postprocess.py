@@ -89,6 +89,43 @@ def test_float16_and_exponents(tmp_path):
     assert "(2 of 6 images)" in run_script(SCRIPT, *arguments).stdout
 
 
+def test_hidden_copies_of_results_are_no_results(tmp_path):
+    arguments = results(tmp_path, 1000, "txt")
+    (tmp_path / "res" / "._img_0_0.txt").write_bytes(b"AppleDouble")
+    assert "(2 of 6 images)" in run_script(SCRIPT, *arguments).stdout
+
+
+@pytest.mark.parametrize("columns", [1000, 1001])
+def test_labels_from_1_are_suspected_and_read_on_request(columns, tmp_path):
+    arguments = results(tmp_path, columns, "bin")
+    (tmp_path / "labels.txt").write_text("".join(f"img_{i} {10 * i + 1}\n" for i in range(6)))
+    done = run_script(SCRIPT, *arguments)
+    assert (
+        done.returncode == 0
+        and (
+            "note: top-1 is 0.00 %, and 33.33 % if every label were one smaller; the file holds no label 0: "
+            "if it counts from 1, give --label-numbers=from-1"
+        )
+        in done.stdout.splitlines()
+    )
+    done = run_script(SCRIPT, *arguments, "--label-numbers=from-1")
+    assert "(2 of 6 images)" in done.stdout and "note" not in done.stdout
+    (tmp_path / "labels.txt").write_text("".join(f"img_{i} {1000 if i == 5 else 10 * i + 1}\n" for i in range(6)))
+    fails(
+        run_script(SCRIPT, *arguments),
+        "labels.txt: label 1000, the classes are 0..999; the file holds no label 0: if it counts from 1, give",
+    )
+
+
+def test_numbers_without_names_belong_to_the_sorted_results(tmp_path):
+    arguments = results(tmp_path, 1000, "bin")
+    (tmp_path / "labels.txt").write_text("".join(f"{10 * i + 1}\n" for i in range(6)))
+    assert "(2 of 6 images)" in run_script(SCRIPT, *arguments, "--label-numbers=from-1").stdout
+    with (tmp_path / "labels.txt").open("a") as file:
+        file.write("3\n")
+    fails(run_script(SCRIPT, *arguments, "--label-numbers=from-1"), "holds 7 numbers without image names", "6 images")
+
+
 def test_equal_scores_go_to_the_lower_index(tmp_path):
     scores = np.zeros(1000, np.float32)
     for name, label in (("a", 0), ("b", 1), ("c", 5)):
@@ -270,7 +307,11 @@ BAD = {
     "two rows": (spoil("res/img_1_0.txt", ("1.000000 " * 1000 + "\n") * 2), ["img_1_0.txt", "2 rows"]),
     "no label": (spoil("labels.txt", "img_0.JPEG 0\n"), ["no label for 5 images: img_1"]),
     "malformed line": (spoil("labels.txt", "img_0.JPEG 0\nimg_1.JPEG ten\n"), ["labels.txt, line 2", "NAME INDEX"]),
-    "label without name": (spoil("labels.txt", "\n7\n"), ["labels.txt, line 2"]),
+    "label without name": (spoil("labels.txt", "img_0.JPEG 0\n7\n"), ["labels.txt, line 2: '7', must be NAME INDEX"]),
+    "labels without names": (
+        spoil("labels.txt", "\n7\n"),
+        ["labels.txt: holds one number a line and no image names, as ILSVRC2012_validation_ground_truth.txt does"],
+    ),
     "two labels": (
         spoil("labels.txt", "img_0.JPEG 0\nimg_0.JPEG 3\n"),
         ["labels.txt, line 2", "img_0.JPEG again with label 3 (line 1: 0)"],

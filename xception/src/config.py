@@ -12,6 +12,7 @@ from typing import Any
 
 from common import cli
 from common.config import Recipe, TrainConfig
+from common.data.labels import FROM_0
 from common.errors import UserError
 from common.spec import ModelSpec
 from xception.src import weights
@@ -98,6 +99,10 @@ class XceptionConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.label_numbers != FROM_0:
+            raise UserError(
+                f"--label-numbers: {self.label_numbers}, but --eval-path holds class folders, no label file"
+            )
         if self.finish_epoch >= self.epochs:
             raise UserError(f"--finish-epoch: {self.finish_epoch}, must be fewer than --epoch-size {self.epochs}")
 
