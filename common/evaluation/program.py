@@ -99,6 +99,7 @@ def evaluate_folder(
       UserError: model, data and options that do not fit together, or an image that does not decode.
     """
     from common import distributed
+    from common.data import file_tree
     from common.data.loader import EvalLoader
     from common.data.transforms import eval_transform
     from common.device import device as devices
@@ -126,7 +127,6 @@ def evaluate_folder(
         finally:
             images.close()
         assert counts is not None  # never interrupted
-        offset = spec.background_columns(model.num_outputs)
         group.close()
         seconds = time.perf_counter() - start
     if world.is_main:
@@ -136,8 +136,11 @@ def evaluate_folder(
             f"({counts.seen / seconds:.1f} images/s), {model.num_outputs} columns, {model.image_size} pixels",
             flush=True,
         )
-        if index.label_file and (note := counts.note_on_labels(int(index.labels.min()) - offset)):
+        lowest = int(index.labels.min()) - spec.background_columns(model.num_outputs)
+        if index.label_file and (note := counts.note_on_labels(lowest)):
             print(note, flush=True)
+        if kinds := file_tree.describe_ignored(index.ignored_kinds):
+            print(f"note: ignored in {index.root}: {kinds}", flush=True)
     return counts, model.num_outputs
 
 

@@ -109,7 +109,7 @@ def test_labels_from_1_are_suspected_and_read_on_request(columns, tmp_path):
         in done.stdout.splitlines()
     )
     done = run_script(SCRIPT, *arguments, "--label-numbers=from-1")
-    assert "(2 of 6 images)" in done.stdout and "note" not in done.stdout
+    assert "(2 of 6 images)" in done.stdout and "one smaller" not in done.stdout
     (tmp_path / "labels.txt").write_text("".join(f"img_{i} {1000 if i == 5 else 10 * i + 1}\n" for i in range(6)))
     fails(
         run_script(SCRIPT, *arguments),
