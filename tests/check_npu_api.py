@@ -64,7 +64,9 @@ def dotted(node):
 
 
 def real_name(name):
-    """torch.npu.x is torch_npu.npu.x; None for names of anything else."""
+    """torch.npu.x is torch_npu.npu.x, torchair.x is torch_npu.dynamo.torchair.x; None for names of anything else."""
+    if name and name.startswith("torchair."):
+        name = f"torch_npu.dynamo.{name}"
     if name and name.startswith("torch.npu."):
         name = name.replace("torch.npu.", "torch_npu.npu.", 1)
     return name if name and name.startswith("torch_npu.") else None
@@ -140,7 +142,7 @@ class Package:
         self._trees = {}
 
     def _module(self, dotted_name):
-        base = dotted_name.replace(".", "/")
+        base = re.sub("^torchair(?=/|$)", "torch_npu/dynamo/torchair", dotted_name.replace(".", "/"))
         return next((path for path in (f"{base}.py", f"{base}/__init__.py") if path in self._files), None)
 
     def _tree(self, path):

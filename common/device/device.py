@@ -8,14 +8,17 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
 
-from common.device import amp, diagnosis
+from common.device import amp, cann_failure, diagnosis
 from common.errors import UserError
 from common.parallel import usable_cores
+
+TORCHAIR_CHIPS = r"Ascend(910B\d|910_93|950)"  # Atlas A2, A3 and 950, by its overview
 
 
 @dataclasses.dataclass(frozen=True, match_args=False)  # read-only members, as those of TrainConfig
@@ -96,12 +99,39 @@ class Device:
         """Raise UserError for training options that this device does not support."""
         self.memory_format(options.memory_format)
         if options.compile and self.kind == "npu":
-            raise UserError("--compile: torch.compile is not supported on npu; leave it out")
+            raise UserError(
+                "--compile: torch.compile is not supported on npu for training: torchair, the compiler of torch_npu, "
+                "is for inference; leave it out"
+            )
         if options.amp_backend == "apex":
             amp.check_apex(self.kind, options)
         # The launcher does not initialize a device, so there this check is left to the ranks.
         if self.kind == "cpu" or torch.get_device_module(self.kind).is_initialized():
             self.amp_type(options.amp, options.amp_dtype)
+
+    def compile_for_evaluation(self, network: torch.nn.Module) -> Any:
+        """torch.compile a network whose gradients are not needed; on npu with torchair.
+
+        Raises:
+          UserError: there is no torchair, or not for this chip.
+        """
+        if self.kind != "npu":
+            return torch.compile(network, dynamic=False)
+        chip = torch.get_device_module("npu").get_device_name(self.index)
+        if not re.match(TORCHAIR_CHIPS, chip):
+            raise UserError(
+                f"--compile: torchair, the compiler of torch_npu, is for Atlas A2, A3 and 950, not {chip}; leave it out"
+            )
+        try:
+            import torchair  # torch_npu brings it, under this name
+
+            backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig())
+        except ModuleNotFoundError as error:
+            raise UserError(f"--compile: the compiler of torch_npu is missing ({error}); leave it out") from error
+        except Exception as error:  # noqa: BLE001  of any type, with an incomplete CANN
+            reason = cann_failure.explain(f"{type(error).__name__}: {error}")
+            raise UserError(f"--compile: torchair does not start ({reason}); leave it out") from error
+        return torch.compile(network, backend=backend, dynamic=False)
 
     def use_full_fp32(self) -> None:
         """Compute float32 in full precision: no HF32 on npu (default for its convolutions), no TF32 on cuda."""

@@ -47,6 +47,9 @@ class EvalConfig:
     num_classes: int | None = cli.option(None, "columns of a checkpoint's output; cuts off a background class", low=1)
     image_size: int | None = cli.option(None, "side of the input, pixels (default: as stored)", low=1)
     transform_input: bool | None = cli.option(None, "convert ImageNet-normalized input to 0.5/0.5; default: as stored")
+    compile: bool = cli.option(
+        False, "torch.compile the network of a checkpoint (minutes before the first batch); on npu with torchair"
+    )
     full_fp32: bool = cli.option(False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; for a checkpoint")
     use_ema: bool | None = cli.option(None, "take a checkpoint's averaged weights; default: where it has them")
     aipp_config: str = cli.option("", "AIPP file: normalize as the device would, in float16")
@@ -160,6 +163,8 @@ def prepare(spec: ModelSpec, config: EvalConfig, device: "Device", world: "World
 def _load_engine(spec: ModelSpec, config: EvalConfig) -> EvalModel:
     if config.use_ema is not None:
         raise UserError(f"--use-ema: {config.resume} is an exported model; the option belongs to checkpoints")
+    if config.compile:
+        raise UserError(f"--compile: {config.resume} is no checkpoint; leave it out")
     engine = engines.open_engine(config.resume, config.provider, config.device_id, config.threads)
     sides = [side for side in engine.sample_shape if isinstance(side, int) and side != 3]  # CHW or HWC
     size = config.image_size or engine.metadata.get("image_size") or max(sides, default=spec.input_size)
@@ -187,7 +192,9 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
     memory_format = device.memory_format("auto" if device.kind == "npu" else meta.get("memory_format") or "auto")
     device.move(model, memory_format)
     normalizer = Normalizer(spec, device, memory_format)
-    classifier = TorchClassifier(model, normalizer, device, device.stored_amp_type(meta.get("amp_type")))
+    network = device.compile_for_evaluation(model) if config.compile else model
+    amp_type = device.stored_amp_type(meta.get("amp_type"))
+    classifier = TorchClassifier(network, normalizer, device, amp_type, config.batch_size if config.compile else 0)
     return EvalModel(classifier, meta["num_classes"], size, meta["classes"], meta["taken"])
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from common.device import amp
+from common.device import amp, cann_failure
 from common.device import device as devices
+from common.errors import RunError
 from common.spec import ModelSpec
 
 
@@ -24,14 +25,33 @@ class Normalizer:
 
 
 class TorchClassifier:
-    """uint8 pixels [N, H, W, 3] -> float32 logits [N, K] on the host; puts the network in evaluation mode."""
+    """uint8 pixels [N, H, W, 3] -> float32 logits [N, K] on the host; puts the network in evaluation mode.
+
+    Args:
+      compiled_batch: the network is compiled: smaller batches are filled up to this size, so that it sees one shape.
+    """
 
     def __init__(
-        self, model: torch.nn.Module, normalize: Normalizer, device: devices.Device, amp_type: str | None = None
+        self,
+        model: torch.nn.Module,
+        normalize: Normalizer,
+        device: devices.Device,
+        amp_type: str | None = None,
+        compiled_batch: int = 0,
     ) -> None:
         self.model, self._normalize, self._device, self._amp_type = model, normalize, device, amp_type
+        self._compiled_batch = compiled_batch
 
     def __call__(self, pixels_NHWC: torch.Tensor) -> np.ndarray:
         self.model.eval()
-        with torch.inference_mode(), amp.autocast(self._device.kind, self._amp_type):
-            return self.model(self._normalize(pixels_NHWC)).float().cpu().numpy()
+        count = len(pixels_NHWC)
+        if count < self._compiled_batch:
+            filling = pixels_NHWC.new_zeros(self._compiled_batch - count, *pixels_NHWC.shape[1:])
+            pixels_NHWC = torch.cat([pixels_NHWC, filling])
+        try:
+            with torch.inference_mode(), amp.autocast(self._device.kind, self._amp_type):
+                return self.model(self._normalize(pixels_NHWC)).float().cpu().numpy()[:count]
+        except Exception as error:
+            if not self._compiled_batch or self._device.kind != "npu":
+                raise
+            raise RunError(f"--compile: {cann_failure.explain(str(error))} (torchair); leave it out") from error

@@ -318,7 +318,10 @@ def test_failed_run_leaves_no_results(chain, prepared, tmp_path):
 
 def test_eval_bad_input(chain, tmp_path):
     fails(run_script("inception_v4/eval.py", "--data", chain[1001]["data"]), "--resume: missing")
-    fails(run_script("inception_v4/eval.py", "--data", tmp_path / "x", "--resume", chain[1001]["onnx"]), "--data")
+    model = chain[1001]["onnx"]
+    fails(run_script("inception_v4/eval.py", "--data", tmp_path / "x", "--resume", model), "--data")
+    done = run_script("inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", model, "--compile")
+    fails(done, f"--compile: {model} is no checkpoint")
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "a.JPEG").write_bytes(b"no image")
     (tmp_path / "val_label.txt").write_text("a.JPEG 1\n")

@@ -96,7 +96,7 @@ def test_fake_npu_without_a_card_is_an_error_and_not_the_cpu(run_npu, images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compile": True}, "--compile: torch.compile is not supported on npu"),
+        ({"compile": True}, "--compile: torch.compile is not supported on npu for training: torchair"),
         ({"memory_format": "channels_last"}, "--memory-format: channels_last is not supported on npu; use nchw"),
     ],
 )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support import ROOT, fill_closed_form, final, npu_environment, run_differences
+from support import ROOT, fill_closed_form, final, npu_environment, run_differences, user_error
 
 from inception_v3.spec import SPEC
 
@@ -161,3 +161,36 @@ def test_fake_npu_xceptions_launcher_on_two(run, site, few, tmp_path):
     assert (tmp_path / "log.txt").exists()
     expected = {"0 hccl rank=0 size=2 npu:0", "1 hccl rank=1 size=2 npu:1", "1 GradScaler init_scale=1024 dynamic=True"}
     assert expected <= set(log.read_text().splitlines())
+
+
+def test_fake_npu_evaluation_compiled_by_torchair_counts_the_same(run_npu, few, weights):
+    words = [V3 / "eval.py", "--data", few, "--resume", weights, "--device=npu", "--threads=1", "-j1", "-b2"]
+    plain = run_npu(*words, "--image-size=75")
+    compiled = run_npu(*words, "--image-size=75", "--compile")
+    assert "3 images" in plain.stdout and plain.stdout.splitlines()[1:] == compiled.stdout.splitlines()[1:]
+    assert not any("torchair" in call for call in plain.calls)
+    # One graph, of two images: the last batch, of one, is filled up.
+    (graph,) = [call for call in compiled.calls if "torchair" in call]
+    assert "(2, 3, 75, 75)" in graph
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "message"),
+    [
+        (
+            {"FAKE_NPU_CHIP": "Ascend310P3"},
+            2,
+            "torchair, the compiler of torch_npu, is for Atlas A2, A3 and 950, not Asc",
+        ),
+        ({"FAKE_NPU_TORCHAIR": "absent"}, 2, "the compiler of torch_npu is missing (No module named 'torchair')"),
+        ({"FAKE_NPU_TORCHAIR": "broken"}, 2, "torchair does not start (ImportError: libgraph.so: cannot open"),
+        ({"FAKE_NPU_TORCHAIR": "refuses"}, 1, "EZ9999: no such kernel (torchair)"),
+    ],
+)
+def test_fake_npu_evaluation_that_cannot_be_compiled_ends_with_one_line(
+    run_npu, few, weights, environment, status, message
+):
+    words = [V3 / "eval.py", "--data", few, "--resume", weights, "--device=npu", "--threads=1", "-j1", "-b2"]
+    done = run_npu(*words, "--image-size=75", "--compile", check=status, **environment)
+    error = user_error(done)
+    assert error.startswith(f"--compile: {message}") and error.endswith("; leave it out")

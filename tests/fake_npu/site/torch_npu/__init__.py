@@ -7,6 +7,7 @@ Environment:
   FAKE_NPU_FAULT: how `import torch_npu` fails: a key of _faults.FAULTS.
   FAKE_NPU_CARDS: number of cards, default 2.
   FAKE_NPU_CHIP: name of the chip, default Ascend910B3; bf16 needs a 910B or later.
+  FAKE_NPU_TORCHAIR: what is wrong with torchair: absent, broken or refuses.
   FAKE_NPU_LOG: file to which the calls that tests check are appended, one per line.
 """
 
@@ -22,6 +23,7 @@ _faults.fail_as_asked()
 import torch
 
 from torch_npu import _aliasing, npu
+from torch_npu import dynamo as dynamo
 
 __version__ = torch.__version__.partition("+")[0]
 
