@@ -17,6 +17,7 @@ from common.errors import (
     EXIT_FINAL,
     EXIT_PEER_LOST,
     EXIT_USER_ERROR,
+    NothingToDo,
     PeerLost,
     RunError,
     UserError,
@@ -242,6 +243,9 @@ def exit_on_error() -> Iterator[None]:
         if not error.every_rank or os.environ.get("RANK", "0") == "0":
             print_error(f"error: {error}")
         sys.exit(EXIT_USER_ERROR)
+    except NothingToDo as done:
+        print(done)
+        _flush_output()
     except PeerLost:
         sys.exit(EXIT_PEER_LOST)
     except RunError as error:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import typing
 
 from common.cli import DEVICES, check_ranges, option
 from common.data.labels import numbers_option
@@ -20,6 +21,12 @@ class TrainConfig:
     Raises:
       UserError: a value outside its range, or two options that contradict each other.
     """
+
+    # Options that a resumed run takes from its checkpoint, that are checked against it, or that change no number.
+    NOT_COMPARED_ON_RESUME: typing.ClassVar[frozenset[str]] = frozenset(
+        "data workers image_size num_classes batch_size eval_batch_size exclude arch dropout transform_input pretrained "
+        "use_ema accumulate seed device_id npu memory_format threads".split()
+    )
 
     # fmt: off
     recipe: str = _run("default", "named set of defaults; the recipes are listed above")

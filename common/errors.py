@@ -27,6 +27,10 @@ class UserError(ValueError):
         self.every_rank = every_rank
 
 
+class NothingToDo(Exception):
+    """What was asked for is done already: one line on standard output, exit status 0."""
+
+
 class Interrupted(BaseException):
     """A signal asks this process to stop while it waits for images: raised to end the wait."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from common import cli, run_folder
 from common.config import Recipe, TrainConfig
 from common.data import exclude, index
-from common.errors import UserError
+from common.errors import NothingToDo, UserError
 from common.spec import ModelSpec
 from common.train import run_setup, schedules
 from common.train.run_setup import RunSetup
@@ -143,6 +143,8 @@ class TrainProgram:
         last = world_size // machines - 1
         device = devices.choose(config.device_kind, config.device_index if world_size == 1 else last)
         device.check(config)
+        if setup is not None and setup.finished:
+            raise NothingToDo(setup.finished)
         if setup is not None:
             return run_setup.shared_facts(setup)
         from common.distributed import World
@@ -158,6 +160,8 @@ class TrainProgram:
             setup = None
             if "WORLD_SIZE" not in os.environ and not config.evaluate:
                 setup = self.prepare(config, explicit)  # before torch is imported: errors are immediate
+                if setup.finished:
+                    raise NothingToDo(setup.finished)
             from common import distributed
             from common.device import device as devices
 
@@ -176,7 +180,10 @@ class TrainProgram:
                     lambda: self.prepare(config, explicit, world.size, world.num_nodes)
                 )
                 group.check_same(setup.splits.summary, "--data")
-                self._train(setup, group)
+                if not setup.finished:
+                    self._train(setup, group)
+                elif world.is_main:  # the launcher has looked already, but ranks that start again may find it
+                    print(setup.finished, flush=True)
                 group.close()
 
     def _train(self, setup: RunSetup, group: "Group") -> None:
@@ -236,11 +243,15 @@ class TrainProgram:
         planned_ranks = world_size // machines * planned
         global_batch = self.global_batch(config, explicit, state, planned_ranks, planned)
         plan = run_setup.step_plan(config, len(splits.train), planned_ranks, planned, state, global_batch)
-        plan.check_world_size(world_size)
+        finished = run_setup.finished(config, state, plan, self.run_name(config), machines) if state else ""
+        if not finished:
+            plan.check_world_size(world_size)
         lr_at = schedules.make(config, plan.steps_per_epoch, self.extra_schedules)
         weights: Mapping[str, Any] | None = None
         notes: list[str] = []
-        if config.pretrained and state is None:
+        if state is not None:
+            notes = run_setup.changed_options(config, state)
+        elif config.pretrained:
             from common.weights.load import load_pretrained
 
             build_options, weights, notes = load_pretrained(
@@ -259,6 +270,7 @@ class TrainProgram:
             state,
             weights,
             first_epoch=self.first_epoch(config, explicit, state),
+            finished=finished,
             notes=tuple(notes),
         )
 

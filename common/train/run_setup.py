@@ -1,6 +1,7 @@
 """RunSetup: the checked inputs of a training run, and the checks, which reconcile options with the checkpoint."""
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ class RunSetup:
       weights: state dict of --pretrained.
       folder: run folder; None until it is created.
       first_epoch: epoch to begin with, counted from 0, where there is no `state`.
+      finished: why nothing is left to do, in one line; empty for a run that goes on.
       notes: what was found while preparing; the function `notes` adds to it.
     """
 
@@ -40,11 +42,16 @@ class RunSetup:
     weights: Mapping[str, Any] | None = None
     folder: pathlib.Path | None = None
     first_epoch: int = 0
+    finished: str = ""
     notes: tuple[str, ...] = ()
 
 
 # Options that may differ between machines: where files are, and how fast they are read.
 _PER_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretrained")
+
+
+# What to do where an option contradicts the checkpoint of a resumed run.
+_NEW_RUN = "keep it, or start a new run from these weights with --pretrained FILE instead of --resume"
 
 
 def shared_options(config: TrainConfig) -> dict[str, Any]:
@@ -92,6 +99,49 @@ def load_resume_state(config: TrainConfig, run_name: str) -> dict[str, Any] | No
     return state
 
 
+def finished(config: TrainConfig, state: dict[str, Any], plan: sampling.StepPlan, run_name: str, machines: int) -> str:
+    """One line on a run that its checkpoint has completed, or an empty text.
+
+    With --resume auto the summary of the run must be there too: a run that was killed before it wrote its summary is
+    resumed to write it. Where there are several machines, the others have no summary, and the checkpoint alone decides.
+    """
+    steps = state["epoch"] * plan.steps_per_epoch + state["step"]
+    by_steps = config.max_steps is not None and steps >= config.max_steps
+    if state["epoch"] < config.epochs and not by_steps:
+        return ""
+    where = config.resume
+    if config.resume == "auto":
+        folder = pathlib.Path(config.output_dir or _newest_run(run_name) or "")
+        where = str(folder)
+        if machines == 1:
+            try:
+                summary = json.loads((folder / run_folder.SUMMARY).read_text())
+            except (OSError, ValueError):
+                return ""
+            if summary.get("steps", steps) != steps:  # of a run of fewer epochs, which was continued
+                return ""
+    field = "epochs" if state["epoch"] >= config.epochs else "max_steps"
+    flag, asked = cli.flag_of(type(config).__dataclass_fields__[field]), getattr(config, field)
+    best = state["best_epoch"]
+    accuracy = f", best validation top-1 {state['best_acc1']:.3f} % in epoch {best}" if best else ""
+    return (
+        f"nothing is left to do: {where} has completed {state['epoch']} epochs ({steps} steps){accuracy}, and {flag} "
+        f"is {asked}; a larger {flag} continues it"
+    )
+
+
+def changed_options(config: TrainConfig, state: dict[str, Any]) -> list[str]:
+    """One line on the options that differ from those of the checkpoint and take effect, or none."""
+    changes = [
+        f"{cli.flag_of(field)} is {getattr(config, field.name)}, before {state['config'][field.name]}"
+        for field in dataclasses.fields(config)
+        if field.metadata["group"] != "run"
+        and field.name not in config.NOT_COMPARED_ON_RESUME
+        and state["config"].get(field.name, getattr(config, field.name)) != getattr(config, field.name)
+    ]
+    return [f"note: --resume: {'; '.join(changes)}; the run continues with the new values"] if changes else []
+
+
 def _newest_run(run_name: str) -> pathlib.Path | None:
     found = run_folder.numbered_runs(run_folder.OUTPUT / run_name)
     return found[-1] if found else None
@@ -106,7 +156,9 @@ def class_count(
     if state is not None:
         stored = state["build"]["num_classes"]
         if "num_classes" in explicit and config.num_classes != stored:
-            raise UserError(f"--num-classes: {config.num_classes}, but {config.resume} was trained with {stored}")
+            raise UserError(
+                f"--num-classes: {config.num_classes}, but {config.resume} was trained with {stored}; {_NEW_RUN}"
+            )
         count = stored
     if count < folders:
         raise UserError(f"--num-classes: {count}, but train/ has {folders} class folders")
@@ -129,7 +181,7 @@ def reconcile_with_checkpoint(
     for name in sorted(explicit & stored.keys()):
         given = getattr(config, name)
         if given is not None and given != stored[name]:
-            raise UserError(f"--{name.replace('_', '-')}: {given}, but {where} has {stored[name]}")
+            raise UserError(f"--{name.replace('_', '-')}: {given}, but {where} has {stored[name]}; {_NEW_RUN}")
     config = dataclasses.replace(config, image_size=stored["image_size"], seed=stored["seed"])
     if state["data_fingerprint"] != splits.train.fingerprint:
         if state.get("folder_fingerprint") == splits.train.full_fingerprint:
@@ -159,7 +211,7 @@ def step_plan(
         if plan.global_batch_size != global_batch:
             raise UserError(
                 f"--batch-size: {config.batch_size} on {machines} machine(s) is {global_batch} images per step, "
-                f"but the checkpoint (--resume {config.resume}) has {plan.global_batch_size}"
+                f"but the checkpoint (--resume {config.resume}) has {plan.global_batch_size}; {_NEW_RUN}"
             )
     else:
         num_micro_batches = world_size * config.accumulate

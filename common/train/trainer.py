@@ -135,8 +135,11 @@ class Trainer:
 
     def _reached_max_steps(self) -> bool:
         max_steps = self.setup.config.max_steps
-        done = self.state.epoch * self.setup.plan.steps_per_epoch + self.state.step
-        return max_steps is not None and done >= max_steps
+        return max_steps is not None and self._done_steps() >= max_steps
+
+    def _done_steps(self) -> int:
+        """Optimizer steps since the start of the run."""
+        return self.state.epoch * self.setup.plan.steps_per_epoch + self.state.step
 
     def _train_epoch(self) -> None:
         """Run the rest of the current epoch, to its end or to --max-steps; saves at the end."""
@@ -284,7 +287,7 @@ class Trainer:
         """
         with self.throughput.paused():
             self.check_finite()
-            state, num_steps = self.state, self.setup.plan.steps_per_epoch
+            state = self.state
             self.save_schedule.saved(state)
             if self.group.world.is_main:
                 self.watchdog.phase("writing the checkpoint before this one")
@@ -293,8 +296,7 @@ class Trainer:
                 is_epoch_end = state.step == 0 and (counts is not None or self.validate.loader is None)
                 then = functools.partial(self._epoch_saved, state.epoch) if is_epoch_end else None
                 acc1 = None if counts is None else counts.percent(1)
-                done_steps = state.epoch * num_steps + state.step
-                self.writer.save(checkpoint.Snapshot(self.checkpoint_state(), done_steps, is_best, acc1, then))
+                self.writer.save(checkpoint.Snapshot(self.checkpoint_state(), self._done_steps(), is_best, acc1, then))
                 self.watchdog.phase("saving")
 
     def _epoch_saved(self, epochs_done: int) -> None:
@@ -368,6 +370,7 @@ class Trainer:
             arch=self.setup.spec.name,
             best_acc1=self.state.best_acc1,
             best_epoch=self.state.best_epoch,
+            steps=self._done_steps(),
             images_per_s=fps,
             images_per_s_of_machines=fps_by_machine,
             warm_up_steps_left_out=skipped,

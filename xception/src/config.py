@@ -71,6 +71,10 @@ class XceptionConfig(TrainConfig):
       UserError: a value outside its range.
     """
 
+    NOT_COMPARED_ON_RESUME = TrainConfig.NOT_COMPARED_ON_RESUME | {
+        "eval_path", "is_distributed", "is_fp32", "finish_epoch", "use_label_smooth",
+    }  # fmt: skip
+
     data: str = _renamed(
         "data",
         "--dataset-path",

@@ -1,0 +1,107 @@
+"""What --resume does with a run that is complete, and with options that differ from those of its checkpoint."""
+
+import json
+import shutil
+
+import pytest
+from support import LAUNCH_TINY, TINY
+from tiny import PROGRAM
+
+from common.errors import UserError
+
+DONE = "has completed 2 epochs (10 steps), best validation top-1 "
+
+
+@pytest.fixture(scope="module")
+def complete(images, tmp_path_factory):
+    """Run folder of two epochs of five steps. Read only."""
+    folder = tmp_path_factory.mktemp("complete") / "run"
+    PROGRAM.main(["--data", str(images), "--output-dir", str(folder), "--epochs=2", "--lr=0.05"])
+    return folder
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_complete_run_has_nothing_left_to_do_and_keeps_its_files(images, complete, run, tmp_path):
+    before = contents(complete)
+    options = ["--epochs=2", "--lr=0.05"]
+    keys = [f"--data_path={images}", "--device=cpu", f"--output_dir={complete}", "--resume=auto"]
+    best = json.loads((complete / "summary.json").read_text())
+    for words in (
+        [TINY, "--data", images, "--output-dir", complete, "--resume=auto", *options],
+        [*LAUNCH_TINY, *keys, "--", *options],
+        [*LAUNCH_TINY, *keys, "--devices=2", "--", *options],
+        [TINY, "--data", images, "--resume", complete / "checkpoint.pth.tar", "--max-steps=7"],
+    ):
+        done = run(*words)
+        (line,) = done.stdout.splitlines()
+        assert line.startswith("nothing is left to do: ") and f"{DONE}{best['best_acc1']:.3f} % in epoch" in line
+        assert line.endswith(f"a larger {'--max-steps' if '--max-steps=7' in words else '--epochs'} continues it")
+        assert done.stderr == ""
+    assert contents(complete) == before
+    assert list(tmp_path.iterdir()) == []  # no new run folder
+
+
+def test_the_ranks_themselves_find_a_complete_run(images, complete, run, monkeypatch):
+    """A round of restarted ranks after the end of the run: one line, status 0, no file."""
+    before = contents(complete)
+    env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29411", "GROUP_WORLD_SIZE": "1"}
+    done = run(TINY, "--data", images, "--output-dir", complete, "--resume=auto", "--epochs=2", env=env)
+    assert done.stdout.count("nothing is left to do") == 1 and contents(complete) == before
+
+
+def test_a_run_that_was_killed_before_its_summary_writes_it(images, complete, tmp_path, capsys):
+    shutil.copytree(complete, tmp_path / "run")
+    words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), "--resume=auto", "--lr=0.05"]
+    summary = tmp_path / "run" / "summary.json"
+    for spoil in (summary.unlink, lambda: summary.write_text('{"steps": 5}')):  # of one epoch, then continued
+        spoil()
+        PROGRAM.main([*words, "--epochs=2"])
+        assert "nothing is left" not in capsys.readouterr().out
+        assert json.loads(summary.read_text())["steps"] == 10
+
+
+def test_more_epochs_continue_a_complete_run_and_are_said_in_one_line(images, complete, tmp_path, capsys):
+    shutil.copytree(complete, tmp_path / "run")
+    words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), "--resume=auto", "--epochs=3", "--lr=0.02"]
+    PROGRAM.main([*words, "--weight-decay=0.1", "--workers=1"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "before" in line]
+    expected = "--epochs is 3, before 2; --lr is 0.02, before 0.05; --weight-decay is 0.1, before 0.0001"
+    assert lines == [f"note: --resume: {expected}; the run continues with the new values"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 15
+
+
+def test_an_unchanged_command_says_nothing(images, tmp_path, capsys):
+    words = [
+        "--data",
+        str(images),
+        "--output-dir",
+        str(tmp_path / "run"),
+        "--resume=auto",
+        "--ema=0.9",
+        "--dropout=0.1",
+    ]
+    PROGRAM.main([*words, "--max-steps=2", "--memory-format=nchw"])
+    PROGRAM.main([*words, "--max-steps=2", "--memory-format=nchw", "--print-freq=1"])
+    out = capsys.readouterr().out
+    assert "before" not in out and "nothing is left to do" in out
+
+
+@pytest.mark.parametrize(
+    ("option", "found"),
+    [
+        ("--batch-size=24", "--batch-size: 24 on 1 machine(s) is 24 images per step, but the checkpoint .* has 12"),
+        ("--image-size=48", "--image-size: 48, but the checkpoint .* has 32"),
+        ("--num-classes=4", "--num-classes: 4, but .* was trained with 3"),
+        ("--seed=7", "--seed: 7, but the checkpoint .* has 0"),
+        ("--dropout=0.5", "--dropout: 0.5, but the checkpoint .* has 0.25"),
+    ],
+)
+def test_what_a_resumed_run_cannot_change_names_pretrained_as_the_way(images, complete, option, found):
+    words = ["--data", str(images), "--resume", str(complete / "checkpoint.pth.tar"), "--epochs=3", option]
+    way = "; keep it, or start a new run from these weights with --pretrained FILE instead of --resume"
+    with pytest.raises(UserError, match=found.replace("(", r"\(").replace(")", r"\)") + way):
+        PROGRAM.prepare(*PROGRAM.parse(words))
