@@ -111,29 +111,37 @@ def closed_form_image(size):
     return (np.stack(planes)[None] + 0.3 * closed_form_array("image", (1, 3, size, size))).astype(np.float32)
 
 
-def calibrated(num_classes, inputs_NCHW):
-    """Inception v4 with random weights whose logits differ from image to image without amplifying rounding errors.
+def calibrated(num_classes, inputs_NCHW, spec=None):
+    """A network with random weights whose logits differ from image to image without amplifying rounding errors.
 
     With batch-norm statistics of the images alone, the last bit of a pixel moves logits by 1 %. Widening the small
     variances damps that; centering the logits restores the differences between images.
+
+    Args:
+      spec: default: Inception v4.
     """
     import torch
 
-    from inception_v4.spec import SPEC
+    if spec is None:
+        from inception_v4.spec import SPEC as spec
 
     torch.manual_seed(num_classes)
-    model, images = SPEC.build(num_classes=num_classes, dropout=0.0), torch.from_numpy(inputs_NCHW)
+    options = {**({"aux": False} if spec.aux_weight else {}), **spec.format_options.get("state_dict", {})}
+    model, images = spec.build(num_classes=num_classes, dropout=0.0, **options), torch.from_numpy(inputs_NCHW)
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
+        for norm in norms if spec.aux_weight else ():
+            norm.weight.mul_(1.01)  # weights of exactly 1 are taken for those of TensorFlow's Inception v3
         model.train()(images)
         for norm in norms:
             norm.running_var.clamp_(min=float(norm.running_var.mean()) * 1.4)
         logits = model.eval()(images)
         scale = 3 / (logits - logits.mean(0)).std()
-        model.last_linear.weight.mul_(scale)
-        model.last_linear.bias.sub_(logits.mean(0)).mul_(scale)
+        last = model.get_submodule(spec.classifiers[0])
+        last.weight.mul_(scale)
+        last.bias.sub_(logits.mean(0)).mul_(scale)
     return model
 
 
