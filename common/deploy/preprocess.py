@@ -5,19 +5,22 @@ same, rounded; uint8 files are HWC pixels for a model that normalizes on the dev
 only where it computes: importing them takes longer than converting many images.
 """
 
+import collections
 import dataclasses
 import io
 import json
 import os
 import pathlib
 import shutil
+import sys
 import time
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 from common import cli, parallel
-from common.data.decode import EXTENSIONS, open_rgb
+from common.data import file_tree
+from common.data.decode import EXTENSIONS, BadImage, open_rgb
 from common.data.transforms import eval_crop_transform, normalize_into
 from common.deploy import file_names
 from common.errors import UserError
@@ -31,6 +34,7 @@ if typing.TYPE_CHECKING:
 
 SETTINGS = "preprocess.json"  # in the output folder, of which ais_bench reads only .bin and .npy
 FILES_PER_TASK = 8
+_RULES = 2  # raise it when common/data/decode.py reads other pixels from a file, or when is_current changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,9 @@ class PreprocessConfig:
         "bin", "bin: raw little-endian numbers; npy: the same with numpy's header", choices=("bin", "npy")
     )
     workers: int = cli.option(0, "processes; 0 is one per core", low=0)
+    on_bad_image: str = cli.option(
+        "fail", "what to do with a file that does not decode; skip leaves it out", choices=("fail", "skip")
+    )
     resume: bool = cli.option(True, "keep the files of an earlier run whose image has not changed since")
     image_size: int | None = cli.option(None, "side of the input, pixels (default: the model's)", low=1)
 
@@ -75,7 +82,7 @@ def preprocess(spec: ModelSpec, config: PreprocessConfig) -> None:
 
     Raises:
       UserError: no images, names that collide, files of another conversion, too little space, or an image that does
-        not decode.
+        not decode (with --on-bad-image skip: none does).
     """
     start = time.perf_counter()
     size = config.image_size or spec.input_size
@@ -92,6 +99,7 @@ def preprocess(spec: ModelSpec, config: PreprocessConfig) -> None:
         "crop_rounding": spec.crop_rounding,
         "mean": list(spec.mean),
         "std": list(spec.std),
+        "rules": _RULES,
     }
     present = _prepare_folder(folder, settings, {path.name for path in targets.values()}, config.resume)
     todo = [
@@ -100,11 +108,16 @@ def preprocess(spec: ModelSpec, config: PreprocessConfig) -> None:
         if target.name not in present or not is_current(path, target, encoder.file_size)
     ]
     _check_space(folder, len(todo) * encoder.file_size)
-    _convert(todo, encoder, folder, config.workers)
-    seconds = time.perf_counter() - start
+    skipped = _convert(todo, encoder, folder, config.workers, config.on_bad_image)
+    for path, reason in sorted(skipped):
+        print(f"skipped: {path} ({reason})", file=sys.stderr, flush=True)
+    if len(skipped) == len(images):
+        raise UserError(f"--src-path: {config.src_path} has {len(images)} images, and none of them decodes")
+    seconds, written = time.perf_counter() - start, len(todo) - len(skipped)
+    left_out = f", {len(skipped)} left out; postprocess.py then needs --allow-missing" if skipped else ""
     print(
-        f"{folder}: {len(todo)} files of {encoder.file_size} bytes written in {seconds:.1f} s "
-        f"({len(todo) / seconds:.1f} images/s), {len(images) - len(todo)} kept from an earlier run",
+        f"{folder}: {written} files of {encoder.file_size} bytes written in {seconds:.1f} s "
+        f"({written / seconds:.1f} images/s), {len(images) - len(todo)} kept from an earlier run{left_out}",
         flush=True,
     )
 
@@ -118,16 +131,18 @@ def list_images(argument: str) -> list[pathlib.Path]:
     folder = pathlib.Path(argument)
     if not folder.is_dir():
         raise UserError(f"--src-path: {folder} is not a folder")
-    with os.scandir(folder) as entries:
-        entry_names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    paths = [folder / name for name in entry_names if name.lower().endswith(EXTENSIONS)]
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    paths = [folder / entry.name for entry in entries if file_tree.is_image(entry.name) and not entry.is_dir()]
+    others = [entry for entry in entries if entry.is_dir() or not file_tree.is_image(entry.name)]
+    text = f"{len(others)} entries that are no images are left out{_describe(others)}" if others else ""
     if not paths:
         raise UserError(
-            f"--src-path: {folder} has no images among its {len(entry_names)} entries; expected a flat "
-            f"folder of {', '.join(EXTENSIONS[:3])} and the like"
+            f"--src-path: {folder} has no images among its {len(entries)} entries; expected a flat folder of "
+            f"{', '.join(EXTENSIONS[:3])} and the like{'; ' * bool(text)}{text}"
         )
-    if len(entry_names) > len(paths):
-        print(f"{folder}: {len(entry_names) - len(paths)} entries that are no images are left out", flush=True)
+    if text:
+        print(f"{folder}: {text}", flush=True)
     file_names.check_stems("--src-path", paths)
     for path in paths:
         if not file_names.is_accepted(file_names.stem(path.name), "ais_bench"):
@@ -137,6 +152,17 @@ def list_images(argument: str) -> list[pathlib.Path]:
                 flush=True,
             )
     return paths
+
+
+def _describe(others: Sequence["os.DirEntry[str]"]) -> str:
+    """How many entries that are no images are folders, hidden, or images in formats that are not read."""
+    kinds = collections.Counter(
+        "folder" if entry.is_dir() and not file_tree.is_hidden(entry.name) else file_tree.kind_ignored(entry.name)
+        for entry in others
+    )
+    texts = [f"{kinds['folder']} folders, which are not searched"] if kinds["folder"] else []
+    texts += filter(None, [file_tree.describe_ignored(kinds)])
+    return f": {', '.join(texts)}" if texts else ""
 
 
 class Encoder:
@@ -166,8 +192,11 @@ class Encoder:
         return (self._planes_CHW.astype("<f2") if self._is_half else self._planes_CHW).data
 
     def write(self, source: str, target: str) -> None:
-        """Convert one file; the target gets the modification time of its source, by which `is_current` knows it."""
-        mtime_ns = os.stat(source).st_mtime_ns
+        """Convert one file; the target's modification time is the change time of its source, for `is_current`."""
+        try:
+            mtime_ns = os.stat(source).st_ctime_ns
+        except OSError as error:
+            raise BadImage(source, error.strerror or "cannot be read") from error
         numbers = self.encode(open_rgb(source))
         write_atomic(target, self._header, numbers, mode=0o640, mtime_ns=mtime_ns, suffix=".part")
 
@@ -187,13 +216,17 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def is_current(source: pathlib.Path, target: pathlib.Path, file_size: int) -> bool:
-    """Whether `target` is the finished conversion of `source` as it is now."""
+    """Whether `target` is the finished conversion of `source` as it is now.
+
+    Change times (ctime) cannot be set: a file that replaces another one differs in it, whatever its size and
+    modification time.
+    """
     try:
-        done = target.stat()
+        done, changed_ns = target.stat(), source.stat().st_ctime_ns
     except FileNotFoundError:
         return False
     # Microseconds: some file systems keep no finer times.
-    return done.st_size == file_size and done.st_mtime_ns // 1000 == source.stat().st_mtime_ns // 1000
+    return done.st_size == file_size and done.st_mtime_ns // 1000 == changed_ns // 1000
 
 
 def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: set[str], resume: bool) -> set[str]:
@@ -212,22 +245,22 @@ def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: se
                 f"--save-path: {folder} holds {len(unexpected)} input files that belong to no image of "
                 f"--src-path, for example {unexpected[0]}; remove them or choose another folder"
             )
-        if not resume:
-            for name in present:
-                (folder / name).unlink()
-            present = set()
-        if present:
-            found = json.loads(record.read_text()) if record.exists() else {}
+        found = json.loads(record.read_text()) if present and resume and record.exists() else {}
+        if present and resume:
             different = [
                 f"{key} {found.get(key)} instead of {value}"
                 for key, value in settings.items()
-                if found.get(key) != value
+                if found.get(key) != value and key != "rules"
             ]
             if different:
                 raise UserError(
                     f"--save-path: {folder} holds files made with {', '.join(different)}; choose another "
                     "folder, or --no-resume to replace them"
                 )
+        if not resume or found.get("rules") != settings["rules"]:
+            for name in present:
+                (folder / name).unlink()
+            present = set()
         write_atomic(record, json.dumps(settings) + "\n", mode=0o640)
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"--save-path: {folder}: {error}") from error
@@ -247,27 +280,43 @@ def _check_space(folder: pathlib.Path, needed: int) -> None:
 _worker: dict[str, Any] = {}  # of a worker process: its encoder, and all pairs of source and target
 
 
-def _init_worker(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> None:
-    _worker.update(encoder=encoder, pairs=pairs)
+def _init_worker(encoder: Encoder, pairs: Sequence[tuple[str, str]], on_bad_image: str) -> None:
+    _worker.update(encoder=encoder, pairs=pairs, on_bad_image=on_bad_image)
 
 
-def _convert_files(first: int) -> int:
-    """One task of a worker process; returns the number of its files."""
-    pairs = _worker["pairs"][first : first + FILES_PER_TASK]
+def _convert_files(first: int) -> tuple[int, list[tuple[str, str]]]:
+    """One task of a worker process; returns the number of its files, and (path, reason) of those that were skipped."""
+    pairs, skipped = _worker["pairs"][first : first + FILES_PER_TASK], []
     for source, target in pairs:
-        _worker["encoder"].write(source, target)
-    return len(pairs)
+        try:
+            _worker["encoder"].write(source, target)
+        except BadImage as error:
+            pathlib.Path(target).unlink(missing_ok=True)  # made from the image that was there before
+            if _worker["on_bad_image"] == "fail":
+                raise
+            skipped.append((error.path, error.reason))
+    return len(pairs), skipped
 
 
 def _convert(
-    todo: Sequence[tuple[pathlib.Path, pathlib.Path]], encoder: Encoder, folder: pathlib.Path, workers: int
-) -> None:
-    """Convert the files in worker processes; the first failure stops the rest and is raised here."""
-    pairs = [(str(source), str(target)) for source, target in todo]
-    tasks = range(0, len(pairs), FILES_PER_TASK)
+    todo: Sequence[tuple[pathlib.Path, pathlib.Path]],
+    encoder: Encoder,
+    folder: pathlib.Path,
+    workers: int,
+    on_bad_image: str,
+) -> list[tuple[str, str]]:
+    """Convert the files in worker processes; the first failure stops the rest and is raised here.
+
+    Returns:
+      (path, reason) of the images that were skipped.
+    """
+    skipped, arguments = [], (encoder, [(str(source), str(target)) for source, target in todo], on_bad_image)
+    tasks = range(0, len(todo), FILES_PER_TASK)
     with Progress(len(todo), "images") as advance:
         try:
-            for count in parallel.imap_unordered(_convert_files, tasks, workers, _init_worker, (encoder, pairs)):
+            for count, bad in parallel.imap_unordered(_convert_files, tasks, workers, _init_worker, arguments):
                 advance(count)
+                skipped += bad
         except OSError as error:
             raise UserError(f"--save-path: {folder}: {error}") from error
+    return skipped

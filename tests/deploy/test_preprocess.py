@@ -106,6 +106,74 @@ def test_second_run_converts_only_what_is_missing_or_changed(copies, tmp_path):
     assert ": 6 files" in convert(copies, target, "--no-resume")
 
 
+def replace_keeping_size_and_time(path, other):
+    """Replace a file by an image of other content, the same size and the same modification time."""
+    before, content = path.stat(), other.read_bytes()
+    padded = content.ljust(before.st_size, b"\0")  # JPEG ends with a marker: what follows is ignored
+    assert len(padded) == before.st_size
+    draft = path.with_name("draft")
+    draft.write_bytes(padded)
+    os.utime(draft, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(draft, path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_a_replaced_image_of_equal_size_and_time_is_converted_again(copies, tmp_path):
+    by_size = sorted(copies.iterdir(), key=lambda path: path.stat().st_size)
+    small, large = by_size[0], by_size[-1]
+    convert(copies, tmp_path / "prep")
+    replace_keeping_size_and_time(large, small)
+    out = convert(copies, tmp_path / "prep")
+    assert ": 1 files" in out and "5 kept" in out
+    expected = plain_input(small).tobytes()
+    assert (tmp_path / "prep" / f"{large.name.split('.')[0]}.bin").read_bytes() == expected
+
+
+def test_a_folder_of_images_that_replaces_another_one_is_converted_again(copies, tmp_path):
+    """The same path, names, sizes and times, other images: as after unpacking another archive there."""
+    convert(copies, tmp_path / "prep")
+    names = sorted(path.name for path in copies.iterdir())
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, source in zip(names, names[::-1], strict=True):
+        (other / name).write_bytes((copies / source).read_bytes())
+        os.utime(other / name, ns=((copies / name).stat().st_mtime_ns,) * 2)
+    copies.rename(tmp_path / "old")
+    other.rename(copies)
+    assert ": 6 files" in convert(copies, tmp_path / "prep")
+
+
+def test_files_of_an_earlier_version_are_converted_again(copies, tmp_path):
+    convert(copies, tmp_path / "prep")
+    record = tmp_path / "prep" / "preprocess.json"
+    record.write_text(record.read_text().replace('"rules": ', '"other": '))
+    assert ": 6 files" in convert(copies, tmp_path / "prep")
+    assert ": 0 files" in convert(copies, tmp_path / "prep")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_images_are_left_out_on_request_and_listed(workers, copies, tmp_path):
+    arguments = ("--src_path", copies, "--save_path", tmp_path / "prep", *SMALL, "--workers", workers)
+    convert(copies, tmp_path / "prep")
+    broken, missing = sorted(copies.iterdir())[2:4]
+    broken.write_bytes(broken.read_bytes()[:200])
+    missing.unlink()
+    missing.symlink_to("nowhere")
+    fails(run_script(SCRIPT, *arguments), "does not decode")
+    done = run_script(SCRIPT, *arguments, "--on-bad-image=skip")
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [f"skipped: {broken}", f"skipped: {missing}"]
+    assert ": 0 files" in done.stdout and "4 kept from an earlier run, 2 left out; postprocess.py then" in done.stdout
+    # What was made from the images that were there before is gone.
+    assert len(list((tmp_path / "prep").glob("*.bin"))) == 4
+    for path in copies.iterdir():
+        path.unlink()
+        path.write_bytes(b"x")
+    done = run_script(SCRIPT, *arguments, "--on-bad-image=skip")
+    assert done.returncode == 2 and "has 6 images, and none of them decodes" in done.stderr.splitlines()[-1]
+
+
 def test_folder_of_other_settings_or_other_images_is_refused(copies, tmp_path):
     target = tmp_path / "prep"
     convert(copies, target)
@@ -140,7 +208,25 @@ def test_unreadable_image_is_named_and_the_rest_can_go_on_later(workers, copies,
 
 def test_other_files_are_left_out_and_counted(copies, tmp_path):
     (copies / "val_label.txt").write_text("x 1\n")
-    assert "1 entries that are no images" in convert(copies, tmp_path / "prep")
+    assert f"{copies}: 1 entries that are no images are left out\n" in convert(copies, tmp_path / "prep")
+    for folder in ("n01440764", "n01443537", ".ipynb_checkpoints", "looks like.jpg"):
+        (copies / folder).mkdir()
+    for name in ("a.gif", "b.avif", "c.avif", "._d.jpg", "Thumbs.db"):
+        (copies / name).write_bytes(b"x")
+    assert (
+        f"{copies}: 10 entries that are no images are left out: 3 folders, which are not searched, 3 hidden, "
+        "2 .avif, 1 .gif, which are not read; convert them to JPEG or PNG\n"
+    ) in convert(copies, tmp_path / "prep")
+
+
+def test_a_folder_of_class_folders_is_named_as_such(tmp_path):
+    for name in ("n01440764", "n01443537"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+    fails(
+        run_script(SCRIPT, "--src_path", tmp_path / "val", "--save_path", tmp_path / "prep"),
+        "has no images among its 2 entries; expected a flat folder",
+        "2 entries that are no images are left out: 2 folders, which are not searched",
+    )
 
 
 def test_no_images(tmp_path):
