@@ -32,7 +32,8 @@ _REMEDIES_BY_TEXT: tuple[tuple[str, str], ...] = (
     (r"No module named '(?:aclruntime|ais_bench)\b", INSTALL_AIS_BENCH),
     (r"libascend_hal\.so", cann.INSTALL_DRIVER),
     (r"np\.\w+`? was removed|numpy\.core\.multiarray|_ARRAY_API", "this CANN needs `python3 -m pip install 'numpy<2'`"),
-    (r"dynamic batch om model detected|dymBatch parameter is not correct|none of the batches", "give --dym-batch"),
+    (r"dynamic batch om model detected|none of the batches", "give --dym-batch"),
+    (r"dymBatch parameter is not correct", "give --dym-batch one of the batch sizes that the model was built for"),
     (r"dynamic_batch_size parameter is not specified", "the model has one batch size; leave out --dym-batch"),
     (
         r"filesize: ?\d+ not match",

@@ -119,7 +119,7 @@ def _soc_version(number: str, name: str) -> str:
     if bare != "910" and not bare.startswith("950"):
         return check_chip_name(bare)
     board = ("info", "-t", "board", "-i", number)
-    commands = [board] if bare.startswith("950") else [(*board, "-c", "0"), board]  # the 950 takes no -c
+    commands = [(*board, "-c", "0"), board]  # the 950 takes no -c
     for command in commands:
         try:
             fields = dict(_key_values(_npu_smi(*command)))

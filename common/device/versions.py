@@ -133,7 +133,7 @@ def supported(cann_series: str | None = None) -> list[TorchNpu]:
     recommended = _table()["recommended"]
     chosen = dict[str, TorchNpu]()
     for each in sorted(releases(), key=lambda each: each.product != recommended):
-        if numbers(each.torch)[:2] >= MIN_TORCH and not each.is_beta and (cann_series or each.cann) in each.works_with:
+        if numbers(each.torch)[:2] >= MIN_TORCH and (cann_series or each.cann) in each.works_with:
             chosen.setdefault(each.torch, each)
     return sorted(chosen.values(), key=lambda each: numbers(each.torch), reverse=True)
 

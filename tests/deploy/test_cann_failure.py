@@ -116,6 +116,11 @@ AIS_BENCH = {
         "the dynamic_batch_size parameter is not specified",
         "leave out --dym-batch",
     ),
+    "another dynamic batch": (
+        "[ERROR] the dymBatch parameter is not correct\nRuntimeError: [1][x] \n",
+        "the dymBatch parameter is not correct",
+        "one of the batch sizes",
+    ),
     "damaged": (
         "[ERROR] load model from file failed, model file is bad.om\nRuntimeError: [1][ACL: invalid parameter] \n",
         "load model from file failed, model file is bad.om",
