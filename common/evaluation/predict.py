@@ -1,5 +1,6 @@
 """demo.py of every model: the five most probable classes of each image."""
 
+import collections
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -37,12 +38,15 @@ def list_images(path: str) -> list[str]:
         return [path]
     if not os.path.isdir(path):
         raise UserError(f"IMAGE: {path} is no file or folder")
-    found = []
+    found, ignored = [], collections.Counter[str]()
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not file_tree.is_hidden(name)]
         found += [os.path.join(folder, name) for name in names if file_tree.is_image(name)]
+        ignored.update(file_tree.kind_ignored(name) for name in names if not file_tree.is_image(name))
     if not found:
-        raise UserError(f"IMAGE: {path} holds no images ({', '.join(decode.EXTENSIONS)})")
+        kinds = file_tree.describe_ignored(ignored)
+        extensions = ", ".join(decode.EXTENSIONS)
+        raise UserError(f"IMAGE: {path} holds no images ({extensions}){' but ' + kinds if kinds else ''}")
     return sorted(found)
 
 

@@ -11,6 +11,7 @@ from support import ROOT
 
 from common.data import file_tree, index
 from common.errors import UserError
+from common.evaluation import predict
 
 
 def test_images_classes_and_order_are_image_folders(images):
@@ -65,6 +66,19 @@ def test_what_systems_leave_behind_is_neither_class_nor_image(tmp_path, images):
     assert after.ignored == len(LEFT_BEHIND) and before.ignored == 0  # a hidden folder counts once
     assert after.ignored_kinds == {"hidden": len(LEFT_BEHIND)} and before.ignored_kinds == {}
     assert index.load_folder(tmp_path / "data" / "train").ignored_kinds == after.ignored_kinds  # from the cache
+
+
+def test_the_demo_finds_the_images_that_training_finds(tmp_path, images):
+    shutil.copytree(images, tmp_path / "data")
+    leave_behind(tmp_path / "data")
+    root = tmp_path / "data" / "train"
+    assert predict.list_images(str(root)) == [str(root / name) for name in sorted(index.load_folder(root).names())]
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"x")
+    with pytest.raises(
+        UserError, match=r"holds no images \(.*\) but 1 .heic, which are not read; convert them to JPEG"
+    ):
+        predict.list_images(str(tmp_path / "phone"))
 
 
 def test_images_that_are_not_read_are_named_and_jfif_is_a_jpeg(tmp_path, images):

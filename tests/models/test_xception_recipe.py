@@ -86,6 +86,11 @@ def test_liner_is_linear_and_says_so_and_other_words_are_errors():
         lr_generator.mode("exponential")
 
 
+def test_label_files_are_not_read():
+    with pytest.raises(UserError, match="--label-numbers: from-1, but --eval-path holds class folders, no label file"):
+        dataclasses.replace(config.GPU, label_numbers="from-1")
+
+
 def test_smoothing_by_hand():
     """Three classes, factor 0.1: targets 0.9 and twice 0.05."""
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
