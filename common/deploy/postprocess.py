@@ -86,7 +86,7 @@ def score(spec: ModelSpec, config: PostprocessConfig) -> tuple[Counts, int]:
     offset = spec.background_columns(num_outputs)
     items = [(path, label_of[name] + offset) for name, path in results.items()]
     labels.check_range([label_of[name] for name in results], num_outputs - offset, config.anno_file)
-    counts = Counts(skipped=len(missing))
+    counts = Counts(skipped=len(missing), num_classes=num_outputs)
     tasks = [(items[i : i + FILES_PER_TASK], num_outputs) for i in range(0, len(items), FILES_PER_TASK)]
     with Progress(len(items), "results") as advance:
         for ranks_N, num_shifted in parallel.imap_unordered(_rank_results, tasks, config.workers):

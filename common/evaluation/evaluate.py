@@ -60,6 +60,6 @@ def evaluate(
     *correct, seen, skipped, loss_sum, shifted = group.all_reduce_sum(
         [*counts.correct, counts.seen, counts.skipped, counts.loss_sum, counts.shifted]
     )
-    total = Counts(np.array(correct, np.int64), int(seen), int(skipped), loss_sum, int(shifted))
+    total = Counts(np.array(correct, np.int64), int(seen), int(skipped), loss_sum, int(shifted), counts.num_classes)
     assert total.seen + total.skipped == num_images, f"counted {total.seen} + {total.skipped} of {num_images} images"
     return total

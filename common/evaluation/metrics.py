@@ -57,7 +57,10 @@ def smoothed_losses(logits_NK: np.ndarray, labels_N: np.ndarray, smoothing: floa
 class Counts:
     """Hits at top-1..top-5, images seen and skipped, and the summed loss; sums of Counts are exact.
 
-    With fewer than five classes, top-k beyond the class count equals the count at K.
+    With fewer than five classes, top-k beyond the class count equals the count at K; only the others are printed.
+
+    Attributes:
+      num_classes: columns of the logits; 0 where they are not known.
     """
 
     correct: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(TOP_K, np.int64))
@@ -65,10 +68,11 @@ class Counts:
     skipped: int = 0
     loss_sum: float = 0.0
     shifted: int = 0  # see num_shifted_hits
+    num_classes: int = 0
 
     def add(self, logits_NK: np.ndarray, labels_N: np.ndarray, smoothing: float = 0.0) -> None:
         """Count a batch."""
-        ranks_N = label_ranks(logits_NK, labels_N)
+        ranks_N, self.num_classes = label_ranks(logits_NK, labels_N), np.shape(logits_NK)[1]
         self.add_ranks(ranks_N, num_shifted_hits(logits_NK, labels_N))
         if len(ranks_N):
             losses_N = smoothed_losses(logits_NK, labels_N, smoothing)
@@ -95,13 +99,16 @@ class Counts:
         return 100.0 * int(self.correct[k - 1]) / self.seen if self.seen else 0.0
 
     @property
+    def printed_k(self) -> list[int]:
+        """The k of the accuracies to print: top-k counts every image where there are k classes."""
+        return [k for k in range(1, TOP_K + 1) if k == 1 or not self.num_classes or k < self.num_classes]
+
+    @property
     def loss(self) -> float:
         """Mean loss of the images seen."""
         return self.loss_sum / self.seen if self.seen else 0.0
 
     def __str__(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return (
-            f"* Acc@1 {self.percent(1):.3f} Acc@5 {self.percent(5):.3f} loss {self.loss:.4f} "
-            f"({self.seen} images{skipped})"
-        )
+        accuracies = " ".join(f"Acc@{k} {self.percent(k):.3f}" for k in (1, 5) if k in self.printed_k)
+        return f"* {accuracies} loss {self.loss:.4f} ({self.seen} images{skipped})"

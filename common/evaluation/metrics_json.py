@@ -22,10 +22,10 @@ def write_metrics(path: str, counts: Counts, num_outputs: int) -> None:
 
 
 def format_table(counts: Counts) -> str:
-    """Percent and hits for top-1..top-5, one line each."""
+    """Percent and hits for top-1..top-5, one line each; without those that count every image."""
     lines = [
         f"top{k}  {counts.percent(k):6.2f} %  ({int(counts.correct[k - 1])} of {counts.seen} images)"
-        for k in range(1, TOP_K + 1)
+        for k in counts.printed_k
     ]
     if counts.skipped:
         lines.append(f"{counts.skipped} labelled images have no result and are not counted")

@@ -1,6 +1,7 @@
 """Throughput and training loss, without a device synchronization at every step."""
 
 import contextlib
+import datetime
 import math
 import time
 from collections.abc import Iterator
@@ -66,6 +67,36 @@ class TrainMetrics(NamedTuple):
     acc1: float
     last_loss: float
     lr: float
+
+
+class TimeLeft(NamedTuple):
+    """Estimated seconds to the end of the epoch's steps, and to the end of the run with its validations."""
+
+    epoch_s: float
+    run_s: float
+
+    def __str__(self) -> str:
+        run = f"{datetime.timedelta(seconds=round(self.run_s))} of the run"
+        if self.epoch_s < 0.5:
+            return run
+        return f"{datetime.timedelta(seconds=round(self.epoch_s))} of the epoch, {run}"
+
+
+def time_left(
+    done: int, epochs: int, steps_per_epoch: int, max_steps: int | None, step_s: float, validation_s: float
+) -> TimeLeft:
+    """Time left after `done` steps of a run, all its epochs counted.
+
+    Args:
+      max_steps: value of --max-steps.
+      step_s: seconds of a step.
+      validation_s: seconds of a validation, one of which ends every epoch and the run; 0 where it is not known.
+    """
+    total = min(epochs * steps_per_epoch, epochs * steps_per_epoch if max_steps is None else max_steps)
+    epoch = (done - 1) // steps_per_epoch  # that of the last step
+    in_epoch = min((epoch + 1) * steps_per_epoch, total) - done
+    validations = (total - 1) // steps_per_epoch - epoch + 1
+    return TimeLeft(in_epoch * step_s, (total - done) * step_s + validations * validation_s)
 
 
 class LossMeter:

@@ -13,7 +13,7 @@ from common.errors import discard_output, print_error
 from common.evaluation.metrics import Counts
 from common.files import write_atomic
 from common.run_folder import LOG, METRICS
-from common.train.meters import TrainMetrics
+from common.train.meters import TimeLeft, TrainMetrics
 
 
 class RunLogger:
@@ -79,11 +79,13 @@ class RunLogger:
             with contextlib.suppress(OSError):  # the terminal was closed
                 self._bar.update()
 
-    def progress(self, epoch: int, epochs: int, step: int, num_steps: int, means: TrainMetrics, fps: float) -> None:
+    def progress(
+        self, epoch: int, epochs: int, step: int, num_steps: int, means: TrainMetrics, fps: float, left: TimeLeft
+    ) -> None:
         """Log the progress within an epoch; `epoch` is counted from 0, `step` is the number of steps done in it."""
         self.info(
             f"epoch {epoch + 1}/{epochs} step {step}/{num_steps} "
-            f"loss {means.loss:.4f} acc1 {means.acc1:.2f} lr {means.lr:.6g} fps {fps:.1f}"
+            f"loss {means.loss:.4f} acc1 {means.acc1:.2f} lr {means.lr:.6g} fps {fps:.1f} left {left}"
         )
 
     def validated(self, epoch: int, epochs: int, counts: Counts | None, is_best: bool) -> None:

@@ -1,5 +1,9 @@
 """Validation during training."""
 
+import math
+
+from torch import nn
+
 from common.data import loader, transforms
 from common.distributed import Group
 from common.evaluation.evaluate import evaluate
@@ -7,6 +11,9 @@ from common.evaluation.metrics import Counts
 from common.evaluation.torch_classifier import TorchClassifier
 from common.train import losses
 from common.train.run_setup import RunSetup
+
+# Until how many steps, and above how many times the training loss or that of guessing, a validation loss is explained.
+_STEPS_OF_NOTE, _FACTOR_OF_NOTE = 500, 5
 
 
 class Validator:
@@ -20,7 +27,8 @@ class Validator:
         config, world = setup.config, group.world
         self._engine, self._group, self._images = engine, group, setup.splits.val
         self._smoothing = losses.effective_smoothing(config, setup.build_options["num_classes"])
-        self._noted = False
+        self._num_classes, self._ema = setup.build_options["num_classes"], config.ema
+        self._noted: set[str] = set()
         self.loader = None
         if self._images is not None:
             self.loader = loader.EvalLoader(
@@ -39,14 +47,53 @@ class Validator:
         assert self._images is not None and self.loader is not None
         return evaluate(self._engine, self.loader, len(self._images), self._group, self._smoothing)
 
-    def note_on_labels(self, counts: Counts) -> str:
-        """See Counts; a text once, then an empty one."""
-        if self._images is None or not self._images.label_file or self._noted:
-            return ""
-        note = counts.note_on_labels(int(self._images.labels.min()))
-        self._noted = bool(note)
-        return note
+    def notes(self, counts: Counts, train_loss: float, steps: int) -> list[str]:
+        """Lines on a result that means something else than it seems to; each once in a run.
+
+        Args:
+          train_loss: of the last progress line.
+          steps: optimizer steps since the start of the run.
+        """
+        found = {
+            "labels": counts.note_on_labels(int(self._images.labels.min()))
+            if self._images is not None and self._images.label_file
+            else "",
+            "loss": note_on_loss(counts.loss, train_loss, self._num_classes, steps, _norm_momentum(self._engine.model)),
+            "ema": note_on_ema(self._ema, steps),
+        }
+        new = {kind: note for kind, note in found.items() if note and kind not in self._noted}
+        self._noted |= new.keys()
+        return list(new.values())
 
     def close(self) -> None:
         if self.loader is not None:
             self.loader.close()
+
+
+def _norm_momentum(model: nn.Module) -> float | None:
+    """Momentum of the running statistics of batch norm, or None for a network without them."""
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return next((norm.momentum for norm in norms if norm.track_running_stats), None)
+
+
+def note_on_loss(loss: float, train_loss: float, num_classes: int, steps: int, momentum: float | None) -> str:
+    """Why the validation loss is far above the training loss at the start of a run, or an empty text."""
+    if momentum is None or steps > _STEPS_OF_NOTE or loss < _FACTOR_OF_NOTE * max(train_loss, math.log(num_classes)):
+        return ""
+    share = f"{100 * (1 - momentum) ** steps:.2g} %"
+    return (
+        f"note: the validation loss is not meaningful yet: after {steps} steps, {share} of batch norm's running "
+        "statistics are still the initial values; validation uses these, training the statistics of each batch; expect "
+        "comparable losses after some hundred steps"
+    )
+
+
+def note_on_ema(decay: float, steps: int) -> str:
+    """Why averaged weights score low at the start of a run, or an empty text."""
+    initial = decay ** (steps - 1)  # the first update copies the weights
+    if not decay or initial < 0.5:
+        return ""
+    return (
+        f"note: validation scores the averaged weights (--ema {decay:g}); after {steps} steps they are "
+        f"{100 * initial:.0f} % those of the first step"
+    )

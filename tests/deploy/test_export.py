@@ -47,6 +47,13 @@ def test_fixed_batch_and_other_opset(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_the_difference_is_a_share_of_the_largest_logit(tmp_path):
+    model = Small()
+    with torch.no_grad():
+        model.conv.weight.mul_(1e7)  # an absolute difference would be above 0.01
+    assert 0 < export.export_onnx(model, SPEC, tmp_path / "net.onnx", SIZE) < 1e-5
+
+
 def test_float16_input(tmp_path):
     """Computed in float32: the logits are those of the rounded images."""
     model = Small().eval()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from common.evaluation.metrics import Counts, label_ranks, smoothed_losses
+from common.evaluation.metrics_json import format_table
 
 
 def test_rank_is_the_position_and_ties_go_to_the_lower_index():
@@ -25,6 +26,14 @@ def test_top_k_beyond_the_class_count_counts_every_image():
     counts = Counts()
     counts.add([[0.0, 1.0], [1.0, 0.0]], [0, 0])
     assert counts.correct.tolist() == [1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("num_classes", "printed"), [(2, [1]), (3, [1, 2]), (5, [1, 2, 3, 4]), (6, [1, 2, 3, 4, 5])])
+def test_accuracies_that_count_every_image_are_not_printed(num_classes, printed):
+    counts = Counts()
+    counts.add(np.eye(num_classes), np.zeros(num_classes, int))
+    assert ("Acc@5" in str(counts)) == (num_classes >= 6) and "Acc@1 " in str(counts)
+    assert [int(line[3]) for line in format_table(counts).splitlines()] == printed
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from common.device import device as devices
 from common.errors import UserError
 from common.evaluation.metrics import Counts
 from common.train import optim, schedules
-from common.train.meters import TrainMetrics
+from common.train.meters import TimeLeft, TrainMetrics
 from xception.src import config, dataset, lr_generator, run_log
 from xception.src.loss import CrossEntropySmooth
 
@@ -254,11 +254,12 @@ def test_the_lines_of_an_epoch(tmp_path, monkeypatch, capsys):
     clock = iter([100.0, 801.24235])
     monkeypatch.setattr(run_log.time, "perf_counter", lambda: next(clock))
     logger.epoch_started(0, 0, 1251)
-    logger.progress(0, 250, 1251, 1251, TrainMetrics(5.0, 3.0, 4.84274435, 0.4), 1826.0)
+    logger.progress(0, 250, 1251, 1251, TrainMetrics(5.0, 3.0, 4.84274435, 0.4), 1826.0, TimeLeft(0, 86400))
     assert capsys.readouterr().out.splitlines() == [
         "lr_decay_mode: 'liner' is read as 'linear'",
         "epoch: 1 step: 1251, loss is 4.8427444",
         "epoch time: 701242.350 ms, per step time: 560.545 ms",
+        "time left: 1 day, 0:00:00 of the run",
     ]
     counts = Counts(seen=49920, loss_sum=1.7797744848789312 * 49920)
     counts.correct[:] = (39865, 0, 0, 0, 47353)

@@ -111,7 +111,8 @@ def test_every_program_says_and_chooses(timm_file, images, network, tmp_path, ca
 
         onnx = tmp_path / f"{use_ema}.onnx"
         export.export(SPEC, export.ExportConfig(ckpt=str(timm_file), onnx=str(onnx), use_ema=use_ema))
-        assert (took in capsys.readouterr().out) == (use_ema is None)
+        out = capsys.readouterr().out
+        assert (took in out) == (use_ema is None) and out.endswith(" of the largest logit\n")
         import onnx as package
 
         stored = {tensor.name: tensor for tensor in package.load(onnx).graph.initializer}

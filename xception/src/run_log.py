@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.evaluation.metrics import Counts
-from common.train.meters import TrainMetrics
+from common.train.meters import TimeLeft, TrainMetrics
 from common.train.run_log import RunLogger
 from common.train.run_setup import RunSetup
 from xception.src import lr_generator
@@ -55,12 +55,15 @@ class XceptionLogger(RunLogger):
         super().epoch_started(epoch, first_step, num_steps)
         self._first_step, self._epoch_started = first_step, time.perf_counter()
 
-    def progress(self, epoch: int, epochs: int, step: int, num_steps: int, means: TrainMetrics, fps: float) -> None:
-        """The loss of this step alone, printed as a float32; at the end of the epoch its time."""
+    def progress(
+        self, epoch: int, epochs: int, step: int, num_steps: int, means: TrainMetrics, fps: float, left: TimeLeft
+    ) -> None:
+        """The loss of this step alone, printed as a float32; at the end of the epoch its time; then the time left."""
         self.info(f"epoch: {epoch + 1} step: {step}, loss is {np.float32(means.last_loss)!s}")
         if step == num_steps:
             ms, steps = 1000 * (time.perf_counter() - self._epoch_started), step - self._first_step
             self.info(f"epoch time: {ms:.3f} ms, per step time: {ms / steps:.3f} ms")
+        self.info(f"time left: {left}")
 
     def validated(self, epoch: int, epochs: int, counts: Counts | None, is_best: bool) -> None:
         self.remove_bar()

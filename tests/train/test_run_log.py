@@ -1,0 +1,87 @@
+"""What a run prints: time left, the accuracy that the last lines mean, results that are not meaningful yet."""
+
+import re
+
+import pytest
+from tiny import PROGRAM
+
+from common.train import validation
+from common.train.meters import TimeLeft, time_left
+from common.train.validation import note_on_ema, note_on_loss
+
+
+@pytest.mark.parametrize(
+    ("done", "max_steps", "epoch_s", "run_s"),
+    [
+        (30, None, 140, 540 + 90),  # 270 steps of 2 s, three validations of 30 s
+        (100, None, 0, 400 + 90),
+        (101, None, 198, 398 + 60),
+        (300, None, 0, 30),
+        (30, 40, 20, 20 + 30),
+        (110, 150, 80, 80 + 30),
+        (110, 999, 180, 380 + 60),
+    ],
+)
+def test_time_left_by_hand(done, max_steps, epoch_s, run_s):
+    """Three epochs of 100 steps."""
+    assert time_left(done, 3, 100, max_steps, 2.0, 30.0) == (epoch_s, run_s)
+
+
+def test_time_left_is_printed_in_hours_and_days():
+    assert str(TimeLeft(754.4, 36300)) == "0:12:34 of the epoch, 10:05:00 of the run"
+    assert str(TimeLeft(0.0, 90061)) == "1 day, 1:01:01 of the run"
+
+
+def test_the_lines_of_a_run(images, tmp_path, capsys):
+    """Three classes: top-5 would be 100 %. The document's four lines stay the last ones."""
+    PROGRAM.main(["--data", str(images), "--output-dir", str(tmp_path / "run"), "--epochs=2"])
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    progress = [line for line in lines if re.match(r"epoch \d/2 step", line)]
+    assert len(progress) == 6 and all(
+        re.search(r" fps [\d.]+ left .*\d:\d\d:\d\d of the run$", line) for line in progress
+    )
+    validated = [line for line in lines if "Acc@1" in line]
+    assert len(validated) == 2 and "Acc@5" not in out
+    best = [line for line in validated if line.endswith(" best")][-1]
+    acc1, epoch = re.search(r"Acc@1 ([\d.]+)", best)[1], re.match(r"epoch (\d)", best)[1]
+    assert lines[-5] == f"Best validation top-1 : {acc1} % in epoch {epoch}"
+    assert lines[-2] == f"Final Train Accuracy : {acc1}"
+    assert "not meaningful" not in out
+
+
+def test_results_that_are_not_meaningful_yet_are_explained_once(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(validation, "_FACTOR_OF_NOTE", 0)
+    PROGRAM.main(["--data", str(images), "--output-dir", str(tmp_path / "run"), "--epochs=3", "--ema=0.99"])
+    loss, averages = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert loss.startswith(
+        "note: the validation loss is not meaningful yet: after 5 steps, 59 % of batch norm's running"
+    )
+    expected = (
+        "validation scores the averaged weights (--ema 0.99); after 5 steps they are 96 % those of the first step"
+    )
+    assert averages == f"note: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("loss", "train_loss", "steps", "momentum", "is_explained"),
+    [
+        (17_074_315.0, 2.1, 24, 0.1, True),
+        (17_074_315.0, 2.1, 5000, 0.1, False),  # another cause
+        (17_074_315.0, 2.1, 24, None, False),  # no batch norm
+        (2.3, 2.1, 24, 0.1, False),
+        (30.0, 2.1, 24, 0.1, False),  # below five times ln 1000, the loss of guessing
+        (40.0, 9.0, 24, 0.1, False),
+        (46.0, 9.0, 24, 0.1, True),
+    ],
+)
+def test_only_early_and_large_losses_are_explained(loss, train_loss, steps, momentum, is_explained):
+    assert bool(note_on_loss(loss, train_loss, 1000, steps, momentum)) == is_explained
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "is_said"), [(0.0, 5, False), (0.9, 5, True), (0.9, 8, False), (1.0, 9, True)]
+)
+def test_averages_of_the_first_steps_are_named(decay, steps, is_said):
+    """0.9 ** 4 = 0.66, 0.9 ** 7 = 0.48."""
+    assert bool(note_on_ema(decay, steps)) == is_said
