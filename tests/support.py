@@ -240,8 +240,8 @@ def run_program(*words, cwd=None, env=None, check=0, timeout=600, fork=True):
 
 
 def run_script(script, *arguments, env=None, cwd=None):
-    """Run a script of the repository, whatever its exit status; it is forked unless `env` is given."""
-    return run_program(ROOT / script, *arguments, cwd=cwd, env=env, check=None, fork=env is None)
+    """Run a script of the repository, whatever its exit status."""
+    return run_program(ROOT / script, *arguments, cwd=cwd, env=env, check=None)
 
 
 def run_ok(script, *arguments, **more):

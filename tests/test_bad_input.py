@@ -151,7 +151,9 @@ def test_a_truncated_jpeg_is_named(run, data, part, devices):
 
 
 def test_an_unknown_launcher_key_lists_the_known_ones(run, tmp_path):
-    for script in sorted((ROOT / "inception_v3" / "test").glob("*.sh")):
+    scripts = sorted((ROOT / "inception_v3" / "test").glob("*.sh"))
+    assert len(scripts) >= 6
+    for script in scripts:
         found = user_error(run(script, "--data_pth=x", check=2))
         assert found.startswith("--data_pth: unknown key; known are batch_size, data_path, device,")
     assert list(tmp_path.iterdir()) == []

@@ -86,5 +86,5 @@ def test_a_killed_rank_ends_the_run_with_its_signals_status(images, tmp_path):
     wait_until((folder / "metrics.jsonl").exists, process)
     victim = max(pid for pid in processes_naming(folder) if pid != process.pid)
     os.kill(victim, signal.SIGKILL)
-    assert process.wait(timeout=120) != 0
+    assert process.wait(timeout=120) == 128 + signal.SIGKILL
     assert all_gone(folder)

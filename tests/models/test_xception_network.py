@@ -6,7 +6,7 @@ import pretrainedmodels
 import pytest
 import timm
 import torch
-from support import closed_form_image, fill_closed_form
+from support import TESTS, closed_form_image, fill_closed_form
 from torch.nn import functional
 
 from xception.src.config import SPEC
@@ -152,9 +152,8 @@ def test_the_smallest_input_works_and_dropout_drops(state):
 def test_closed_form_logits_are_those_of_mindspore():
     """The golden logits were printed by the official layer stack in MindSpore, filled with the same numbers."""
     import json
-    import pathlib
 
-    golden = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "xception_mindspore.json").read_text())
+    golden = json.loads((TESTS / "golden" / "xception_mindspore.json").read_text())
     model = SPEC.build(pool_padding="same", bn_eps=1e-5).eval()
     fill_closed_form(model.state_dict())
     with torch.inference_mode():

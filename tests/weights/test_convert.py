@@ -1,21 +1,17 @@
 """Weight files of other programs: MindSpore's and Keras' own fixtures, Cadene's and timm's names, conversions."""
 
 import binascii
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from support import closed_form_array, closed_form_image, closed_form_weight, fill_closed_form
+from support import ROOT, closed_form_array, closed_form_image, closed_form_weight, fill_closed_form, user_error
 
 from common.errors import UserError
 from common.weights import convert, keras, mindspore
 from common.weights.load import load_model
 from xception.src.config import SPEC
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 MINDSPORE = ROOT / "tests" / "fixtures" / "mindspore_slice.ckpt"  # by MindSpore 2.10.0, chunks of 1 kB, crc_check=True
 KERAS = ROOT / "tests" / "fixtures" / "keras_layers.h5"  # by Keras 3.15.1, model.save("x.h5")
 SIZE = 96
@@ -293,15 +289,9 @@ def test_the_phase_survives_by_way_of_our_own_checkpoint(files, small, tmp_path)
     assert torch.equal(logits(files / "keras.h5")[0], logits(tmp_path / "b.h5")[0])
 
 
-def test_the_command_says_what_it_did(files, tmp_path):
+def test_the_command_says_what_it_did(files, run, tmp_path):
     shutil.copy(files / "timm.pth", tmp_path / "in.pth")
-    program = str(ROOT / "tools" / "convert_weights.py")
-    command = [sys.executable, program, "in.pth", "out.pth.tar", "--arch", "xception"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    convert_to = [ROOT / "tools" / "convert_weights.py", "--arch", "xception", "in.pth"]
+    done = run(*convert_to, "out.pth.tar")
     assert done.stdout.startswith("out.pth.tar: zoo from state_dict, num_classes 1000, dropout 0.5, ")
-    command[3] = "out.onnx"
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: out.onnx: unknown format")
-    assert "Traceback" not in done.stderr
+    assert user_error(run(*convert_to, "out.onnx", check=2)).startswith("out.onnx: unknown format")
