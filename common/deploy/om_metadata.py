@@ -85,17 +85,20 @@ def ask(om: pathlib.Path, device: int) -> OmMetadata:
       UserError: it cannot be loaded there.
     """
     root = str(pathlib.Path(om_session.__file__).parents[2])
+    # Not `python -m`: a folder `common` in the working directory would come first.
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from common.evaluation import om_session; "
+        "om_session.main(*sys.argv[2:])"
+    )
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder, "metadata.json")
         done = subprocess.run(
-            [sys.executable, "-m", om_session.__name__, str(om), str(device), str(out)],
+            [sys.executable, "-c", code, root, str(om), str(device), str(out)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=os.environ
-            | front_end.ENVIRONMENT
-            | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])},
+            env=os.environ | front_end.ENVIRONMENT,
         )
         if out.exists():  # whatever happened when the device was given back
             return json.loads(out.read_text())

@@ -1,10 +1,4 @@
-"""OM files through InferSession, the Python interface of ais_bench.
-
-    python -m common.evaluation.om_session MODEL DEVICE OUT
-
-writes to OUT what a model says about itself, as JSON: a process of its own gives the device back, and a crash in CANN
-ends it alone.
-"""
+"""OM files through InferSession, the Python interface of ais_bench."""
 
 import ctypes
 import importlib.util
@@ -142,7 +136,10 @@ def describe(session: Any) -> OmMetadata:
     return found
 
 
-if __name__ == "__main__":
+def main(model: str, device: str, out: str) -> None:
+    """Write to `out`, as JSON, what a model says about itself.
+
+    For a process of its own: its end gives the device back, and a crash in CANN ends it alone.
+    """
     with cli.exit_on_error():
-        model, device, out = sys.argv[1:]
         pathlib.Path(out).write_text(json.dumps(describe(open_session(pathlib.Path(model), int(device)))))
