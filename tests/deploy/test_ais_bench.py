@@ -302,6 +302,18 @@ def test_strict_front_ends_are_spared_what_they_refuse(name, ready, monkeypatch)
     assert not list(ready.glob("*/res")) and not list(ready.glob("res/*"))
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "words"),
+    [(1025, 4, ["1025 files in the list", "takes 1024"]), (2, 2**32 + 1, ["4294967297 bytes", "takes 4294967296"])],
+)
+def test_limits_of_strict_front_ends(count, size, words, tmp_path):
+    files = [tmp_path / f"{i}.bin" for i in range(count)]
+    front_end.FrontEnd(frozenset(), checks_paths=False).check_inputs(",".join(map(str, files)), files, size)
+    with pytest.raises(UserError) as error:
+        front_end.FrontEnd(frozenset(), checks_paths=True).check_inputs(",".join(map(str, files)), files, size)
+    assert all(word in str(error.value) for word in words), error.value
+
+
 def test_the_front_end_of_2023_takes_what_the_strict_ones_refuse(ready, fake_tools):
     for name in ("link", "writable model", "writable folder", "blank beside", "writable beside", "open parent"):
         STRICT[name][0](ready)

@@ -244,8 +244,8 @@ def test_every_device_has_the_summary_of_the_same_run(tmp_path):
     summary.write_text(written)
     (tmp_path / "res" / "img_0_0.bin").write_bytes((tmp_path / "res/device0_0/img_0_0.bin").read_bytes())
     (tmp_path / "res/device0_0/img_0_0.bin").unlink()
-    write_summary(tmp_path / "res_summary.json", ["img_0_0.bin"], model="net_c.om")
-    fails(run_script(SCRIPT, *arguments), "two runs", "res_summary.json (net_c.om", "device0_0_summary.json (net_a.om")
+    write_summary(tmp_path / "res_summary.json", ["img_0_0.bin"])  # the same command, on one device
+    fails(run_script(SCRIPT, *arguments), "two runs", "res_summary.json (net_a.om", "device0_0_summary.json (net_a.om")
 
 
 @pytest.mark.parametrize(
