@@ -30,67 +30,44 @@ from common.evaluation import om_session
 SCRIPT = "tools/run_ais_bench.py"
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint8"])
-def test_walkthrough_with_all_six_batch_sizes(kind, chain, fake_tools, tmp_path):
+RUNS = (  # front end, batch sizes, output format, further options
+    ("2023", "1", "TXT", ()),
+    ("strict", "4", "NPY", ()),
+    ("typer", "8", "BIN", ()),
+    ("2023", "16", "BIN", ("--device", "0,1")),
+    ("strict", "32", "TXT", ()),
+    ("typer", "64", "NPY", ()),
+    ("2023", "1-4-8", "NPY", ("--dym-batch", "8")),
+    ("strict", "1-4-8", "BIN", ("--dym-batch", "4", "--device", "0,1")),
+    ("typer", "1-4-8", "TXT", ("--dym-batch", "4", "--device", "0,2")),
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_walkthrough_with_all_batch_sizes_on_every_front_end(dtype, chain, fake_tools, tmp_path):
     """The seed's chain, its options and its order, under the names of this repository."""
     case = chain[1001]
     (tmp_path / "info.txt").write_text(NPU_SMI_310P)
     env = fake_tools | {"FAKE_NPU_SMI": str(tmp_path)}
-    run_ok(
-        "inception_v4/preprocess.py",
-        "--src_path",
-        chain["photos"],
-        "--save_path",
-        "./prep_dataset",
-        "--image-size",
-        SIZE,
-        "--dtype",
-        kind,
-        cwd=tmp_path,
-    )
+    prepare = ("--src_path", chain["photos"], "--save_path", "./prep_dataset", "--image-size", SIZE, "--dtype", dtype)
+    run_ok("inception_v4/preprocess.py", *prepare, cwd=tmp_path)
     os.link(case["onnx"], tmp_path / "inceptionv4.onnx")
-    aipp = ["--aipp"] if kind == "uint8" else []
-    sizes = [1, 4, 8, 16, 32, 64] if kind == "float32" else [4]
-    run_ok(
-        "tools/run_atc.py",
-        "--model",
-        "inceptionv4.onnx",
-        "--batch",
-        ",".join(map(str, sizes)),
-        *aipp,
-        cwd=tmp_path,
-        env=env,
-    )
-    for bs in sizes:
-        out = run_ok(
-            SCRIPT,
-            "--model",
-            f"inceptionv4_{kind}_bs{bs}.om".replace("_float32", ""),
-            "--input",
-            "./prep_dataset/",
-            "--output",
-            "./",
-            "--output_dirname",
-            f"./result_bs{bs}/",
-            "--outfmt",
-            "TXT",
-            "--batchsize",
-            bs,
-            cwd=tmp_path,
-            env=env,
-        )
-        assert f"filesperbatch:{bs} runcount:{-(-24 // bs)}" in out
-        out = run_ok(
-            "inception_v4/postprocess.py",
-            "--infer_results",
-            f"./result_bs{bs}/",
-            "--anno_file",
-            case["labels"],
-            "--metrics_json",
-            "metrics.json",
-            cwd=tmp_path,
-        )
-        assert np.abs(np.array(hits_printed(out)) - case["hits"]).max() <= (0 if kind == "float32" else 2)
+    convert = ("tools/run_atc.py", "--model", "inceptionv4.onnx", *(["--aipp"] if dtype == "uint8" else []))
+    runs = RUNS if dtype == "float32" else RUNS[2:4]
+    run_ok(*convert, "--batch", "1,4,8,16,32,64", cwd=tmp_path, env=env)
+    run_ok(*convert, "--dynamic-batch", "1,4,8", cwd=tmp_path, env=env)
+    name = "inceptionv4" if dtype == "float32" else "inceptionv4_uint8"
+    for kind, sizes, outfmt, more in runs:
+        batch = int(dict([more[:2]])["--dym-batch"]) if "--dym-batch" in more else int(sizes)
+        folder = f"./result_bs{sizes}_{kind}/"
+        inference = ("--input", "./prep_dataset/", "--output", "./", "--output_dirname", folder, "--outfmt", outfmt)
+        arguments = ("--model", f"{name}_bs{sizes}.om", *inference, "--batchsize", batch, *more)
+        out = run_ok(SCRIPT, *arguments, cwd=tmp_path, env=env | {"PYTHONPATH": front_end_path(kind)})
+        files = 12 if "--device" in more else 24
+        assert f"filesperbatch:{batch} runcount:{-(-files // batch)}" in out
+        score = ("--infer_results", folder, "--anno_file", case["labels"], "--metrics_json", "metrics.json")
+        hits = hits_printed(run_ok("inception_v4/postprocess.py", *score, cwd=tmp_path))
+        assert np.abs(np.array(hits) - case["hits"]).max() <= (0 if dtype == "float32" else 2), (kind, sizes, outfmt)
 
 
 def test_sweep_prints_the_table_and_the_best(chain, fake_tools, tmp_path):
