@@ -127,6 +127,7 @@ def test_a_replaced_image_of_equal_size_and_time_is_converted_again(copies, tmp_
     assert ": 1 files" in out and "5 kept" in out
     expected = plain_input(small).tobytes()
     assert (tmp_path / "prep" / f"{large.name.split('.')[0]}.bin").read_bytes() == expected
+    assert ": 0 files" in convert(copies, tmp_path / "prep")  # its change time differs from its modification time
 
 
 def test_a_folder_of_images_that_replaces_another_one_is_converted_again(copies, tmp_path):
