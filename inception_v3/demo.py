@@ -1,7 +1,9 @@
 """Print the five most probable classes of photographs, with Inception v3.
 
     python inception_v3/demo.py photo.jpg
+    python inception_v3/demo.py
     python inception_v3/demo.py folder/ --resume model_best.pth.tar
+    python inception_v3/demo.py photo.jpg --resume inception_v3.onnx --class-names class_index.json
 
 Without --resume it takes ./model_best.pth.tar, else that of the newest run below ./output.
 """

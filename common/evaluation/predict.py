@@ -1,35 +1,104 @@
 """demo.py of every model: the five most probable classes of each image."""
 
+import argparse
 import collections
+import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 
 from common import cli, run_folder
 from common.data import decode, file_tree
 from common.errors import UserError
+from common.evaluation import class_names, program
+from common.files import StrPath
 from common.spec import ModelSpec
-from common.weights.load import load_model
+
+if typing.TYPE_CHECKING:
+    from common.data.index import FolderIndex
 
 TOP_K = 5
+NUM_SAMPLES = 8  # validation images that are named where no image is given
+_LISTED = 5  # unreadable files that the message at the end names
+_PROVIDERS = {"cuda": "cuda", "npu": "cann"}  # --device -> ONNX Runtime's provider; cpu otherwise
 
 
 def main(
-    spec: ModelSpec, description: str, default_checkpoint: Callable[[], pathlib.Path] = run_folder.newest_best
+    spec: ModelSpec,
+    description: str,
+    default_checkpoint: Callable[[], pathlib.Path] = run_folder.newest_best,
+    validation_option: str = "data",
 ) -> None:
-    """Body of a model's demo script; `default_checkpoint` is called where --resume is not given."""
+    """Body of a model's demo script.
+
+    Args:
+      default_checkpoint: called where --resume is not given.
+      validation_option: training option that held the folder of the validation images, or the dataset root.
+    """
     with cli.exit_on_error():
-        parser = cli.Parser(f"{description}Images are cropped and normalized as in evaluation.\n")
-        parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-        parser.add_argument("--resume", default="", help="checkpoint (default: see above)")
+        parser = cli.Parser(
+            f"{description}Images are cropped and normalized as in evaluation. Without IMAGE it names "
+            f"{NUM_SAMPLES} validation images of\nthe run that wrote the checkpoint.\n"
+        )
+        parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")
+        parser.add_argument(
+            "--resume", "--ckpt", "--model", default="", help="a checkpoint (default: see above), .onnx or .om file"
+        )
         parser.add_argument("--device", default="auto", choices=cli.DEVICES, help="where to run")
+        parser.add_argument(
+            "--class-names", default="", metavar="FILE", help="names of the classes: one per line, or class_index.json"
+        )
+        parser.add_argument(
+            "--use-ema",
+            action=argparse.BooleanOptionalAction,
+            help="take the checkpoint's averaged weights (default: where it has them)",
+        )
         args = parser.parse_args()
         paths = [path for argument in args.images for path in list_images(argument)]
-        predictor = Predictor(spec, args.resume or default_checkpoint(), args.device)
-        for path in paths:
-            print(path)
-            for name, probability in predictor(path):
-                print(f"  {100 * probability:6.2f} %  {name}")
+        resume = str(args.resume or default_checkpoint())
+        predictor = Predictor(spec, resume, args.device, args.class_names, args.use_ema)
+        if args.images:
+            failed = _name_images(predictor, paths)
+        else:
+            failed, paths = _name_samples(predictor, *predictor.samples(validation_option))
+        if failed:
+            listed = "; ".join(f"{path} ({reason})" for path, reason in list(failed.items())[:_LISTED])
+            more = f"; and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
+            raise UserError(f"IMAGE: {len(failed)} of {len(paths)} files do not decode: {listed}{more}")
+
+
+def _name_images(predictor: "Predictor", paths: list[str]) -> dict[str, str]:
+    """Print the most probable classes of each image; returns {path: reason} of those that do not decode."""
+    failed = {}
+    for path in paths:
+        try:
+            found = predictor(path)
+        except decode.BadImage as error:
+            failed[path] = error.reason
+            continue
+        print(path)
+        for label, probability in found:
+            print(f"  {100 * probability:6.2f} %  {predictor.names[label]}", flush=True)
+    return failed
+
+
+def _name_samples(predictor: "Predictor", paths: list[str], truths: list[int]) -> tuple[dict[str, str], list[str]]:
+    """Print guess and truth of images whose class is known; returns ({path: reason} of undecodable ones, paths)."""
+    failed, hits, names = {}, 0, predictor.names
+    for path, truth in zip(paths, truths, strict=True):
+        try:
+            guess, probability = predictor(path)[0]
+        except decode.BadImage as error:
+            failed[path] = error.reason
+            continue
+        hits += guess == truth
+        print(f"{path}  guess: {names[guess]} ({100 * probability:.2f} %), truth: {names[truth]}", flush=True)
+    print(f"{hits} of {len(paths) - len(failed)} are right")
+    return failed, paths
 
 
 def list_images(path: str) -> list[str]:
@@ -51,35 +120,71 @@ def list_images(path: str) -> list[str]:
 
 
 class Predictor:
-    """A checkpoint as a function from an image file to [(class name, probability)], most probable first."""
+    """A checkpoint, .onnx or .om file as a function from an image file to [(class, probability)], best first.
 
-    def __init__(self, spec: ModelSpec, checkpoint: str | pathlib.Path, device_kind: str) -> None:
+    Attributes:
+      names: of the classes.
+    Args:
+      model_file: the file; prints which of its weights are taken where it holds several.
+      class_names_file, use_ema: values of --class-names and --use-ema.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        model_file: str,
+        device_kind: str,
+        class_names_file: StrPath = "",
+        use_ema: bool | None = None,
+    ) -> None:
         from common.data.transforms import eval_transform
-        from common.device import device as devices
-        from common.evaluation.torch_classifier import Normalizer, TorchClassifier
 
-        device = devices.choose(device_kind)
-        model, meta = load_model(checkpoint, spec)
-        model.to(device.torch_device)
-        self._transform = eval_transform(spec, meta["image_size"])
-        self._classifier = TorchClassifier(model, Normalizer(spec, device, "nchw"), device)
-        self._background = spec.background_columns(meta["num_classes"])
-        self._names = _class_names(meta["classes"], meta["num_classes"] - self._background)
+        provider = _PROVIDERS.get(device_kind, "cpu")
+        self._config = program.EvalConfig(resume=model_file, device=device_kind, provider=provider, use_ema=use_ema)
+        self._model = program.load_evaluated_model(spec, self._config)
+        if self._model.taken:
+            print(self._model.taken, flush=True)
+        self._transform = eval_transform(spec, self._model.image_size)
+        self._background = spec.background_columns(self._model.num_outputs)
+        num_classes = self._model.num_outputs - self._background
+        self.names = class_names.names(self._model.classes, num_classes, class_names_file)
 
-    def __call__(self, path: str) -> list[tuple[str, float]]:
+    def __call__(self, path: str) -> list[tuple[int, float]]:
         import torch
 
-        pixels = torch.tensor(self._transform(decode.open_rgb(path)))
-        logits = torch.from_numpy(self._classifier(pixels[None]))[0, self._background :]
-        probabilities, classes = logits.double().softmax(0).topk(min(TOP_K, len(logits)))
-        return [(self._names[k], p) for p, k in zip(probabilities.tolist(), classes.tolist(), strict=True)]
+        pixels_NHWC = torch.tensor(self._transform(decode.open_rgb(path)))[None]
+        logits = self._model.classifier(pixels_NHWC)[0, self._background :].astype(np.float64)
+        exponentials = np.exp(logits - logits.max())
+        probabilities = exponentials / exponentials.sum()
+        order = np.argsort(-logits, kind="stable")[:TOP_K]
+        return [(int(k), float(probabilities[k])) for k in order]
 
+    def samples(self, validation_option: str) -> tuple[list[str], list[int]]:
+        """(paths, classes) of a few validation images of the checkpoint's run, spread over the classes.
 
-def _class_names(stored: Sequence[str] | None, num_classes: int) -> list[str]:
-    """The checkpoint's names; where it has none, ImageNet's for 1000 classes and numbers otherwise."""
-    if stored or num_classes != 1000:
-        names = list(stored or [])
-        return names + [f"class {k}" for k in range(len(names), num_classes)]
-    from torchvision.models import ResNet50_Weights
+        Raises:
+          UserError: the file does not name the images, or they are not there any more.
+        """
+        found = self._validation_images(validation_option)
+        chosen = sorted({int(i) for i in np.linspace(0, len(found) - 1, NUM_SAMPLES).round()})
+        resume = self._config.resume
+        print(f"{resume}: {len(chosen)} of the {len(found)} validation images in {found.root}", flush=True)
+        return [found.path(i) for i in chosen], [int(found.labels[i]) - self._background for i in chosen]
 
-    return ResNet50_Weights.DEFAULT.meta["categories"]
+    def _validation_images(self, validation_option: str) -> "FolderIndex":
+        resume, options = self._config.resume, self._model.run_options
+        folder = str(options.get(validation_option) or "")
+        if not folder:
+            had = "was trained without validation images" if options else "does not say on which images it was trained"
+            raise UserError(f"IMAGE: missing, and {resume} {had}; name image files or folders")
+        if not os.path.isdir(folder):
+            raise UserError(
+                f"IMAGE: missing, and the images of {resume} are not in {folder}; name image files or folders"
+            )
+        exclude = str(options.get("exclude") or "")
+        settings: Mapping[str, Any] = {
+            "data": folder,
+            "exclude": exclude if os.path.isfile(exclude) else "",
+            "label_numbers": options.get("label_numbers", self._config.label_numbers),
+        }
+        return program.load_index(dataclasses.replace(self._config, **settings), self._model, self._background)

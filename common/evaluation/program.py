@@ -3,8 +3,9 @@
 import dataclasses
 import pathlib
 import time
+import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common import cli, parallel
@@ -65,6 +66,7 @@ class EvalModel(typing.NamedTuple):
     Attributes:
       classes: class names, where the file has them.
       taken: see common.weights.load.Checkpoint.
+      run_options: options of the training run that wrote a checkpoint; empty for other files.
     """
 
     classifier: "Classifier"
@@ -72,6 +74,7 @@ class EvalModel(typing.NamedTuple):
     image_size: int
     classes: Sequence[str] | None
     taken: str = ""
+    run_options: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def main(spec: ModelSpec, description: str) -> None:
@@ -153,11 +156,26 @@ def prepare(spec: ModelSpec, config: EvalConfig, device: "Device", world: "World
     Raises:
       UserError: the first mistake.
     """
+    model = load_evaluated_model(spec, config, device, world.local_size)
+    return model, load_index(config, model, spec.background_columns(model.num_outputs))
+
+
+def load_evaluated_model(
+    spec: ModelSpec, config: EvalConfig, device: "Device | None" = None, local_size: int = 1
+) -> EvalModel:
+    """Load what --resume names: a checkpoint, an .onnx or an .om file.
+
+    Args:
+      device: of a checkpoint; default: chosen by the options.
+      local_size: ranks of this node.
+    Raises:
+      UserError: the first mistake.
+    """
     if pathlib.Path(config.resume).suffix in (".onnx", ".om"):
-        model = _load_engine(spec, config)
-    else:
-        model = _load_checkpoint(spec, config, device, world.local_size)
-    return model, _load_index(config, model, spec.background_columns(model.num_outputs))
+        return _load_engine(spec, config)
+    from common.device import device as devices
+
+    return _load_checkpoint(spec, config, device or devices.choose(config.device, config.device_id), local_size)
 
 
 def _load_engine(spec: ModelSpec, config: EvalConfig) -> EvalModel:
@@ -195,11 +213,15 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
     network = device.compile_for_evaluation(model) if config.compile else model
     amp_type = device.stored_amp_type(meta.get("amp_type"))
     classifier = TorchClassifier(network, normalizer, device, amp_type, config.batch_size if config.compile else 0)
-    return EvalModel(classifier, meta["num_classes"], size, meta["classes"], meta["taken"])
+    return EvalModel(classifier, meta["num_classes"], size, meta["classes"], meta["taken"], meta.get("config") or {})
 
 
-def _load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "FolderIndex":
-    """Index of DATA/val, or of DATA itself."""
+def load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "FolderIndex":
+    """Index of DATA/val, or of DATA itself; labels are columns of the logits.
+
+    Raises:
+      UserError: images and labels that do not fit the model.
+    """
     from common.data import exclude, file_tree, index
 
     root, num_classes = pathlib.Path(config.data), model.num_outputs - label_offset

@@ -38,7 +38,7 @@ class Checkpoint:
     Attributes:
       state_dict: CPU tensors in the names of our networks.
       build_options: arguments of ModelSpec.build that the file states or that its tensors imply.
-      metadata: other plain values: "image_size", "classes", "epoch" and so on.
+      metadata: other plain values: "image_size", "classes", "epoch", the "config" of our own runs and so on.
       format: "zoo" (our own), "state_dict", "safetensors", "mindspore" or "keras".
       taken: one line on the weights that were taken, where the file holds others too or names them in its own way.
     """
@@ -237,6 +237,7 @@ def _read_torch(path: pathlib.Path, spec: ModelSpec, use_ema: bool | None) -> Ch
         # Other programs may mean something else by these names.
         metadata = {name: value for name, value in metadata.items() if name not in ("classes", "image_size")}
         return dataclasses.replace(_from_state_dict(path, spec, content[key], metadata), taken=taken)
+    metadata["config"] = content.get("config")
     options = dict(content["build"])
     if content.get("num_classes") is not None:
         options.setdefault("num_classes", content["num_classes"])

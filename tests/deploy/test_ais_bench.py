@@ -25,7 +25,7 @@ from support import (
 
 from common.deploy import ais_bench, front_end
 from common.errors import UserError
-from common.evaluation import om_session
+from common.evaluation import class_names, om_session
 
 SCRIPT = "tools/run_ais_bench.py"
 
@@ -563,6 +563,10 @@ def test_om_engine_of_eval(chain, fake_tools, tmp_path):
         "inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om", env=fake_tools
     )
     assert hits_printed(out) == list(chain[1001]["hits"])
+    named = run_ok("inception_v4/demo.py", chain["files"][0], "--resume", tmp_path / "net_bs5.om", env=fake_tools)
+    best = int(chain["logits"][0, 1:].argmax())
+    first = next(line for line in named.splitlines() if " %  " in line)
+    assert first.endswith(f" %  {class_names.names(None, 1000)[best]}")
     fails(
         run_script("inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om"),
         "ais_bench: not installed",
