@@ -335,6 +335,6 @@ def test_eval_bad_input(chain, tmp_path):
     (tmp_path / "val_label.txt").write_text("a.JPEG 1000\n")
     fails(
         run_script("inception_v4/eval.py", "--data", tmp_path, "--resume", chain[1001]["onnx"]),
-        "label 1000",
-        "1000 classes",
+        "val_label.txt: label 1000, the classes are 0..999",
+        "if it counts from 1, give --label-numbers=from-1",
     )
