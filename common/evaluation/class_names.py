@@ -1,13 +1,12 @@
 """Class names for people: those of a model file, or of --class-names."""
 
 import json
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from common.errors import UserError
-from common.files import StrPath
+from common.files import StrPath, read_text
 
 _SYNSET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")  # of synset_words.txt
 _EXPECTED = (
@@ -40,11 +39,12 @@ def names(stored: Sequence[str] | None, num_classes: int, path: StrPath = "") ->
 
 def _from_file(path: StrPath, stored: Sequence[str] | None, num_classes: int) -> list[str]:
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(path)
+        text.encode()
     except OSError as error:
         raise UserError(f"--class-names: {path} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--class-names: {path} is not UTF-8 text; {_EXPECTED}") from error
+    except UnicodeError as error:
+        raise UserError(f"--class-names: {path} is neither UTF-8 nor UTF-16 text; {_EXPECTED}") from error
     if text.lstrip().startswith(("{", "[")):
         try:
             ordered, by_synset = _parse(json.loads(text))

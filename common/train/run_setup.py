@@ -90,7 +90,8 @@ def load_resume_state(config: TrainConfig, run_name: str) -> dict[str, Any] | No
         if found is None:
             return None
         state = found[1]
-    missing = [key for key in ("arch", "build", "optimizer", "epoch", "step") if key not in state]
+    needed = ("arch", "build", "optimizer", "epoch", "step")
+    missing = [key for key in needed if not isinstance(state, Mapping) or key not in state]
     if missing:
         raise UserError(
             f"--resume: {config.resume} is no checkpoint of a run (it lacks {', '.join(missing)}); "

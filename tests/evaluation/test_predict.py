@@ -87,6 +87,20 @@ def test_it_goes_on_past_broken_files_and_reports_them_at_the_end(demo, images, 
     assert error.endswith("; and 1 more\n") and error.count("\n") == 1
 
 
+def test_labels_and_exclude_list_are_read_as_the_run_read_them(demo, trained, images, tmp_path):
+    """A flat folder whose labels count from 1, and a list that leaves one of its images out."""
+    (tmp_path / "val").mkdir()
+    for n, name in enumerate(("ant", "bee", "cat", "ant")):
+        (tmp_path / "val" / f"{n}.jpg").symlink_to(images / "val" / name / "0001.jpg")
+    (tmp_path / "val_label.txt").write_text("0.jpg 1\n1.jpg 2\n2.jpg 3\n3.jpg 1\n")
+    (tmp_path / "exclude.txt").write_text("val/3.jpg\n")
+    state = torch.load(trained / "output" / "tiny_train" / "00000" / "model_best.pth.tar", weights_only=True)
+    config = {"data": str(tmp_path), "exclude": str(tmp_path / "exclude.txt"), "label_numbers": "from-1"}
+    torch.save(state | {"config": config}, tmp_path / "a.pth.tar")
+    out = demo("--resume", tmp_path / "a.pth.tar")[1]
+    assert re.findall(r"(\d).jpg .*truth: (\w+)", out) == [("0", "ant"), ("1", "bee"), ("2", "cat")]
+
+
 def test_a_broken_validation_image_is_reported_too(demo, trained, tmp_path):
     draw_images(tmp_path / "data" / "val", ("ant", "bee", "cat"), 1)
     (tmp_path / "data" / "val" / "ant" / "0000.jpg").write_bytes(b"")
@@ -127,6 +141,7 @@ INDEX = {"0": ["n00000001", "tench"], "1": ["n00000002", "shark"], "2": ["n00000
     [
         ("names.txt", "tench\nshark\ncrane\n"),
         ("bom.txt", "\ufefftench\r\nshark\r\ncrane\r\n\r\n"),
+        ("utf-16.txt", "tench\nshark\ncrane\n"),
         ("synset_words.txt", "n00000001 tench\nn00000002 shark\nn00000003 crane\n"),
         ("names.json", json.dumps(["tench", "shark", "crane"])),
         ("class_index.json", json.dumps(INDEX)),
@@ -136,7 +151,7 @@ INDEX = {"0": ["n00000001", "tench"], "1": ["n00000002", "shark"], "2": ["n00000
     ],
 )
 def test_class_names_are_read_from_the_usual_files(demo, images, tmp_path, name, text):
-    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    (tmp_path / name).write_bytes(text.encode("utf-16" if name == "utf-16.txt" else "utf-8"))
     assert class_names.names(None, 3, tmp_path / name) == ["tench", "shark", "crane"]
     out = demo(images / "val" / "bee" / "0001.jpg", "--class-names", tmp_path / name)[1]
     assert {line.split("%")[1].strip() for line in out.splitlines()[1:]} == {"tench", "shark", "crane"}
@@ -159,7 +174,7 @@ def test_synsets_of_the_model_are_looked_up_whatever_their_order(tmp_path, name)
     [
         (None, "cannot be read"),
         (b"tench\nshark\n", "names 2 classes, the model has 3"),
-        (b"\xff\xfet\0e\0", "is not UTF-8 text; expected one name per line"),
+        (b"caf\xe9\n", "is neither UTF-8 nor UTF-16 text; expected one name per line"),
         (b"{0: 'tench'}", "is JSON of another form; expected one name per line"),
         (b'{"0": "tench", "2": "shark"}', "is JSON of another form"),
         (b'{"0": {"name": "tench"}}', "is JSON of another form"),
@@ -197,6 +212,7 @@ def test_every_models_demo_needs_no_argument(images, name, tmp_path):
     torch.save({**facts, "image_size": spec.min_size, "config": config, "state_dict": state_dict}, torch_file)
     out = run_program(ROOT / name / "demo.py", "--device=cpu", cwd=tmp_path).stdout
     assert out.count(" guess: ") == 8 and "of 8 are right" in out and "truth: cat" in out
+    assert f"8 of the 21 validation images in {images / 'val'}\n" in out
 
 
 def test_probabilities_by_hand(demo, images, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from support import LAUNCH_TINY, TINY
 from tiny import PROGRAM
 
-from common.errors import UserError
+from common.errors import NothingToDo, UserError
 
 DONE = "has completed 2 epochs (10 steps), best validation top-1 "
 
@@ -40,6 +40,8 @@ def test_a_complete_run_has_nothing_left_to_do_and_keeps_its_files(images, compl
         assert line.startswith("nothing is left to do: ") and f"{DONE}{best['best_acc1']:.3f} % in epoch" in line
         assert line.endswith(f"a larger {'--max-steps' if '--max-steps=7' in words else '--epochs'} continues it")
         assert done.stderr == ""
+    with pytest.raises(NothingToDo):  # the launcher starts no ranks
+        PROGRAM.check(["--data", str(images), "--output-dir", str(complete), "--resume=auto", *options], 2, 1)
     assert contents(complete) == before
     assert list(tmp_path.iterdir()) == []  # no new run folder
 
