@@ -62,11 +62,10 @@ def is_up_to_date(om: pathlib.Path, command: Sequence[str], sources: list[list[s
     metadata = read(om)
     if not metadata:
         raise UserError(f"--output: {om} exists and was not made by run_atc.py; {remedy}")
-    before = metadata.get("sources")
-    if before is None:  # recorded by an earlier version
-        newest = max(int(modified) for _, _, modified in sources)
-        before = sources if om.stat().st_mtime_ns >= newest else []
-    if [path for path, *_ in before] == [path for path, *_ in sources] and before != sources:
+    before = metadata.get("sources", sources)
+    is_changed = [path for path, *_ in before] == [path for path, *_ in sources] and before != sources
+    is_older = om.stat().st_mtime_ns < max(int(modified) for _, _, modified in sources)
+    if is_changed or ("sources" not in metadata and is_older):  # an earlier version recorded no sources
         return False
     ignored = ("--log=", "--output=")  # the name of an OM file may end with a platform
     built, wanted = (

@@ -189,6 +189,17 @@ def test_a_model_is_replaced_when_its_source_changed(work, fake_tools):
     assert "--output_type=FP32" in json.loads((work / "net_uint8_bs4.om.json").read_text())["command"]
 
 
+def test_a_record_of_an_earlier_version_has_no_sources(work, fake_tools):
+    assert convert(work, fake_tools, "--batch", "4").returncode == 0
+    record = work / "net_bs4.om.json"
+    old = {key: value for key, value in json.loads(record.read_text()).items() if key not in ("sources", "command")}
+    record.write_text(json.dumps(old))
+    fails(convert(work, fake_tools, "--batch", "4"), "net_bs4.om exists", "other options")
+    os.utime(work / "net.onnx")
+    assert convert(work, fake_tools, "--batch", "4").returncode == 0
+    assert "sources" in json.loads(record.read_text())
+
+
 def foreign(work):
     (work / "net_bs4.om").write_text("made by somebody else")
 
