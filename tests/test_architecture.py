@@ -1,4 +1,4 @@
-"""The layout of the repository: imports point down one list of rooms, and importing a module does nothing."""
+"""The layout of the repository: imports point down one list of layers, and importing a module has no side effect."""
 
 import ast
 import pathlib
@@ -10,7 +10,7 @@ from support import ROOT
 
 from tools import models
 
-# Rooms from the bottom up; those of one line do not import each other. docs/DESIGN.md explains the list.
+# Packages from the lowest layer up; those of one line do not import each other. docs/DESIGN.md explains the list.
 BASE = "cli environment errors files layers parallel ports progress run_folder spec".split()
 LAYERS = (
     {f"common.{name}" for name in BASE},
@@ -22,7 +22,7 @@ LAYERS = (
     set(models.names()),
     {"tools"},
 )
-RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+RANKS = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 
 
 def modules():
@@ -40,7 +40,7 @@ def modules():
 MODULES = modules()
 
 
-def room_of(module):
+def package_of(module):
     parts = module.split(".")
     return ".".join(parts[:2]) if parts[0] == "common" else parts[0]
 
@@ -59,26 +59,26 @@ def imports_of(path):
     return {name for name in found if name in MODULES}
 
 
-def wrong_arrows(module, imported):
-    """Imports of one module that point up or sideways."""
-    own = room_of(module)
+def wrong_imports(module, imported):
+    """Imports of one module from its own layer or a higher one."""
+    own = package_of(module)
     return [
         f"{module} -> {other}"
         for other in sorted(imported)
         if other != "common"
-        and room_of(other) != own
-        and not RANKS[room_of(other)] < RANKS[own]
-        and not (RANKS[own] == RANKS[room_of(other)] == 0)
+        and package_of(other) != own
+        and not RANKS[package_of(other)] < RANKS[own]
+        and not (RANKS[own] == RANKS[package_of(other)] == 0)
     ]
 
 
-def test_every_module_of_common_has_a_room():
-    assert {room_of(name) for name in MODULES} - {"common"} <= RANKS.keys()
+def test_every_module_of_common_belongs_to_a_layer():
+    assert {package_of(name) for name in MODULES} - {"common"} <= RANKS.keys()
 
 
-def test_imports_point_down_the_list_of_rooms():
+def test_imports_point_to_lower_layers():
     names = [name for name in MODULES if name != "common"]
-    assert [arrow for name in names for arrow in wrong_arrows(name, imports_of(MODULES[name]))] == []
+    assert [found for name in names for found in wrong_imports(name, imports_of(MODULES[name]))] == []
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_imports_point_down_the_list_of_rooms():
         ("common.cli", "common.config"),
     ],
 )
-def test_an_arrow_up_or_sideways_is_found(module, imported):
-    assert wrong_arrows(module, {imported})
+def test_an_import_of_the_same_or_a_higher_layer_is_found(module, imported):
+    assert wrong_imports(module, {imported})
 
 
-def test_imports_form_no_circle():
+def test_imports_form_no_cycle():
     graph = {name: imports_of(path) - {name} for name, path in MODULES.items()}
     while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
         for name in leaves:

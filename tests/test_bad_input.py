@@ -1,4 +1,4 @@
-"""A user's mistake: one line that names the flag or file, exit status 2, nothing half-written."""
+"""Errors of the user: one line that names the flag or file, exit status 2, no file written."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from tiny import PROGRAM
 
 @pytest.fixture
 def data(images, tmp_path):
-    """A dataset of its own, to break."""
+    """A copy of the data set for the test to damage."""
     shutil.copytree(images, tmp_path / "data")
     return tmp_path / "data"
 
@@ -40,7 +40,7 @@ def starts(data_flag, keys, options, tmp_path):
 
 
 def every_way(run, tmp_path, data, message, *options, keys=()):
-    """Run all three ways in a folder that must stay empty; return nothing, assert everything."""
+    """Run all three in a folder that must stay empty, and assert status and message of each."""
     empty = tmp_path / "cwd"
     for words in starts(data, keys, options, tmp_path):
         empty.mkdir(exist_ok=True)

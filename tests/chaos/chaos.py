@@ -1,4 +1,4 @@
-"""Disturb a small training again and again; in the end it must have the undisturbed run's bits.
+"""Inject faults into a small training; in the end it must have the bits of the run without faults.
 
     python tests/chaos/chaos.py --faults 200
     python tests/chaos/chaos.py --model inception_v3 --faults 20
@@ -63,7 +63,7 @@ EVERYTHING = [
 
 
 class Life:
-    """The ranks of one start, forked from this process."""
+    """The ranks of one start of the training, forked from this process."""
 
     def __init__(self, program, argv, world, log):
         self.log, self.world, self.began = log, world, time.monotonic()
@@ -134,7 +134,7 @@ class Life:
 
 
 def die_with_parent():
-    """No process of a chaos that crashed or was killed stays behind."""
+    """Processes of a chaos run that crashed or was killed end with it."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
@@ -157,7 +157,7 @@ def store_process():
 
 
 class Chaos:
-    """The disturbed training.
+    """The training with faults.
 
     Args:
       program: TrainProgram.
@@ -183,7 +183,7 @@ class Chaos:
         self.ledger = collections.defaultdict(lambda: dict(injected=0, recovered=0, lost=0, most=0))
         self.images = sorted(path for path in data.glob("train/*/*") if path.is_file())
 
-    # ---- what the training says ----------------------------------------------------------------------------------
+    # ---- output of the training ----------------------------------------------------------------------------------
 
     def steps_done(self):
         """Optimizer steps behind the last line of this life's metrics, or where it resumed."""
@@ -218,7 +218,7 @@ class Chaos:
             time.sleep(0.005)
         return True
 
-    # ---- lives ---------------------------------------------------------------------------------------------------
+    # ---- starts --------------------------------------------------------------------------------------------------
 
     def start(self, kind, before=None):
         worlds = [n for n in self.worlds if n != before and (n > 1 or kind != "stopped rank")]
@@ -258,7 +258,7 @@ class Chaos:
             self.wrong.append(f"{kind}: {what}\n{self.life.output()[-3000:]}")
 
     def inject(self, kind):
-        """Do it; returns [(path, content)] to restore before the next start."""
+        """Inject a fault; returns [(path, content)] to restore before the next start."""
         life, victim = self.life, self.draw.choice(self.life.pids)
         newest = self.folder / "checkpoint.pth.tar"
         if kind == "killed rank":
@@ -400,7 +400,7 @@ def prepare(model, faults, home):
         from tiny import PROGRAM as program
 
         per_class, per_val = 20, 7
-        # The limit of a hang is above the five seconds after which torch asks after its loader processes.
+        # The limit of a hang is above the 5 s after which torch checks its dataloader workers.
         options = ["--batch-size=12", f"--epochs={faults + 4}", "--hang-timeout=8"]
     else:
         program, per_class, per_val = models.program(model), 4, 1

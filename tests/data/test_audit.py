@@ -1,4 +1,4 @@
-"""tools/check_data.py: every kind of finding, going on after an interruption; --exclude in training and evaluation."""
+"""tools/check_data.py: every kind of finding, resuming an interrupted check; --exclude in training and evaluation."""
 
 import os
 import pathlib
@@ -24,7 +24,7 @@ TOOL = ROOT / "tools" / "check_data.py"
 
 @pytest.fixture
 def data(images, tmp_path, monkeypatch):
-    """A dataset of its own, to break; the results of checks are its own, too."""
+    """A copy of the data set for the test to damage, with a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     shutil.copytree(images, tmp_path / "data")
@@ -32,7 +32,7 @@ def data(images, tmp_path, monkeypatch):
 
 
 def png_bomb(path, width, height):
-    """A PNG of a few bytes that says it has width x height pixels."""
+    """A PNG of a few bytes whose header has width x height pixels."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -248,7 +248,7 @@ def looked_at(monkeypatch):
     return names
 
 
-def test_an_interrupted_check_goes_on_and_the_next_sees_changes_only(data, monkeypatch, looked_at):
+def test_an_interrupted_check_resumes_and_the_next_reads_changes_only(data, monkeypatch, looked_at):
     real, left = audit.examine, [70]
 
     def until_interrupted(*args):
@@ -275,7 +275,7 @@ def test_an_interrupted_check_goes_on_and_the_next_sees_changes_only(data, monke
     assert sorted(os.path.basename(path) for path in looked_at) == ["0007.jpg", "new.jpg"]
 
 
-def test_damaged_results_are_made_anew(data):
+def test_damaged_results_are_computed_again(data):
     checked(data)
     (stored,) = (data.parent / "cache" / "image-zoo").glob("*.check")
     stored.write_bytes(b"not a database" * 1000)
@@ -334,7 +334,7 @@ def test_a_list_from_a_windows_editor_is_read(tmp_path, encoding):
         exclude.read(str(tmp_path / "list.txt"))
 
 
-def test_what_is_excluded_is_as_if_it_were_not_there(data, bad_list):
+def test_excluded_images_are_as_if_they_were_not_there(data, bad_list):
     listed = index.load_splits(str(data), excluded=exclude.read(bad_list))
     assert (len(listed.train), listed.train.excluded, len(listed.val), listed.val.excluded) == (58, 2, 20, 1)
     for name in ("train/cat/0004.jpg", "train/ant/0000.jpg", "val/bee/0002.jpg"):
@@ -415,7 +415,7 @@ def test_evaluation_leaves_out_the_list_and_says_how_many(data, bad_list, capsys
         ),
     ],
 )
-def test_a_list_that_cannot_be_meant(data, lines, message):
+def test_lists_that_are_refused(data, lines, message):
     if lines is not None:
         (data.parent / "list.txt").write_text(lines)
     with pytest.raises(UserError) as error:

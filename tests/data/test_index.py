@@ -149,7 +149,7 @@ def walks(monkeypatch):
 
 @pytest.fixture
 def root(tmp_path, images, monkeypatch):
-    """A split of its own, to change, with a cache of its own."""
+    """A copy of the training split for the test to change, with a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(images / "train", tmp_path / "train")
     (tmp_path / "train" / "cat" / "deep" / "er").mkdir(parents=True)

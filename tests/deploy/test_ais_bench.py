@@ -1,4 +1,4 @@
-"""run_ais_bench against the stand-ins: the seed's walkthrough, every front end, and what they let through."""
+"""run_ais_bench against the stand-ins: the documented walkthrough, every front end, and what they let through."""
 
 import json
 import os
@@ -45,7 +45,7 @@ RUNS = (  # front end, batch sizes, output format, further options
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_walkthrough_with_all_batch_sizes_on_every_front_end(dtype, chain, fake_tools, tmp_path):
-    """The seed's chain, its options and its order, under the names of this repository."""
+    """The chain of the original README, its options and its order, with this repository's script names."""
     case = chain[1001]
     (tmp_path / "info.txt").write_text(NPU_SMI_310P)
     env = fake_tools | {"FAKE_NPU_SMI": str(tmp_path)}

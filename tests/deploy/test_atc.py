@@ -1,4 +1,4 @@
-"""run_atc against the stand-in: its commands, the chip, what is refused before and what atc's own words become."""
+"""run_atc against the stand-in: its commands, the chip, what is refused before and what becomes of atc's own messages."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def test_no_card_no_driver_no_npu_smi(work, fake_tools):
     fails(run_script(*arguments, cwd=work, env={"PATH": "/nowhere"}), "no npu-smi", "--soc-version")
 
 
-def test_dry_run_prints_the_seeds_command(work):
+def test_dry_run_prints_the_documented_command(work):
     done = run_script(SCRIPT, "--model", "net.onnx", "--batch", "8", "--soc-version", "310P3", "--dry-run", cwd=work)
     assert done.stdout.strip() == (
         f"atc --framework=5 --model={work}/net.onnx --output={work}/net_bs8 --input_format=NCHW "
@@ -205,7 +205,7 @@ def foreign(work):
 
 
 def replaced(work):
-    """A file of other origin in the place of ours, newer than the record."""
+    """Replace ours by a file of other origin, newer than the record."""
     foreign(work)
     (work / "net_bs4.om.json").write_text('{"batch": 4}')
     os.utime(work / "net_bs4.om.json", ns=(0, 1))

@@ -55,7 +55,7 @@ def test_two_ranks_stop_without_a_process_left_and_continue_to_the_same_bits(ima
 
 
 def test_a_signal_to_every_process_of_a_job_is_a_signal_to_the_trainer(images, tmp_path):
-    """Schedulers and `timeout` signal loader processes too; those must not die first."""
+    """Schedulers and `timeout` also signal dataloader workers, which must not end first."""
     folder = tmp_path / "run"
     words = [
         str(w)

@@ -1,4 +1,4 @@
-"""tools/check_npu.py and --preflight=true: what is right, what is wrong, and what to do about it."""
+"""tools/check_npu.py and --preflight=true: checks that pass, checks that fail, and their remedies."""
 
 import io
 import os

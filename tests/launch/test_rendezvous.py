@@ -120,8 +120,8 @@ def hardware(device, tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cpu", "npu"])
-def test_two_machines_train_to_the_bits_of_one_process(machines, images, run, tmp_path, device, hardware):
-    """Equal micro-batches: one process accumulates what the ranks of both machines share."""
+def test_two_nodes_train_to_the_bits_of_one_process(machines, images, run, tmp_path, device, hardware):
+    """Equal micro-batches: one process accumulates those that the ranks of both nodes share."""
     one, two = tmp_path / "one", tmp_path / "two"
     keys = ("--output-dir", one, "--batch-size=12", "--accumulate=4", f"--device={device}", *OPTIONS)
     run(TINY, "--data", images, *keys, env=hardware)
@@ -134,7 +134,7 @@ def test_two_machines_train_to_the_bits_of_one_process(machines, images, run, tm
     summary = json.loads((two / "summary.json").read_text())
     speeds = summary["images_per_s_of_machines"]
     assert len(speeds) == 2 and min(speeds) > 0 and summary["images_per_s"] == sum(speeds)
-    # Each machine prints its own speed once, machine 0 the sum once.
+    # Each node prints its own throughput once, node 0 also the sum.
     assert out0.count(f"machine 0 of 2: {speeds[0]:.3f} images/sec") == 1 and "machine 1 of 2" not in out0
     assert out1.strip() == f"machine 1 of 2: {speeds[1]:.3f} images/sec"
     assert out0.count(f"Final Performance images/sec : {sum(speeds):.3f}") == 1
@@ -147,14 +147,14 @@ def mistake(process):
     return err.removeprefix("error: ").strip()
 
 
-def test_a_wrong_address_and_a_machine_that_never_comes(machines, tmp_path):
+def test_a_wrong_address_and_a_node_that_never_joins(machines, tmp_path):
     alone = machines.start(0, rendezvous_timeout=3, cwd=tmp_path)
     lost = machines.start(1, rendezvous_timeout=3, master_addr="10.77.0.9", cwd=tmp_path)
     assert mistake(alone).startswith("--rendezvous-timeout: node 1 of 2 did not join at 10.77.0.1:29400 within 3 s; ")
     assert mistake(lost).startswith("--master_addr: node 0 does not answer at 10.77.0.9:29400 within 3 s (")
 
 
-def test_addresses_that_are_not_this_machines(machines, tmp_path):
+def test_addresses_of_other_nodes(machines, tmp_path):
     elsewhere = machines.start(0, master_addr="10.77.0.2", cwd=tmp_path)
     foreign = machines.start(1, local_addr="10.77.0.3", cwd=tmp_path)
     assert mistake(elsewhere).startswith(
@@ -178,7 +178,7 @@ def test_an_occupied_port(machines, tmp_path):
         server.wait()
 
 
-def test_machines_with_other_data_or_other_code_are_told_so(machines, images, tmp_path):
+def test_other_data_or_other_code_on_a_node_is_an_error(machines, images, tmp_path):
     fewer = tmp_path / "fewer"
     shutil.copytree(images, fewer)
     next((fewer / "train" / "bee").iterdir()).unlink()
@@ -234,13 +234,13 @@ def test_a_number_that_is_taken_and_a_machine_too_many():
     assert told[:2] == [None, None] and told[2].startswith("--nnodes: node 2 has 3, node 0 has 2; ")
 
 
-def test_machines_that_join_later_are_compared_when_they_join():
+def test_nodes_that_join_later_are_compared_when_they_join():
     settings = [{"--lr": lr} for lr in (0.1, 0.1, 0.1, 0.2)]
     told = join(*settings, nnodes=5, node_ranks=[0, 1, 1, 2], is_elastic=True)
     assert told[:3] == [None] * 3 and told[3].startswith("--lr: node 2 has 0.2, node 0 has 0.1; ")
 
 
-def test_a_rank_that_never_comes_is_named(images, run, tmp_path):
+def test_a_rank_that_never_joins_is_named(images, run, tmp_path):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the agent holds it
     place = dict(
         RANK="0",

@@ -72,8 +72,8 @@ def test_logits_are_torchvisions_in_evaluation_and_training_mode(peer, transform
     assert len(differences) == 2 and max(differences) < 1e-5
 
 
-def test_input_of_half_half_is_not_confused_with_imagenets(peer):
-    """A network for 0.5/0.5 input gives the same logits for both normalisations if, and only if, it is told which."""
+def test_input_normalized_by_half_is_not_confused_with_imagenets(peer):
+    """A network for 0.5/0.5 input gives the same logits for both normalizations if, and only if, transform_input is set."""
     pixels = (smooth(2, seed=3) * 60 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     imagenet = Normalizer(SPEC, Device("cpu"), "nchw")(pixels)
     half = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
@@ -84,7 +84,7 @@ def test_input_of_half_half_is_not_confused_with_imagenets(peer):
         assert (untold(imagenet) - expected).abs().max() > 1e-2
 
 
-def test_a_bare_file_tells_by_itself_which_input_it_expects(peer, tmp_path):
+def test_the_input_normalization_is_recognized_from_a_bare_state_dict(peer, tmp_path):
     torch.save(peer.state_dict(), tmp_path / "ported.pth")  # trained statistics beside scales of exactly 1
     _, meta = load_model(tmp_path / "ported.pth", SPEC)
     assert meta["build"]["transform_input"] is True
@@ -122,7 +122,7 @@ def test_smaller_inputs_train_and_evaluate(size):
 
 
 def test_the_auxiliary_head_counts_four_tenths():
-    """The paper does not give the weight; torchvision's reference training uses 0.4."""
+    """The weight that the README documents; the paper does not give it."""
     labels = torch.tensor([0, 2])
     with torch.no_grad():
         outputs = SPEC.build(num_classes=3).train()(normalized(size=75))

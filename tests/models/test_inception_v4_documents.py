@@ -1,4 +1,4 @@
-"""What the documents promise is what the files hold."""
+"""The documents of Inception v4 agree with its files."""
 
 import json
 import re
@@ -24,7 +24,9 @@ def test_readme_table_is_results_json():
 def test_every_address_is_listed_with_its_reason():
     listed = (FOLDER / "public_address_statement.md").read_text()
     sources = [FOLDER / name for name in OURS]
-    sources += [path for room in ("deploy", "evaluation") for path in sorted((ROOT / "common" / room).glob("*.py"))]
+    sources += [
+        path for package in ("deploy", "evaluation") for path in sorted((ROOT / "common" / package).glob("*.py"))
+    ]
     for path in sources:
         for address in re.findall(r"https?://[^\s\"')>;,]+", path.read_text()):
             assert address.rstrip("/.") in listed, f"{path}: {address}"

@@ -108,7 +108,7 @@ def test_same_padding_is_keras_and_mindspores(state, size, eps):
         assert (ours - keras_forward(state, x, eps)).abs().max() <= 1e-5
 
 
-def test_the_two_phases_differ_where_a_side_is_even(state):
+def test_the_two_paddings_differ_where_a_side_is_even(state):
     """At 299 the sides before the pools are 147, 74, 37, 19: block2's alone is even, and the logits show it."""
     with torch.inference_mode():
         x = images(299)[:1]

@@ -21,7 +21,7 @@ TINY = ["--image-size", str(SIZE), "--batch_size", "4", "--workers", "0", "--thr
 
 
 def write_photos(folder, per_class, classes=("ants", "bees"), seed=0):
-    """Class folders of small photographs that differ from class to class; odd sizes, one of them grey."""
+    """Class folders of small photographs that differ from class to class; odd sizes, one of them gray."""
     draw = np.random.default_rng(seed)
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
@@ -74,7 +74,7 @@ def trained(home):
     return cwd, done.stdout
 
 
-def test_the_seeds_lines_are_printed_and_logged(trained):
+def test_the_documented_lines_are_printed_and_logged(trained):
     cwd, output = trained
     lines = output.splitlines()
     pattern = re.compile(
@@ -86,7 +86,7 @@ def test_the_seeds_lines_are_printed_and_logged(trained):
     assert (cwd / "log_gpu.txt").read_text().splitlines() == lines
 
 
-def test_checkpoints_have_the_seeds_names(trained):
+def test_checkpoints_have_the_documented_names(trained):
     cwd, _ = trained
     assert sorted(path.name for path in (cwd / "gpu-ckpt").iterdir()) == [
         "Xception-rank0-1_3.ckpt",
@@ -100,7 +100,7 @@ def test_checkpoints_have_the_seeds_names(trained):
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(trained, home):
-    """True epoch numbers, momentum kept, the same bits; and it goes on under the names of the first run."""
+    """Epoch numbers, momentum and bits are the same; its checkpoints continue the names of the first run."""
     cwd = home / "resumed"
     (cwd / "gpu-ckpt").mkdir(parents=True)
     first = cwd / "gpu-ckpt" / "Xception-rank0-1_3.ckpt"
@@ -129,7 +129,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(trained, home):
         assert torch.equal(a, b["momentum_buffer"])
 
 
-def test_two_ranks_through_the_ascend_script(home):
+def test_the_ascend_script_trains_on_two_ranks(home):
     """Per-device batches: two ranks of 3 images take 12 images in two steps; RANK_TABLE_FILE may be missing."""
     cwd = home / "distributed"
     cwd.mkdir()
@@ -166,7 +166,7 @@ def test_two_ranks_through_the_ascend_script(home):
 
 
 def test_training_goes_on_from_a_mindspore_checkpoint(home):
-    """PRETRAINED_CKPT_PATH takes another program's weights, and --finish_epoch counts what they have behind them."""
+    """PRETRAINED_CKPT_PATH takes MindSpore's weights; --finish_epoch is the number of epochs that they were trained."""
     cwd = home / "mindspore"
     cwd.mkdir()
     state = SPEC.build().state_dict()
@@ -198,8 +198,8 @@ def test_training_goes_on_from_a_mindspore_checkpoint(home):
     assert (newest["epoch"], newest["step"]) == (4, 1)
 
 
-def test_a_training_keeps_the_phase_of_the_weights_it_starts_from(home):
-    """timm's weights want padding 1; without weights the network is MindSpore's."""
+def test_training_keeps_the_padding_of_its_initial_weights(home):
+    """timm's weights need padding 1; without weights the padding is MindSpore's."""
     torch.save(SPEC.build(num_classes=2).state_dict(), home / "timm.pth")
     program = XceptionProgram("")
     for pretrained, phase in ((home / "timm.pth", "torch"), ("", "same")):
@@ -331,7 +331,7 @@ GPU = dict(ASCEND, recipe="GPU", batch_size=64, save_checkpoint_path="./gpu-ckpt
         ("run_train_gpu_fp16.sh", [1, "d", "w.ckpt"], "", dict(GPU, pretrained="w.ckpt")),
     ],
 )
-def test_launchers_pass_the_seeds_arguments_on(name, words, ranks, options, tmp_path):
+def test_launchers_set_every_field_of_the_configuration(name, words, ranks, options, tmp_path):
     """Every field of the configuration, down to those that nobody names."""
     done = script(name, *words, "--dry_run=true", "--", "--momentum=0.8", cwd=tmp_path)
     start, _, end = done.stdout.strip().partition("train.py ")
@@ -401,7 +401,7 @@ def test_programs_refuse_with_one_line(home, name, words, message, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train.py", "eval.py", "export.py", "demo.py", "preprocess.py", "postprocess.py"])
-def test_help_shows_the_seeds_options(name, tmp_path):
+def test_help_shows_the_documented_options(name, tmp_path):
     promised = {
         "train.py": "device-target dataset-path is-distributed is-fp32 resume epoch-size lr-max lr-init lr-end "
         "warmup-epochs lr-decay-mode finish-epoch keep-checkpoint-max label-smooth-factor num-classes "

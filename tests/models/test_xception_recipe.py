@@ -72,7 +72,7 @@ def test_cosine(steps):
     assert lr[total - 1] == pytest.approx(0.4 * (end / decay + 1e-5))
 
 
-def test_no_warm_up_starts_at_the_top():
+def test_without_warm_up_the_first_rate_is_the_maximum():
     assert rates("linear", 5, warm_up_epochs=0)[0] == rates("poly", 5, warm_up_epochs=0)[0] == 0.4
 
 
@@ -118,7 +118,7 @@ def test_smoothing_by_hand():
     ("recipe", "batch_size", "path", "mode"),
     [(config.ASCEND, 128, "./", "liner"), (config.GPU, 64, "./gpu-ckpt", "linear")],
 )
-def test_recipes_are_the_seeds(recipe, batch_size, path, mode):
+def test_recipes_have_the_documented_values(recipe, batch_size, path, mode):
     assert (recipe.batch_size, recipe.save_checkpoint_path, recipe.lr_schedule) == (batch_size, path, mode)
     assert (recipe.num_classes, recipe.loss_scale, recipe.momentum, recipe.weight_decay) == (1000, "1024", 0.9, 1e-4)
     assert (recipe.epochs, recipe.warm_up_epochs, recipe.finish_epoch) == (250, 1, 0)
@@ -127,7 +127,7 @@ def test_recipes_are_the_seeds(recipe, batch_size, path, mode):
     assert (recipe.lr_init, recipe.lr, recipe.lr_end) == (4e-5, 0.4, 4e-5)
 
 
-def test_the_trainer_gets_the_seeds_rates():
+def test_the_trainer_uses_the_learning_rates_of_the_recipe():
     lr = schedules.make(config.ASCEND, 1251, lr_generator.SCHEDULES)
     assert lr(0, 0) == 4e-5
     assert lr(1, 0) == 0.4
@@ -155,13 +155,13 @@ def test_weight_decay_skips_batch_norm_alone():
 
 
 def test_brightness_jitter_is_uniform_from_06_to_14():
-    """On a grey image contrast and saturation change nothing, so the level shows the brightness factor alone."""
+    """On a gray image contrast and saturation change nothing, so the level shows the brightness factor alone."""
     transform = transforms.train_transform(dataclasses.replace(config.GPU, image_size=32))
-    grey = Image.new("RGB", (32, 32), (100, 100, 100))
+    gray = Image.new("RGB", (32, 32), (100, 100, 100))
     factors = []
     for seed in range(500):
         torch.manual_seed(seed)
-        factors.append(transform(grey)[0, 0, 0] / 100)
+        factors.append(transform(gray)[0, 0, 0] / 100)
     factors = np.sort(factors)
     assert 0.6 <= factors[0] < 0.62
     assert 1.38 < factors[-1] <= 1.4

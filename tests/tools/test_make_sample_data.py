@@ -1,4 +1,4 @@
-"""The generated data set: the same every time, ImageNet's layout, not to be told by color."""
+"""The generated data set: reproducible, ImageNet's layout, classes that color alone does not separate."""
 
 import hashlib
 
@@ -48,7 +48,7 @@ def test_it_is_a_dataset_of_ten_classes(sample):
     assert len(splits.classes) == 10 and len(splits.train) == 300 and len(splits.val) == 150
 
 
-def test_it_is_as_varied_as_the_wild(sample):
+def test_sizes_modes_and_orientations_vary_as_in_imagenet(sample):
     files = [Image.open(path) for path in sample.rglob("*.JPEG")]
     shapes = [image.width / image.height for image in files]
     assert len({image.size for image in files}) > 300
@@ -57,7 +57,7 @@ def test_it_is_as_varied_as_the_wild(sample):
     assert 0.04 < sum(image.getexif().get(0x0112) in (3, 6, 8) for image in files) / len(files) < 0.2
 
 
-def test_the_mean_color_gives_less_than_half_away(sample):
+def test_mean_colors_classify_less_than_half_of_the_images(sample):
     """Fifteen nearest neighbors on the mean color of the training images."""
 
     def features(part):

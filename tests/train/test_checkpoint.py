@@ -1,4 +1,4 @@
-"""Checkpoints: written beside the training, never half, kept as asked, and a disk that fails loses nothing."""
+"""Checkpoints: written in the background and atomically; --keep-last and --keep-best; full disks."""
 
 import json
 import os
@@ -37,11 +37,11 @@ def names(folder):
 
 
 def no_space(folder):
-    """The next file that is written beside the checkpoint meets a full disk."""
+    """The next temporary file of the checkpoint is on a full disk."""
     (folder / f"{NEWEST}.tmp").symlink_to("/dev/full")
 
 
-def test_the_training_goes_on_while_the_file_is_written(tmp_path, monkeypatch):
+def test_training_continues_while_the_file_is_written(tmp_path, monkeypatch):
     let_it_reach_the_disk, fsync = threading.Event(), os.fsync
 
     def slow_disk(descriptor):
@@ -63,7 +63,7 @@ def test_the_training_goes_on_while_the_file_is_written(tmp_path, monkeypatch):
     assert names(tmp_path) == [PREVIOUS, NEWEST]
 
 
-def test_a_full_disk_leaves_the_files_before_and_is_said_once_per_failure(tmp_path):
+def test_a_full_disk_keeps_the_earlier_files_and_is_reported_once_per_failure(tmp_path):
     said = []
     writer = saved(checkpoint.Writer(tmp_path, warn=said.append), snapshot(1), snapshot(2, is_best=True))
     before = {name: (tmp_path / name).read_bytes() for name in (NEWEST, PREVIOUS, BEST)}
@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_files_before_and_is_said_once_per_failure(tmp_pa
     assert (step_of(tmp_path / NEWEST), len(said), writer.wait()) == (4, 1, None)
 
 
-def test_the_best_weights_that_met_a_full_disk_are_written_with_the_next_checkpoint(tmp_path):
+def test_best_weights_that_could_not_be_written_are_written_with_the_next_checkpoint(tmp_path):
     writer = saved(checkpoint.Writer(tmp_path, warn=lambda line: None), snapshot(1, is_best=True))
     no_space(tmp_path)
     saved(writer, snapshot(2, is_best=True), snapshot(3))
@@ -179,7 +179,7 @@ def test_log_files_on_a_full_disk_do_not_end_a_run(images, run, tmp_path):
 
 
 def test_a_folder_that_takes_no_files_ends_the_run_with_its_reason(images, run, tmp_path):
-    """As a read-only one does; the rights of a folder do not bind the user that tests often run as."""
+    """Stands for a read-only folder: permissions do not restrict root, as whom tests often run."""
     folder = tmp_path / "run"
     (folder / f"{NEWEST}.tmp").mkdir(parents=True)
     done = run(TINY, "--data", images, "--output-dir", folder, "--epochs=1", check=1)

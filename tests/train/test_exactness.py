@@ -1,4 +1,4 @@
-"""Exactness at its edges: kills of the three real networks, evaluation in any cut, restarts deep in a long epoch."""
+"""Bit-equality: killed runs of the three networks, evaluation in any split, restarts late in a long epoch."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from tools import models
 
 @pytest.mark.parametrize("model", models.names())
 def test_a_network_that_was_killed_twice_ends_with_the_same_bits(model):
-    """Its loader processes mixed from 0 to 3, with augmentation, mixup, dropout, averages and accumulation on.
+    """With 0 to 3 dataloader workers, augmentation, mixup, dropout, EMA and gradient accumulation.
 
     All of its layers, with an eighth of their channels; `make chaos` kills the full networks.
     """
@@ -29,7 +29,7 @@ def test_a_network_that_was_killed_twice_ends_with_the_same_bits(model):
 
 
 class _OneRank:
-    """A group whose other ranks are asked one after the other."""
+    """A process group of one rank; the test evaluates the ranks one after the other."""
 
     def sync_status(self, status, error):
         assert error is None
@@ -62,14 +62,14 @@ def _counts(val, world_size, batch_size):
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [*itertools.product((1, 2, 3), (1, 7, 64))])
-def test_every_image_is_counted_once_in_any_cut(val, world_size, batch_size):
+def test_every_image_is_counted_once_for_any_ranks_and_batch_size(val, world_size, batch_size):
     whole, cut = _counts(val, 1, 21), _counts(val, world_size, batch_size)
     assert cut.seen == len(val) == 21 and 0 < whole.correct[0] < 21
     assert cut.correct.tolist() == whole.correct.tolist()
 
 
 class _Dry:
-    """An index of images that need no reading."""
+    """An index without image files."""
 
     def __init__(self, num_images):
         self.labels = np.zeros(num_images, np.int64)
@@ -106,7 +106,7 @@ def test_a_restart_at_step_4000_of_5000_costs_no_more_than_a_fresh_start(monkeyp
 
 
 def _ids_read(train, plan, config, world_size, workers, first_step):
-    """{(step, micro-batch): indices of the images in the batches that the ranks' loaders hand over}."""
+    """{(step, micro-batch): indices of the images in the batches of the ranks' dataloaders}."""
     found = {}
     for rank in range(world_size):
         batches = loader.TrainLoader(
@@ -122,7 +122,7 @@ def _ids_read(train, plan, config, world_size, workers, first_step):
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 0), (2, 1), (3, 2)])
-def test_loaders_of_any_number_of_ranks_hand_over_the_same_images_in_the_same_order(images, world_size, workers):
+def test_dataloaders_of_any_number_of_ranks_give_the_same_images_in_the_same_order(images, world_size, workers):
     train = index.load_splits(str(images)).train
     plan, config = sampling.StepPlan(len(train), 6, 2), dataclasses.replace(RECIPE, data=str(images))
     whole = _ids_read(train, plan, config, 1, 0, 0)

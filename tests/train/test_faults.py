@@ -1,4 +1,4 @@
-"""Signals that reach one rank, ranks that die, hang or come back in other numbers: nothing is lost, nothing waits."""
+"""Signals to one rank; ranks that die or hang; nodes that leave and join: no step is lost, no process hangs."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def command(images, folder, *keys, options=OPTIONS):
 
 
 class Started:
-    """A running command whose output is kept; ended at the latest with the test."""
+    """A running command and its output; killed at the end of the test."""
 
     def __init__(self, words, folder, tmp_path):
         self.folder, self._output = folder, tmp_path / f"output of {time.monotonic_ns()}"
@@ -114,7 +114,7 @@ def undisturbed(images, tmp_path_factory):
 
 
 def test_a_signal_to_workers_that_are_just_starting_does_not_end_them(images, monkeypatch):
-    """A scheduler's, to every process of the job, before the workers could ask to ignore it."""
+    """A scheduler signals every process of the job, here before the workers ignore the signal."""
     begin = loader._init_worker
 
     def signalled(worker_id):
@@ -159,7 +159,7 @@ def test_a_second_interrupt_leaves_at_once_also_while_another_rank_hangs(images,
 
 
 def test_killed_ranks_start_again_and_nothing_is_lost(images, start, tmp_path, undisturbed):
-    """Several generations in a row: ranks must never find what the generation before left in the store."""
+    """Several restarts in a row: ranks must not find keys of an earlier round in the store."""
     folder = tmp_path / "run"
     options = [*OPTIONS, "--accumulate=3"]
     run = start(command(images, folder, "--devices=2", "--max_restarts=3", options=options), folder)
@@ -193,15 +193,15 @@ launch.main(sys.argv[1:])
 """
 
 
-def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path):
-    """Two machines, then one is lost, then another one comes: the images of a step and the result stay."""
+def test_nodes_leave_and_join_during_a_run(images, start, tmp_path):
+    """Two nodes, then one, then two again: the images of a step and their micro-batches stay the same."""
     folder, port = tmp_path / "run", 20000 + os.getpid() % 20000
     launcher = tmp_path / "launch.py"
     launcher.write_text(HASTY_LAUNCHER.format(root=str(ROOT)))
     keys = ["--nnodes=1:3", f"--master_port={port}", "--local_addr=127.0.0.1"]
 
     def machine(number):
-        # Four images per machine and two micro-batches: twelve images and six of them with all three machines.
+        # Four images and two micro-batches per node: twelve images and six micro-batches with all three nodes.
         words = command(
             images, folder, *keys, "--batch_size=4", f"--node_rank={number}", options=[*OPTIONS, "--accumulate=2", MANY]
         )
@@ -226,7 +226,7 @@ def test_machines_come_and_go_while_the_run_goes_on(images, start, tmp_path):
     assert (state["num_micro_batches"], state["micro_batch_size"]) == (6, 2)
 
 
-def test_a_rank_that_stands_still_is_named_and_ends_the_run(images, start, tmp_path):
+def test_a_rank_that_hangs_is_named_and_ends_the_run(images, start, tmp_path):
     folder = tmp_path / "run"
     run = start(command(images, folder, "--devices=2", options=[*OPTIONS, MANY, "--hang-timeout=3"]), folder)
     run.does_steps(300)  # until the heartbeat has seen images
@@ -239,7 +239,7 @@ def test_a_rank_that_stands_still_is_named_and_ends_the_run(images, start, tmp_p
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_that_hangs_in_a_read_is_named_with_its_image(images, start, tmp_path, workers):
+def test_a_dataloader_worker_that_hangs_in_a_read_is_named_with_its_image(images, start, tmp_path, workers):
     folder, data = tmp_path / "run", tmp_path / "data"
     subprocess.run(["cp", "-r", images, data], check=True)
     words = [
@@ -263,7 +263,7 @@ def test_a_loader_that_hangs_in_a_read_is_named_with_its_image(images, start, tm
     assert "rank 0 is loading images for 2 s" in output and f"reading {hanging}" in output
 
 
-def test_a_killed_loader_process_ends_the_run_in_one_line(images, start, tmp_path):
+def test_a_killed_dataloader_worker_ends_the_run_with_one_line(images, start, tmp_path):
     folder = tmp_path / "run"
     run = start(
         [sys.executable, TINY, "--data", images, "--output-dir", folder, "--workers=2", MANY, "--print-freq=1"], folder
@@ -274,7 +274,7 @@ def test_a_killed_loader_process_ends_the_run_in_one_line(images, start, tmp_pat
     assert "error: a dataloader worker died" in output and "Traceback" not in output
 
 
-def test_a_loader_process_whose_trainer_left_says_nothing_but_other_errors_are_told(capsys):
+def test_a_worker_whose_trainer_ended_prints_nothing_but_other_errors_are_printed(capsys):
     for error in (ConnectionResetError(), EOFError(), ValueError("told")):
         loader._worker_excepthook(type(error), error, None)
     assert capsys.readouterr().err == "ValueError: told\n"
@@ -385,7 +385,7 @@ def test_workers_that_hang_die_with_their_trainer(images, start, tmp_path):
         run.ends(-signal.SIGKILL)
 
 
-def test_a_number_of_machines_may_be_a_range():
+def test_a_number_of_nodes_may_be_a_range():
     for text, nodes in (("3", (3, 3)), ("2:4", (2, 4))):
         config = launch.parse_keys(["--nnodes=1"], [f"--nnodes={text}"])
         assert (config.min_nodes, config.max_nodes, config.is_elastic) == (*nodes, text == "2:4")

@@ -239,7 +239,7 @@ def files(state, tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """The conversion's own proof at a small image."""
+    """The spec with a small image for the check that a conversion makes."""
     import dataclasses
 
     return dataclasses.replace(SPEC, input_size=SIZE)
@@ -275,7 +275,9 @@ def test_conversions_keep_every_logit(files, small, tmp_path, source, target):
         ("timm.pth", "a.ckpt", "pool_padding torch, but a file of this format means pool_padding same"),
     ],
 )
-def test_what_a_format_cannot_say_is_named_and_nothing_is_written(files, small, tmp_path, source, target, reason):
+def test_options_that_a_format_cannot_store_are_named_and_nothing_is_written(
+    files, small, tmp_path, source, target, reason
+):
     (tmp_path / target).write_text("precious")
     with pytest.raises(UserError, match=reason):
         convert.convert(files / source, tmp_path / target, small)
@@ -283,13 +285,13 @@ def test_what_a_format_cannot_say_is_named_and_nothing_is_written(files, small, 
     assert [path.name for path in tmp_path.iterdir()] == [target]
 
 
-def test_the_phase_survives_by_way_of_our_own_checkpoint(files, small, tmp_path):
+def test_the_padding_survives_a_conversion_by_way_of_our_own_checkpoint(files, small, tmp_path):
     convert.convert(files / "keras.h5", tmp_path / "a.pth.tar", small)
     convert.convert(tmp_path / "a.pth.tar", tmp_path / "b.h5", small)
     assert torch.equal(logits(files / "keras.h5")[0], logits(tmp_path / "b.h5")[0])
 
 
-def test_the_command_says_what_it_did(files, run, tmp_path):
+def test_the_command_prints_the_conversion(files, run, tmp_path):
     shutil.copy(files / "timm.pth", tmp_path / "in.pth")
     convert_to = [ROOT / "tools" / "convert_weights.py", "--arch", "xception", "in.pth"]
     done = run(*convert_to, "out.pth.tar")

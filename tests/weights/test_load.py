@@ -14,7 +14,7 @@ from common.weights.load import download, load_model
 
 
 class Tiny(nn.Module):
-    """A network with everything a reader cares about: batch norm counters, dropout, a classifier."""
+    """A network with what the reader treats specially: batch norm counters, dropout, a classifier."""
 
     def __init__(self, num_classes, dropout):
         super().__init__()
