@@ -155,7 +155,7 @@ def test_a_wrong_address_and_a_node_that_never_joins(machines, tmp_path):
 
 
 def test_addresses_of_other_nodes(machines, tmp_path):
-    elsewhere = machines.start(0, master_addr="10.77.0.2", cwd=tmp_path)
+    elsewhere = machines.start(0, master_addr="10.77.0.2", rendezvous_timeout=3, cwd=tmp_path)
     foreign = machines.start(1, local_addr="10.77.0.3", cwd=tmp_path)
     assert mistake(elsewhere).startswith(
         "--master_addr: 10.77.0.2 does not lead to this node, which is node 0 (Connection refused); it has 10.77.0.1"
@@ -165,9 +165,10 @@ def test_addresses_of_other_nodes(machines, tmp_path):
 
 def test_an_occupied_port(machines, tmp_path):
     """Node 0 reports it at once; node 1 reports that something else answers there."""
-    words = ["ip", "netns", "exec", machines.names[0], sys.executable, "-m", "http.server", str(PORT)]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["ip", "netns", "exec", machines.names[0], sys.executable, "-u", "-m", "http.server", str(PORT)]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
+        assert server.stdout.readline().startswith("Serving HTTP")
         zero = machines.start(0, cwd=tmp_path)
         one = machines.start(1, rendezvous_timeout=3, cwd=tmp_path)
         taken = "--master_port: 29400 cannot be opened on this node (Address already in use); "
@@ -205,7 +206,7 @@ def join(*settings, nnodes=None, node_ranks=None, **more):
         port = probe.getsockname()[1]
 
     nodes = [
-        rendezvous.Rendezvous(nnodes or len(settings), node_rank, "127.0.0.1", port, 3, **more)
+        rendezvous.Rendezvous(nnodes or len(settings), node_rank, "127.0.0.1", port, 30, **more)
         for node_rank in node_ranks or range(len(settings))
     ]
 
@@ -219,14 +220,14 @@ def join(*settings, nnodes=None, node_ranks=None, **more):
         return list(pool.map(one, nodes, settings))
 
 
-def test_the_rendezvous_compares_everything_with_machine_0():
+def test_the_rendezvous_compares_everything_with_node_0():
     alike = {"--nnodes": 3, "--lr": 0.1}
     assert join(alike, alike, alike) == [None] * 3
     told = join(alike, alike, {"--nnodes": 3, "--lr": 0.2})
     assert told == ["--lr: node 2 has 0.2, node 0 has 0.1; all nodes must have the same"] * 3
 
 
-def test_a_number_that_is_taken_and_a_machine_too_many():
+def test_a_node_rank_that_is_taken_and_a_node_too_many():
     told = join({}, {}, {}, nnodes=2, node_ranks=[0, 1, 1])
     assert told[0] is None and sorted(map(bool, told[1:])) == [False, True]
     assert "--node_rank: 1 is taken by another node; each needs its own number" in told
