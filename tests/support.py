@@ -369,16 +369,17 @@ def stopped_at(process, folder, number, after_steps):
     return process.wait(timeout=120)
 
 
+def pending_signals(pid):
+    """Numbers of the signals that a process has been sent and has not taken yet."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+    return {number for number in signal.valid_signals() if any(mask >> (number - 1) & 1 for mask in masks)}
+
+
 def send_delivered(pid, number):
     """Send a signal and return when the process has taken it, so that a second one does not merge with it."""
     os.kill(pid, number)
-
-    def is_pending():
-        status = pathlib.Path(f"/proc/{pid}/status").read_text()
-        pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
-        return any(mask >> (number - 1) & 1 for mask in pending)
-
-    wait_until(lambda: not is_pending())
+    wait_until(lambda: number not in pending_signals(pid))
 
 
 def processes_naming(text):

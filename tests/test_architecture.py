@@ -103,6 +103,19 @@ def test_imports_form_no_cycle():
     assert graph == {}
 
 
+def test_no_test_module_imports_another():
+    modules = sorted((ROOT / "tests").rglob("test_*.py"))
+    names = {path.stem for path in modules} | {"conftest"}
+    for path in modules:
+        nodes = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        imported = {alias.name for node in nodes for alias in node.names} | {
+            getattr(node, "module", "") for node in nodes
+        }
+        assert not {part for name in imported for part in name.split(".")} & names, path
+
+
 def test_common_names_no_model():
     pattern = rf"inception|(?<![a-z])xception|\b({'|'.join(models.names())})\b"
     for name, path in MODULES.items():
