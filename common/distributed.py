@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from common import parallel
+from common import processes
 from common.device import device as devices
 from common.device.device import Device
 from common.errors import EXIT_FINAL, EXIT_USER_ERROR, PeerLost, RunError, UserError
@@ -83,7 +83,7 @@ class Group:
         self._host: dist.ProcessGroup | None = None
         if "WORLD_SIZE" in os.environ:
             # Not SIGTERM: with restarts, the ranks of the other nodes save a checkpoint and continue without this node.
-            parallel.die_with_parent(int(os.environ.get(LAUNCHER_PID, os.getppid())), RESTART_SIGNAL)
+            processes.die_with_parent(int(os.environ.get(LAUNCHER_PID, os.getppid())), RESTART_SIGNAL)
         if world.size == 1:
             return
         try:

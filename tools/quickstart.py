@@ -8,6 +8,7 @@ Needs no download, no GPU and no NPU. All files stay below ./demo_output.
 import dataclasses
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any folder
 
-from common import cli, run_folder
+from common import cli, processes, run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ def run(script: str, *options: str | pathlib.Path) -> None:
     """Run a program of this repository and show its output; exit with its status if it fails."""
     words = [str(option) for option in options]
     print(f"\n$ python {script} {' '.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, str(ROOT / script), *words])
+    command = [sys.executable, str(ROOT / script), *words]
+    done = subprocess.run(command, preexec_fn=processes.ending_with_this(signal.SIGTERM))
     if done.returncode:
         sys.exit(done.returncode)
 

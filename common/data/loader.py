@@ -25,7 +25,7 @@ from torch.utils import data
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from common import parallel
+from common import processes
 from common.data import sampling
 from common.data.decode import BadImage, open_rgb
 from common.data.index import FolderIndex
@@ -152,7 +152,7 @@ def _init_worker(_worker_id: int) -> None:
     signal.set_wakeup_fd(-1)  # inherited from the trainer
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None
-    parallel.die_with_parent(parent.pid)
+    processes.die_with_parent(parent.pid)
     queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 
 
@@ -232,7 +232,7 @@ class _Loader:
             except StopIteration:
                 return
             except Exception as error:
-                raise parallel.worker_failure(error) from error
+                raise processes.worker_failure(error) from error
             yield batch
 
     def _iterator(self) -> Iterator[Batch]:
@@ -241,7 +241,7 @@ class _Loader:
                 with self.waiting(), _death_watch.waiting():
                     return iter(self._loader)
             except RuntimeError as error:
-                raise parallel.worker_failure(error) from error
+                raise processes.worker_failure(error) from error
         before = set(multiprocessing.active_children())
         try:
             with _signals_blocked():
@@ -251,11 +251,11 @@ class _Loader:
             for frame, _ in traceback.walk_tb(error.__traceback__):
                 if isinstance(half_made := frame.f_locals.get("self"), _MultiProcessingDataLoaderIter):
                     half_made._shutdown = True  # its __del__ would fail
-            parallel.kill(set(multiprocessing.active_children()) - before)
-            raise parallel.worker_failure(error, parallel.SHARED_MEMORY) from error
+            processes.kill(set(multiprocessing.active_children()) - before)
+            raise processes.worker_failure(error, processes.SHARED_MEMORY) from error
         if workers := self._workers():
             # Before multiprocessing's own function, which waits for workers: they ignore the SIGTERM that it sends.
-            self._kill_at_exit = functools.partial(parallel.kill, workers)
+            self._kill_at_exit = functools.partial(processes.kill, workers)
             atexit.register(self._kill_at_exit)
         return iterator
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common import cli
+from common import cli, processes
 from common.deploy import atc, file_names, front_end, om_metadata, result_files, run_summary
 from common.deploy.om_metadata import OmMetadata
 from common.deploy.run_summary import RunSummary
@@ -98,14 +98,8 @@ def run(config: AisBenchConfig) -> float:
 def _run_streaming(command: list[str]) -> tuple[int, str]:
     """Run a program, print its lines as they come, and return (exit status, all of its output)."""
     lines = []
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=os.environ | front_end.ENVIRONMENT,
-    ) as process:
+    environment = os.environ | front_end.ENVIRONMENT
+    with processes.program(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)

@@ -5,13 +5,12 @@ import pathlib
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-from common import cli
+from common import cli, processes
 from common.deploy import atc_checks, file_names, om_metadata
 from common.device import cann, cann_failure, npu_smi, versions
 from common.errors import RunError, UserError
@@ -353,9 +352,7 @@ def _run_atc(command: list[str], target: pathlib.Path) -> pathlib.Path:
     """Run atc in a temporary folder, where it leaves its by-products, and return the OM file that it wrote."""
     started_ns = time.time_ns()
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+        done = processes.run_program(command, cwd=folder)
     found = [path for path in _om_files(target) if path.stat().st_mtime_ns >= started_ns - 10**9]
     if done.returncode != 0 or "ATC run success" not in done.stdout or not found:
         raise RunError(_failure(done.returncode, done.stdout))

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 
+from common import processes
 from common.device import cann, npu_smi, versions
 
 # Modules that atc's operator compiler imports, and their packages.
@@ -55,7 +56,8 @@ def _python_problems(series: versions.Cann | None) -> list[str]:
     python3 = shutil.which("python3")
     if python3 is None:
         return ["python3 is not in PATH, atc needs one"]
-    done = subprocess.run([python3, "-c", _ASK_PYTHON], capture_output=True, text=True)
+    ends_with_this = processes.ending_with_this()
+    done = subprocess.run([python3, "-c", _ASK_PYTHON], capture_output=True, text=True, preexec_fn=ends_with_this)
     if done.returncode != 0:
         return []
     python, numpy, missing = json.loads(done.stdout)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
+from common import processes
 from common.deploy import file_names
 from common.device import cann_failure
 from common.device.cann_failure import INSTALL_AIS_BENCH
@@ -148,6 +149,7 @@ def installed() -> FrontEnd:
         text=True,
         errors="replace",
         env=os.environ | ENVIRONMENT,
+        preexec_fn=processes.ending_with_this(),
     )
     options = help_options(done.stdout)
     if done.returncode != 0 or "--model" not in options:

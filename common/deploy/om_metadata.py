@@ -3,11 +3,11 @@
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 
+from common import processes
 from common.deploy import front_end
 from common.device import cann_failure
 from common.errors import EXIT_USER_ERROR, UserError
@@ -91,13 +91,8 @@ def ask(om: pathlib.Path, device: int) -> OmMetadata:
     )
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder, "metadata.json")
-        done = subprocess.run(
-            [sys.executable, "-c", code, root, str(om), str(device), str(out)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=os.environ | front_end.ENVIRONMENT,
+        done = processes.run_program(
+            [sys.executable, "-c", code, root, str(om), str(device), str(out)], env=os.environ | front_end.ENVIRONMENT
         )
         if out.exists():  # whatever happened when the device was given back
             return json.loads(out.read_text())

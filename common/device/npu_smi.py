@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+from common import processes
 from common.errors import UserError
 
 # Patterns instead of lists, so that the next chip of a family needs no change here.
@@ -146,7 +147,10 @@ def _npu_smi(*arguments: str) -> list[str]:
     """Lines that `npu-smi ARGUMENTS` prints."""
     command = ["npu-smi", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        ends_with_this = processes.ending_with_this()
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, preexec_fn=ends_with_this
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NpuSmiError(f"{' '.join(command)} does not answer ({error})") from error
     if done.returncode != 0:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from common import cli, parallel
+from common import cli, parallel, processes
 from common.device import versions
 from common.device.finding import Finding, check_ports
 from common.errors import UserError
@@ -137,15 +137,15 @@ def _check_loading(config: PreflightConfig) -> Iterator[Finding]:
     in_flight = workers * sampling.PREFETCH
     device_batch_size = -(-config.batch_size // config.devices)
     need = config.devices * in_flight * device_batch_size * 3 * config.image_size**2
-    if os.path.isdir(parallel.SHARED_MEMORY):
-        free = shutil.disk_usage(parallel.SHARED_MEMORY).free
+    if os.path.isdir(processes.SHARED_MEMORY):
+        free = shutil.disk_usage(processes.SHARED_MEMORY).free
         found = f"{_size(free)} free, the dataloaders use up to {_size(need)}"
     else:
-        free, found = 0, f"there is no {parallel.SHARED_MEMORY}"
+        free, found = 0, f"there is no {processes.SHARED_MEMORY}"
     remedy = "fewer -j, a smaller --batch_size, or a larger /dev/shm (docker run --shm-size=64g, or --ipc=host)"
     yield Finding("shared memory", found, remedy if free < need else "")
     try:
-        parallel.check_temporary_folder()
+        processes.check_temporary_folder()
         yield Finding("temporary files", f"{tempfile.gettempdir()} holds the sockets of dataloader workers")
     except UserError as error:
         found, _, remedy = str(error).partition("; ")

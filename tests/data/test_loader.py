@@ -14,7 +14,7 @@ import torch
 from support import ROOT, TESTS, run_program
 from tiny import SPEC
 
-from common import parallel
+from common import parallel, processes
 from common.data import index, loader, transforms
 from common.errors import RunError, UserError
 
@@ -58,10 +58,10 @@ def test_the_longest_temporary_folder_that_holds_a_socket(tmp_path, monkeypatch,
     assert len(str(folder)) == length
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     if fits:
-        parallel.check_temporary_folder()
+        processes.check_temporary_folder()
     else:
         with pytest.raises(UserError, match="TMPDIR: "):
-            parallel.check_temporary_folder()
+            processes.check_temporary_folder()
 
 
 def test_shared_memory_that_is_too_small_is_named(batches, monkeypatch):
@@ -128,7 +128,7 @@ def test_an_unknown_error_of_a_worker_is_one_line_with_its_place(batches):
     ],
 )
 def test_the_limit_behind_an_error_is_named_with_a_remedy(error, kind, begin):
-    found = parallel.worker_failure(error)
+    found = processes.worker_failure(error)
     assert type(found) is kind and str(found).startswith(begin), found
     assert "\n" not in str(found) and re.search("take fewer|set it", str(found))
 
