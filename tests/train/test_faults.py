@@ -30,6 +30,7 @@ from common import errors
 from common.data import index, loader, transforms
 from common.errors import UserError
 from common.launch import launch
+from common.ports import bind_error
 from common.train import signals
 
 OPTIONS = ["--print-freq=1", "--save-every=3", "--epochs=4", "--reduce=exact", "--ema=0.9"]
@@ -196,7 +197,8 @@ launch.main(sys.argv[1:])
 
 def test_nodes_leave_and_join_during_a_run(images, start, tmp_path):
     """Two nodes, then one, then two again: the images of a step and their micro-batches stay the same."""
-    folder, port = tmp_path / "run", 20000 + os.getpid() % 20000
+    # Below the ports that Linux gives to outgoing connections, which may take one at any moment.
+    folder, port = tmp_path / "run", next(p for p in range(20000 + os.getpid() % 12000, 32768) if not bind_error(p))
     launcher = tmp_path / "launch.py"
     launcher.write_text(HASTY_LAUNCHER.format(root=str(ROOT)))
     keys = ["--nnodes=1:3", f"--master_port={port}", "--local_addr=127.0.0.1"]
