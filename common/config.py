@@ -16,7 +16,7 @@ _data, _model, _optim, _device, _run = (
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """All options of a run. The recipes of a model are instances of it (see Recipe).
+    """All options of a run, one field each. The recipes of a model are instances of it (see Recipe).
 
     Raises:
       UserError: a value outside its range, or two options that contradict each other.

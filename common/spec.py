@@ -24,7 +24,7 @@ def _no_options(state_dict: StateDict) -> BuildOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """One network: how to build it, its input and its output.
+    """One network: how to build it, its input and its output. One field for each fact that a stage reads.
 
     Attributes:
       name: folder and log name; the `arch` of a checkpoint.

@@ -175,7 +175,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """The network.
+    """The network; one attribute for each block, named as in the public weights.
 
     Args:
       num_classes: outputs K.

@@ -25,7 +25,7 @@ if typing.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Options of eval.py."""
+    """Options of eval.py, one field each."""
 
     data: str = cli.option(
         "", "folder with val/: class folders, or images beside val_label.txt", required="the folder that holds val/"

@@ -11,7 +11,7 @@ _HELP = """Keys that every launcher accepts, as --key=value. Options of the trai
 
 @dataclasses.dataclass(frozen=True)
 class LaunchConfig:
-    """Keys of every launcher. Those in _TRAIN_FLAGS are passed on to the training program.
+    """Keys of every launcher, one field each. Those in _TRAIN_FLAGS are passed on to the training program.
 
     Raises:
       UserError: a value outside its range.

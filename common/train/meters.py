@@ -100,10 +100,15 @@ def time_left(
 
 
 class LossMeter:
-    """Loss and accuracy since the last progress line; values stay on the device until they are read."""
+    """Loss and accuracy since the last progress line; values stay on the device until they are read.
+
+    Attributes:
+      last_mean: mean loss of the last progress line; 0 before the first.
+    """
 
     def __init__(self) -> None:
         self.reset()
+        self.last_mean = 0.0
         self._unchecked: list[tuple[int, int, torch.Tensor]] = []
 
     def reset(self) -> None:
@@ -131,8 +136,8 @@ class LossMeter:
         last = losses[len(losses) - len(self._results[-1].losses) :]
         local = [float(losses.sum()), len(losses), correct, seen, float(last.sum()), len(last)]
         loss_sum, count, correct_sum, seen_sum, last_sum, last_count = group.all_reduce_sum(local)
-        lr = self._results[-1].lr
-        return TrainMetrics(loss_sum / count, 100.0 * correct_sum / seen_sum, last_sum / last_count, lr)
+        lr, self.last_mean = self._results[-1].lr, loss_sum / count
+        return TrainMetrics(self.last_mean, 100.0 * correct_sum / seen_sum, last_sum / last_count, lr)
 
     def images_per_s(self, images_per_step: int) -> float:
         """Throughput since the last reset, everything included."""

@@ -101,7 +101,6 @@ class Trainer:
         )
         self.validate = Validator(setup, group, self.train_step.engine(), workers)
         self.loss_meter = meters.LossMeter()
-        self.validation_s, self.train_loss = 0.0, 0.0  # of the last validation and progress line
         self.throughput = meters.Throughput(device, config.throughput_skip_steps, setup.plan.global_batch_size)
         # Threads and signal handlers last: nothing before them needs to be closed.
         self.writer = checkpoint.Writer(
@@ -208,9 +207,7 @@ class Trainer:
         if self.validate.loader is None:
             self.logger.validated(state.epoch, epochs, None, False)
             return None, False
-        started = time.perf_counter()
         counts = self.validate()
-        self.validation_s = time.perf_counter() - started
         self.watchdog.phase("validating")
         if counts is None:
             self._stop(self.group.all_reduce_max(self._requested_action()))
@@ -219,7 +216,7 @@ class Trainer:
         if is_best:
             state.best_acc1, state.best_epoch = counts.percent(1), state.epoch + 1
         self.logger.validated(state.epoch, epochs, counts, is_best)
-        for note in self.validate.notes(counts, self.train_loss, self._done_steps()):
+        for note in self.validate.notes(counts, self.loss_meter.last_mean, self._done_steps()):
             self.logger.info(note)
         self.logger.metrics(
             kind="val",
@@ -242,14 +239,14 @@ class Trainer:
         self.check_finite()
         state, plan = self.state, self.setup.plan
         means, fps = self.loss_meter.means(self.group), self.loss_meter.images_per_s(plan.global_batch_size)
-        self.train_loss, epochs = means.loss, self.setup.config.epochs
+        epochs = self.setup.config.epochs
         left = meters.time_left(
             self._done_steps(),
             epochs,
             plan.steps_per_epoch,
             self.setup.config.max_steps,
             plan.global_batch_size / fps,
-            self.validation_s,
+            self.validate.seconds,
         )
         self.logger.progress(state.epoch, epochs, state.step, plan.steps_per_epoch, means, fps, left)
         self.logger.metrics(

@@ -1,6 +1,7 @@
 """Validation during training."""
 
 import math
+import time
 
 from torch import nn
 
@@ -21,6 +22,7 @@ class Validator:
 
     Attributes:
       loader: this rank's share of the split; None without a validation set.
+      seconds: duration of the last validation; 0 before the first.
     """
 
     def __init__(self, setup: RunSetup, group: Group, engine: TorchClassifier, workers: int) -> None:
@@ -29,7 +31,7 @@ class Validator:
         self._smoothing = losses.effective_smoothing(config, setup.build_options["num_classes"])
         self._num_classes, self._ema = setup.build_options["num_classes"], config.ema
         self._noted: set[str] = set()
-        self.loader = None
+        self.loader, self.seconds = None, 0.0
         if self._images is not None:
             self.loader = loader.EvalLoader(
                 self._images,
@@ -45,7 +47,10 @@ class Validator:
     def __call__(self) -> Counts | None:
         """Counts over all ranks; None where the wait for a batch was interrupted."""
         assert self._images is not None and self.loader is not None
-        return evaluate(self._engine, self.loader, len(self._images), self._group, self._smoothing)
+        started = time.perf_counter()
+        counts = evaluate(self._engine, self.loader, len(self._images), self._group, self._smoothing)
+        self.seconds = time.perf_counter() - started
+        return counts
 
     def notes(self, counts: Counts, train_loss: float, steps: int) -> list[str]:
         """Lines on a result that means something else than it seems to; each once in a run.

@@ -65,7 +65,7 @@ def _renamed(field: str, name: str, **changes: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class XceptionConfig(TrainConfig):
-    """TrainConfig under the option names of the MindSpore package, and the package's own options.
+    """TrainConfig under the option names of the MindSpore package, and the package's own options: one field each.
 
     Raises:
       UserError: a value outside its range.
