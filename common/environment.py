@@ -1,6 +1,22 @@
-"""Environment variables that torch reads when it is imported or allocates for the first time."""
+"""What a program sets before it does anything: Python's UTF-8 mode, and environment variables that torch reads."""
 
+import io
 import os
+import sys
+
+
+def use_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode where the locale is ASCII (LC_ALL=C under Python's old rules).
+
+    Names of files and classes could be neither printed nor written to a file, and a name that is read from a folder
+    differs from the same one that a checkpoint holds.
+    """
+    is_script = sys.orig_argv[-len(sys.argv) :] == sys.argv
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1" and is_script:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names are bytes: print those that are no text in this locale too
+        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
 
 
 def set_torch_defaults() -> None:

@@ -50,7 +50,7 @@ def write_atomic(
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
             for part in parts:
-                view = memoryview(part.encode() if isinstance(part, str) else part)
+                view = memoryview(part.encode(errors="surrogateescape") if isinstance(part, str) else part)
                 view = view.cast("B") if view.nbytes else memoryview(b"")
                 while view:  # a raw write may stop short on a full disk without an error; the next one says why
                     view = view[os.write(descriptor, view) :]

@@ -53,7 +53,7 @@ class RunLogger:
     def _append(self, path: pathlib.Path, text: str) -> None:
         """Append to a file of the run. A failure (full disk) is reported once, then ignored: the run continues."""
         try:
-            with open(path, "a") as file:
+            with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(text)
         except OSError as error:
             if path not in self._unwritable:

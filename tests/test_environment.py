@@ -1,0 +1,46 @@
+"""common/environment.py: programs in locales that cannot express the names of files and classes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import ROOT, TINY, draw_images
+
+PROGRAM = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom common import cli\nwith cli.exit_on_error():\n    "
+
+ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": ""}
+
+
+def test_in_an_ascii_locale_a_program_starts_again_in_utf8_once(run, tmp_path):
+    body = (
+        "import pathlib; print('猫', *sys.argv[1:]); print(sys.flags.utf8_mode); pathlib.Path('猫').write_text('蚂蚁')"
+    )
+    (tmp_path / "program.py").write_text(PROGRAM + body, encoding="utf-8")
+    done = run("bash", "-c", '"$0" program.py 蜜蜂', sys.executable, env=ASCII)
+    assert done.stdout == "猫 蜜蜂\n1\n" and (tmp_path / "猫").read_bytes() == "蚂蚁".encode()
+    done = run("bash", "-c", '"$0" -X utf8=0 program.py 蜜蜂', sys.executable, env=ASCII, check=1)
+    assert "UnicodeEncodeError" in done.stderr, "an interpreter that insists on ASCII is left alone"
+
+
+@pytest.mark.parametrize(("encoding", "printed"), [("utf-8", b"\xe7\x8c\xab\xff\n"), ("latin-1", b"\\u732b\\udcff\n")])
+def test_a_name_that_is_no_text_is_printed_as_well_as_the_terminal_can(tmp_path, encoding, printed):
+    (tmp_path / "program.py").write_text(PROGRAM + "print('猫\\udcff')", encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stdout) == (0, printed)
+
+
+def test_chinese_class_names_are_the_same_in_an_ascii_locale(run, tmp_path):
+    """Trained in one and continued in the other, with one cached index, lines of the log and names of the checkpoint."""
+    names = ["猫", "蚂蚁", "蜜蜂"]
+    draw_images(tmp_path / "数据" / "train", names, 8)
+    draw_images(tmp_path / "数据" / "val", names, 1)
+    words = ["--data=数据", "--output-dir=训练", "--resume=auto"]
+    run(sys.executable, TINY, *words, "--epochs=1", env=ASCII)
+    state = torch.load(tmp_path / "训练" / "checkpoint.pth.tar", weights_only=True)
+    assert state["classes"] == names
+    assert (tmp_path / "训练" / "log.txt").read_text(encoding="utf-8").splitlines()[0].endswith("; 训练")
+    done = run(TINY, *words, "--epochs=2")
+    assert "resumed at epoch 2" in done.stdout
