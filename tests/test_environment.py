@@ -14,12 +14,10 @@ ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIO
 
 
 def test_in_an_ascii_locale_a_program_starts_again_in_utf8_once(run, tmp_path):
-    body = (
-        "import pathlib; print('猫', *sys.argv[1:]); print(sys.flags.utf8_mode); pathlib.Path('猫').write_text('蚂蚁')"
-    )
+    body = "import pathlib; pathlib.Path('猫').write_text('蚂蚁'); print('猫', *sys.argv[1:], sys.flags.utf8_mode)"
     (tmp_path / "program.py").write_text(PROGRAM + body, encoding="utf-8")
     done = run("bash", "-c", '"$0" program.py 蜜蜂', sys.executable, env=ASCII)
-    assert done.stdout == "猫 蜜蜂\n1\n" and (tmp_path / "猫").read_bytes() == "蚂蚁".encode()
+    assert done.stdout == "猫 蜜蜂 1\n" and (tmp_path / "猫").read_bytes() == "蚂蚁".encode()
     done = run("bash", "-c", '"$0" -X utf8=0 program.py 蜜蜂', sys.executable, env=ASCII, check=1)
     assert "UnicodeEncodeError" in done.stderr, "an interpreter that insists on ASCII is left alone"
 
@@ -27,13 +25,13 @@ def test_in_an_ascii_locale_a_program_starts_again_in_utf8_once(run, tmp_path):
 @pytest.mark.parametrize(("encoding", "printed"), [("utf-8", b"\xe7\x8c\xab\xff\n"), ("latin-1", b"\\u732b\\udcff\n")])
 def test_a_name_that_is_no_text_is_printed_as_well_as_the_terminal_can(tmp_path, encoding, printed):
     (tmp_path / "program.py").write_text(PROGRAM + "print('猫\\udcff')", encoding="utf-8")
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, env=environment)
+    words = [sys.executable, tmp_path / "program.py"]
+    done = subprocess.run(words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": encoding})
     assert (done.returncode, done.stdout) == (0, printed)
 
 
 def test_chinese_class_names_are_the_same_in_an_ascii_locale(run, tmp_path):
-    """Trained in one and continued in the other, with one cached index, lines of the log and names of the checkpoint."""
+    """Trained in one and continued in the other, with one cached index."""
     names = ["猫", "蚂蚁", "蜜蜂"]
     draw_images(tmp_path / "数据" / "train", names, 8)
     draw_images(tmp_path / "数据" / "val", names, 1)

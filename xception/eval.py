@@ -40,7 +40,7 @@ def main() -> None:
     )
     print(result_line(counts))
     log = config.log_file or EVAL_LOGS["Ascend" if config.device == "npu" else "GPU"]
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         file.write(result_line(counts) + "\n")
 
 
