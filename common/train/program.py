@@ -5,6 +5,7 @@ calls `PROGRAM.check` once before any process exists; every process then calls `
 after the command line has been read, so that --help and errors in options are immediate.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -189,9 +190,11 @@ class TrainProgram:
     def _train(self, setup: RunSetup, group: "Group") -> None:
         from common.train.trainer import Trainer
 
-        setup = dataclasses.replace(setup, folder=group.from_rank0(lambda: run_setup.create_folder(setup)))
-        logger = self.make_logger(setup.folder if group.world.is_main else None, setup)
-        try:
+        with contextlib.ExitStack() as stack:
+            folder = group.from_rank0(lambda: stack.enter_context(run_setup.claimed_folder(setup)))
+            setup = dataclasses.replace(setup, folder=folder)
+            logger = self.make_logger(folder if group.world.is_main else None, setup)
+            stack.callback(logger.close)
             logger.write_json(
                 run_folder.CONFIG,
                 dict(
@@ -203,15 +206,11 @@ class TrainProgram:
                 ),
             )
             trainer = Trainer(setup, group, logger)
-            try:
-                logger.info(_headline(trainer, group.device))
-                for note in run_setup.notes(setup):
-                    logger.info(note)
-                trainer.fit()
-            finally:
-                trainer.close()
-        finally:
-            logger.close()
+            stack.callback(trainer.close)
+            logger.info(_headline(trainer, group.device))
+            for note in run_setup.notes(setup):
+                logger.info(note)
+            trainer.fit()
 
     def _evaluate(self, config: TrainConfig, explicit: frozenset[str], world: "World") -> None:
         from common.evaluation import program

@@ -1,10 +1,12 @@
 """RunSetup: the checked inputs of a training run, and the checks, which reconcile options with the checkpoint."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from common import cli, run_folder
@@ -264,8 +266,46 @@ def refuse_used_folder(folder: str) -> None:
         )
 
 
-def create_folder(setup: RunSetup) -> pathlib.Path:
-    """The run folder, on rank 0: the one given, the one that is resumed, or a new numbered one."""
+@contextlib.contextmanager
+def claimed_folder(setup: RunSetup) -> Iterator[pathlib.Path]:
+    """The run folder, on rank 0: the one given, the one that is resumed, or a new numbered one.
+
+    It belongs to this process until the end of the block. The kernel's lock on log.txt ends with the process, however
+    that ends; where a file system has no locks, the creation of log.txt still decides between two new runs.
+
+    Raises:
+      UserError: another process has it, or it cannot be written.
+    """
+    folder, resumes = _folder(setup), setup.config.resume == "auto"
+    try:
+        log = open(folder / run_folder.LOG, "a" if resumes or setup.state else "x")  # noqa: SIM115  closed below
+    except FileExistsError:
+        refuse_used_folder(str(folder))
+        raise
+    except OSError as error:
+        reason = f"{folder} cannot be written ({error.strerror})"
+        raise UserError(f"--output-dir: {reason}", every_rank=False) from error
+    with log:
+        os.register_at_fork(after_in_child=log.close)  # a child that outlives this process must not keep the lock
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            # The lock of a node that was lost may stay in a network file system; there the rendezvous keeps runs apart.
+            if not setup.config.machines:
+                reason = f"{folder} is in use by another run; choose another folder, or wait for its end"
+                raise UserError(f"--output-dir: {reason}") from error
+        except OSError:  # no locks here
+            pass
+        if resumes and setup.state is None:
+            from common.train import checkpoint
+
+            if checkpoint.newest_valid(folder):  # a run that started and ended since `load_resume_state`
+                refuse_used_folder(str(folder))
+        yield folder
+
+
+def _folder(setup: RunSetup) -> pathlib.Path:
+    """The folder of a run, which exists."""
     config = setup.config
     if config.output_dir:
         try:
