@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from common.environment import set_torch_defaults, use_utf8
+from common.environment import name_user, set_torch_defaults, use_utf8
 from common.errors import (
     EXIT_FINAL,
     EXIT_PEER_LOST,
@@ -229,6 +229,7 @@ def exit_on_error() -> Iterator[None]:
     A UserError ends with status 2 and one line, a RunError with 1 and one line, anything else with a traceback.
     """
     use_utf8()
+    name_user()
     set_torch_defaults()
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (`>&-`): the next file would take its descriptor

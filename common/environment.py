@@ -1,8 +1,10 @@
 """What a program sets before it does anything: Python's UTF-8 mode, and environment variables that torch reads."""
 
+import contextlib
 import io
 import os
 import sys
+import tempfile
 
 
 def use_utf8() -> None:
@@ -17,6 +19,29 @@ def use_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):  # names are bytes: print those that are no text in this locale too
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
+
+
+def name_user() -> None:
+    """Give a name and a home folder to a user without entry in the password file (`docker run --user 1234`).
+
+    torch and other packages ask for both when they are imported; without a home, `~` becomes a folder of that name.
+    """
+    import pwd
+
+    uid = os.getuid()
+    try:
+        pwd.getpwuid(uid)
+        return
+    except KeyError:
+        pass
+    if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):  # as getpass.getuser does
+        os.environ["USER"] = f"uid{uid}"
+    if not os.environ.get("HOME"):
+        home = os.path.join(tempfile.gettempdir(), f"image-zoo-{uid}")
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(home, 0o700)
+        is_own = os.lstat(home).st_uid == uid and not os.path.islink(home)  # not one that another user made
+        os.environ["HOME"] = home if is_own else os.devnull
 
 
 def set_torch_defaults() -> None:

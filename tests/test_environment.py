@@ -8,6 +8,8 @@ import pytest
 import torch
 from support import ROOT, TINY, draw_images
 
+from common import environment
+
 PROGRAM = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom common import cli\nwith cli.exit_on_error():\n    "
 
 ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": ""}
@@ -42,3 +44,38 @@ def test_chinese_class_names_are_the_same_in_an_ascii_locale(run, tmp_path):
     assert (tmp_path / "训练" / "log.txt").read_text(encoding="utf-8").splitlines()[0].endswith("; 训练")
     done = run(TINY, *words, "--epochs=2")
     assert "resumed at epoch 2" in done.stdout
+
+
+def test_a_user_without_name_and_home_trains_and_leaves_no_folder_called_tilde(run, images, tmp_path):
+    """`docker run --user`: torch asks for the name when it is imported, the cache of file lists for the home."""
+    as_nobody = [
+        "unshare",
+        "--user",
+        "--map-user=4242",
+        "env",
+        "-i",
+        f"PATH={os.environ['PATH']}",
+        f"TMPDIR={tmp_path}",
+    ]
+    if subprocess.run([*as_nobody, "true"]).returncode:
+        pytest.skip("no user namespaces here")
+    (tmp_path / "cwd").mkdir()
+    words = [sys.executable, TINY, "--data", images, "--output-dir=run", "--epochs=1", "--workers=1"]
+    done = run(*as_nobody, *words, cwd=tmp_path / "cwd")
+    assert done.stderr == "" and [path.name for path in (tmp_path / "cwd").iterdir()] == ["run"]
+    home = tmp_path / "image-zoo-4242"
+    assert home.stat().st_mode & 0o777 == 0o700 and list(home.glob(".cache/image-zoo/*")), "the cache is not used"
+
+
+def test_a_home_that_another_user_made_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"image-zoo-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    environment.name_user()
+    assert os.environ["HOME"] == os.devnull
+    for name in ("HOME", "USER"):
+        monkeypatch.setenv(name, "own")
+    environment.name_user()
+    assert (os.environ["HOME"], os.environ["USER"]) == ("own", "own")
