@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -28,6 +29,8 @@ from common.errors import (
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+# Errors of the operating system about a file that only the user can mend.
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 DEVICES = ("auto", "npu", "cuda", "cpu")  # choices of every --device; auto: npu, then cuda, then cpu
 Config = typing.TypeVar("Config", bound="DataclassInstance")
 
@@ -256,8 +259,12 @@ def exit_on_error() -> Iterator[None]:
     except BrokenPipeError:  # standard output was closed (`... | head`)
         discard_output()
         sys.exit(1)
-    except OSError:
-        _flush_output("\n")  # where that fails too, standard output is the cause
+    except OSError as error:
+        if error.filename is None:
+            _flush_output("\n")  # where that fails too, standard output is the cause
+        elif error.errno in _NO_ACCESS:
+            print_error(f"error: {error.filename}: {error.strerror}; name another file or folder, or change this one")
+            sys.exit(EXIT_USER_ERROR)
         raise
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from common.errors import UserError
+
 StrPath = str | os.PathLike[str]
 
 
@@ -86,6 +88,20 @@ def read_text(path: StrPath) -> str:
     if "\0" in text:
         raise UnicodeError("it holds zero bytes, as UTF-16 without a byte order mark does; save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_writable(path: StrPath, flag: str) -> None:
+    """Check that a file or folder can be made, before the work whose result it will hold.
+
+    Raises:
+      UserError: the nearest folder above it that exists cannot be written to.
+    """
+    target = pathlib.Path(path).absolute()
+    folder = target if target.is_dir() else target.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{flag}: {folder} cannot be written to; name a place elsewhere")
 
 
 def sync_folder(folder: StrPath) -> None:

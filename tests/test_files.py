@@ -1,10 +1,14 @@
 """common/files.py: a file is replaced whole or not at all, and no draft stays behind."""
 
 import os
+import pathlib
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from support import LAUNCH_TINY, ROOT, TINY, user_error
 
 from common import files
 
@@ -63,3 +67,45 @@ def test_a_draft_that_is_a_link_to_the_target_is_removed(tmp_path):
     with files.atomic_path(tmp_path / "x") as draft:
         os.link(tmp_path / "x", draft)
     assert names(tmp_path) == ["x"]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """Words that run a program in a folder that takes no files, root's neither."""
+    (tmp_path / "here").mkdir()
+    mount = f"mount --bind {tmp_path}/here {tmp_path}/here && mount -o remount,ro,bind {tmp_path}/here"
+    enter = f'{mount} && cd {tmp_path}/here && exec "$@"'
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", enter, "sh"]
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    return words
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--output-dir", [TINY]),
+        ("--output-dir", [TINY, "--output-dir=."]),
+        ("--output-dir", [*LAUNCH_TINY, "--device=cpu", "--batch_size=12", "--devices=2", "--max_restarts=1"]),
+        ("--metrics-json", [ROOT / "inception_v4" / "postprocess.py", "--infer_results=x", "--anno_file=y"]),
+        ("--metrics-json", [ROOT / "inception_v4" / "eval.py", "--data=x", "--resume=y", "--metrics-json=z"]),
+        ("--log-file", [ROOT / "xception" / "eval.py", "--dataset-path=x", "--checkpoint-path=y"]),
+        ("--onnx", [ROOT / "inception_v3" / "pthtar2onnx.py", "--ckpt=x"]),
+        ("DIR", [ROOT / "tools" / "make_sample_data.py", "samples"]),
+        ("--folder", [ROOT / "tools" / "quickstart.py"]),
+        ("--save-path", [ROOT / "inception_v3" / "preprocess.py", "--save_path=inputs"]),
+        ("--list", [ROOT / "tools" / "check_data.py", "DATA"]),
+    ],
+)
+def test_a_program_in_a_folder_that_cannot_be_written_says_what_to_give(run, images, read_only, tmp_path, flag, words):
+    data = {"tiny": f"--data={images}", "launch": f"--data_path={images}", "preprocess": f"--src_path={images}/val/ant"}
+    words = [images if word == "DATA" else word for word in words]
+    words += [data[name] for name in [pathlib.Path(words[0]).stem] if name in data]
+    assert user_error(run(*read_only, sys.executable, *words, check=2)).startswith(f"{flag}: ")
+
+
+def test_any_other_file_that_cannot_be_written_is_one_line(run, read_only):
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    program = f"{path}\nfrom common import cli\nwith cli.exit_on_error(): open('x', 'w')"
+    done = run(*read_only, sys.executable, "-c", program, check=2)
+    assert user_error(done) == "x: Read-only file system; name another file or folder, or change this one"

@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common import cli
+from common import cli, files
 from common.errors import UserError
 from common.spec import ModelSpec
 from tools import models
@@ -57,6 +57,7 @@ def main() -> None:
     from common.weights import convert
 
     convert.format_of(pathlib.Path(options.output))
+    files.check_writable(options.output, "OUT")
     done = convert.convert(options.input, options.output, spec or detect(options.input), options.use_ema)
     if done.taken:
         print(done.taken)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs fro
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from common import cli
+from common import cli, files
 from common.errors import UserError
 
 EXIF_ORIENTATION = 0x0112
@@ -158,6 +158,7 @@ def make(folder: str | pathlib.Path, config: SampleConfig) -> int:
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"DIR: {folder} exists and is not an empty folder; choose another one")
+    files.check_writable(folder, "DIR")
     count = 0
     for part, per_class in (("train", config.train_per_class), ("val", config.val_per_class)):
         for shape in CLASSES:

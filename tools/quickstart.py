@@ -16,7 +16,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any folder
 
-from common import cli, processes, run_folder
+from common import cli, files, processes, run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ def run(script: str, *options: str | pathlib.Path) -> None:
 def main() -> None:
     config, _ = cli.parse(DemoConfig(), __doc__)
     started = time.perf_counter()
+    files.check_writable(config.folder, "--folder")
     folder = run_folder.new_run(config.folder)
     data, trained, onnx_file = folder / "data", folder / "run", folder / "inception_v3.onnx"
     run("tools/make_sample_data.py", data, f"--train-per-class={config.train_per_class}")

@@ -13,7 +13,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common import cli
+from common import cli, files
 from common.evaluation import program
 from xception.src import config as recipes
 from xception.src.run_log import EVAL_LOGS, result_line
@@ -33,13 +33,14 @@ class XceptionEvalConfig(program.EvalConfig):
 def main() -> None:
     config, _ = cli.parse(XceptionEvalConfig(), __doc__)
     config = dataclasses.replace(config, device=recipes.DEVICES.get(config.device, config.device))
+    log = config.log_file or EVAL_LOGS["Ascend" if config.device == "npu" else "GPU"]
+    files.check_writable(log, "--log-file")
     from common.train.losses import torch_smoothing
 
     counts, _ = program.evaluate_folder(
         recipes.SPEC, config, lambda num_outputs: torch_smoothing(config.label_smooth_factor, "others", num_outputs)
     )
     print(result_line(counts))
-    log = config.log_file or EVAL_LOGS["Ascend" if config.device == "npu" else "GPU"]
     with open(log, "a", encoding="utf-8") as file:
         file.write(result_line(counts) + "\n")
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-from common import cli, processes
+from common import cli, files, processes
 from common.deploy import atc_checks, file_names, om_metadata
 from common.device import cann, cann_failure, npu_smi, versions
 from common.errors import RunError, UserError
@@ -128,6 +128,8 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
     file_names.check_characters("--output", base, "atc")
     if not base.parent.is_dir():
         raise UserError(f"--output: {base.parent} is not a folder")
+    if config.aipp or not config.dry_run:
+        files.check_writable(base, "--output")
     soc_version = npu_smi.check_chip_name(config.soc_version) if config.soc_version else npu_smi.detect_chip_name()
     for name, chips in FORMATS.items():
         if name in config.mode.replace("bfloat16", "bf") and not re.match(chips, soc_version):

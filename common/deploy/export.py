@@ -7,7 +7,7 @@ import typing
 import warnings
 from collections.abc import Callable, Sequence
 
-from common import cli
+from common import cli, files
 from common.deploy.atc import OPSETS
 from common.errors import UserError
 from common.evaluation import engines, onnx_metadata
@@ -70,6 +70,7 @@ def main(
 
 def export(spec: ModelSpec, config: ExportConfig, default_checkpoint: Callable[[], pathlib.Path] | None = None) -> None:
     """Write the ONNX file and print one line about it."""
+    files.check_writable(config.onnx, "--onnx")
     ckpt = config.ckpt or (default_checkpoint() if default_checkpoint else download(spec))
     model, meta = load_model(ckpt, spec, config.use_ema, num_classes=config.num_classes)
     if meta["taken"]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common import cli, parallel
+from common import cli, files, parallel
 from common.data import labels
 from common.data.file_tree import is_hidden, nfc
 from common.deploy import file_names, run_summary
@@ -53,6 +53,7 @@ def main(spec: ModelSpec, description: str) -> None:
     """Body of a model's postprocess script."""
     with cli.exit_on_error():
         config, _ = cli.parse(PostprocessConfig(), description)
+        files.check_writable(config.metrics_json, "--metrics-json")
         counts, num_outputs = score(spec, config)
         metrics_json.write_metrics(config.metrics_json, counts, num_outputs)
         print(metrics_json.format_table(counts))

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from common import cli, parallel
+from common import cli, files, parallel
 from common.data import labels
 from common.errors import UserError
 from common.evaluation import aipp, engines, metrics_json
@@ -81,6 +81,8 @@ def main(spec: ModelSpec, description: str) -> None:
     """Body of a model's eval script."""
     with cli.exit_on_error():
         config, _ = cli.parse(EvalConfig(), description)
+        if config.metrics_json:
+            files.check_writable(config.metrics_json, "--metrics-json")
         counts, num_outputs = evaluate_folder(spec, config)
         print(counts)
         print(metrics_json.format_table(counts))

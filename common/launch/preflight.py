@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from common import cli, parallel, processes
+from common import cli, files, parallel, processes
 from common.device import versions
 from common.device.finding import Finding, check_ports
 from common.errors import UserError
@@ -158,11 +158,13 @@ def _check_loading(config: PreflightConfig) -> Iterator[Finding]:
 
 
 def _check_disk(folder: str) -> Finding:
+    try:
+        files.check_writable(folder, "--output_dir")
+    except UserError as error:
+        return Finding("disk", str(error).partition(": ")[2].partition(";")[0], "give another --output_dir")
     path = pathlib.Path(folder).absolute()
     while not path.exists():
         path = path.parent
-    if not path.is_dir() or not os.access(path, os.W_OK):
-        return Finding("disk", f"{path} cannot be written to", "give another --output_dir")
     free = shutil.disk_usage(path).free
     remedy = f"free {_size(DISK_BYTES)} for the checkpoints, or give another --output_dir"
     return Finding("disk", f"{_size(free)} free in {path}", remedy if free < DISK_BYTES else "")

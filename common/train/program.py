@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from common import cli, run_folder
+from common import cli, files, run_folder
 from common.config import Recipe, TrainConfig
 from common.data import exclude, index
 from common.errors import NothingToDo, UserError
@@ -258,6 +258,7 @@ class TrainProgram:
             )
         if state is None and config.output_dir and config.resume != "auto":
             run_setup.refuse_used_folder(config.output_dir)
+        files.check_writable(config.output_dir or run_folder.OUTPUT, "--output-dir")
         return RunSetup(
             self.spec,
             config,
