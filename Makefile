@@ -4,7 +4,7 @@
 # make bench   speed comparisons; writes docs/benchmarks.json and the tables
 # make tables  the tables of the READMEs and of docs/, from results.json and docs/benchmarks.json
 # make check-npu-api   the names used of torch_npu against its real wheel, which is downloaded (40 MB)
-# make chaos   kills, torn files and full disks: 200 faults on a tiny network, 20 kills on each model
+# make chaos   kills, torn files and full disks: 280 faults on a tiny network, 20 kills on each model
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -43,5 +43,5 @@ check-npu-api: venv
 	$(BIN)/python tests/check_npu_api.py
 
 chaos: venv
-	$(BIN)/python tests/chaos/chaos.py --faults 200
+	$(BIN)/python tests/chaos/chaos.py --faults 280
 	for model in $$($(BIN)/python tools/models.py); do $(BIN)/python tests/chaos/chaos.py --model $$model --faults 20 || exit 1; done

@@ -1,18 +1,18 @@
 """Inject faults into a small training; in the end it must have the bits of the run without faults.
 
-    python tests/chaos/chaos.py --faults 200
+    python tests/chaos/chaos.py --faults 280
     python tests/chaos/chaos.py --model inception_v3 --faults 20
 
-Ten kinds of faults hit the tiny network of the tests, which sums gradients in a fixed order (--reduce exact), on 1, 2
-or 3 ranks with 0 to 3 loader processes; the three real models are killed only, on one rank. Prints a ledger; the status
-is 1 where a bit differs, a process hangs, or more is lost than the steps since the last checkpoint that can be read.
-Ranks are forked from this process, which has torch loaded: that takes longer than the training between two faults.
+Fourteen kinds of faults hit the tiny network of the tests, which sums gradients in a fixed order (--reduce exact), on 1,
+2 or 3 ranks with 0 to 3 loader processes; the three real models are killed only, on one rank. Prints a ledger; the
+status is 1 where a bit differs, a process hangs or is left behind, or more is lost than the steps since the last
+checkpoint that can be read. Ranks are forked from this process, which has torch loaded: that takes longer than the
+training between two faults.
 """
 
 import argparse
 import collections
 import contextlib
-import ctypes
 import json
 import os
 import pathlib
@@ -28,9 +28,10 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from common import processes
 from tools import models
 
-SAVE_EVERY, DISK_MIB = 3, 8
+SAVE_EVERY, DISK_MIB, SHARED_MEMORY_MIB = 3, 8, 8
 KINDS = (
     "killed rank",
     "terminated rank",
@@ -42,12 +43,19 @@ KINDS = (
     "deleted image",
     "corrupted image",
     "other number of ranks",
+    "full shared memory",
+    "closed output",
+    "two starts at once",
+    "killed conversion",
 )
 # Saved steps that may be lost: one save that was being written, one that was damaged afterwards.
 LOSS = {kind: 2 * SAVE_EVERY for kind in KINDS} | {
     "terminated rank": 0,
     "other number of ranks": 0,
     "full disk": 0,
+    "closed output": 0,
+    "two starts at once": 0,
+    "killed conversion": 0,
     "torn checkpoint": 3 * SAVE_EVERY,
     "empty checkpoint": 3 * SAVE_EVERY,
 }
@@ -63,25 +71,40 @@ EVERYTHING = [
 
 
 class Life:
-    """The ranks of one start of the training, forked from this process."""
+    """The ranks of one start of the training, forked from this process.
 
-    def __init__(self, program, argv, world, log):
+    Args:
+      is_piped: whether the output of rank 0 passes through another program, `reader`, which can be ended.
+    """
+
+    def __init__(self, program, argv, world, log, is_piped=False):
+        self.reader = None
+        if is_piped:
+            with open(log, "ab") as file:
+                self.reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file, start_new_session=True)
         self.log, self.world, self.began = log, world, time.monotonic()
         self.offset = log.stat().st_size if log.exists() else 0
         self.store, port = store_process() if world > 1 else (None, 0)
         self.pids = [self._fork(program, argv, rank, port) for rank in range(world)]
         self.statuses = {}
+        if self.reader:
+            self.reader.stdin.close()  # rank 0 has it
 
     def _fork(self, program, argv, rank, port):
+        parent = os.getpid()
         pid = os.fork()
         if pid:
             return pid
         status = 1
         try:
-            die_with_parent()
+            processes.die_with_parent(parent)  # of a chaos that crashed or was killed
             os.setsid()
             output = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.dup2(output, 1), os.dup2(output, 2)
+            if self.reader:
+                if rank == 0:
+                    os.dup2(self.reader.stdin.fileno(), 1)
+                self.reader.stdin.close()
             place = dict(
                 RANK=rank,
                 LOCAL_RANK=rank,
@@ -130,21 +153,18 @@ class Life:
             os.kill(self.store, signal.SIGKILL)
             os.waitpid(self.store, 0)
             self.store = None
+        if self.reader:
+            self.reader.wait()
         return late
-
-
-def die_with_parent():
-    """Processes of a chaos run that crashed or was killed end with it."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def store_process():
     """(process id, port) of a store that outlives the ranks, as the one of torchrun's agent does."""
     reader, writer = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if not pid:
-        die_with_parent()
+        processes.die_with_parent(parent)
         from torch.distributed import TCPStore
 
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -223,10 +243,10 @@ class Chaos:
     def start(self, kind, before=None):
         worlds = [n for n in self.worlds if n != before and (n > 1 or kind != "stopped rank")]
         self.metrics_before = len(self.metrics())
-        workers = self.draw.randint(1 if kind == "killed loader process" else 0, 3)
+        workers = self.draw.randint(1 if kind in ("killed loader process", "full shared memory") else 0, 3)
         world = self.draw.choice(worlds)
         argv = [*self.argv, f"--workers={workers}", f"--accumulate={self.micro_batches // world}"]
-        self.life = Life(self.program, argv, world, self.log)
+        self.life = Life(self.program, argv, world, self.log, is_piped=kind == "closed output")
         if not self.wait(lambda: self.resumed_at() is not None):
             self.wrong.append(f"{kind}: the ranks did not start\n{self.life.output()[-3000:]}")
         return self.resumed_at()
@@ -262,7 +282,9 @@ class Chaos:
         life, victim = self.life, self.draw.choice(self.life.pids)
         newest = self.folder / "checkpoint.pth.tar"
         if kind == "killed rank":
+            children = children_of(victim)
             life.signal(signal.SIGKILL, [victim])
+            self.expect_gone(kind, children)
         elif kind == "terminated rank":
             life.signal(self.draw.choice([signal.SIGTERM, signal.SIGUSR1]), [victim])
             self.ended_with(kind, {143})
@@ -294,6 +316,20 @@ class Chaos:
                 newest.write_bytes(content[:length])
         elif kind == "full disk":
             self.fill_disk(kind)
+        elif kind == "full shared memory":
+            self.fill_shared_memory(kind)
+        elif kind == "closed output":
+            if self.draw.random() < 0.5:
+                life.signal(signal.SIGHUP, [victim])
+            else:
+                life.reader.kill()
+            self.ended_with(kind, {143})
+        elif kind == "two starts at once":
+            self.start_two(kind)
+        elif kind == "killed conversion":
+            self.kill_conversion(kind)
+            life.signal(signal.SIGTERM)
+            self.ended_with(kind, {143})
         else:
             path = self.draw.choice(self.images)
             content = path.read_bytes()
@@ -306,15 +342,75 @@ class Chaos:
         if self.life.end() or set(self.life.statuses.values()) != expected:
             self.wrong.append(f"{kind}: statuses {self.life.statuses}\n{self.life.output()[-3000:]}")
 
+    def expect_gone(self, kind, pids, seconds=10):
+        """No process that a rank has started may outlive it."""
+        deadline = time.monotonic() + seconds
+        while (left := [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if left:
+            self.wrong.append(f"{kind}: {len(left)} processes were left behind")
+
+    def fill_shared_memory(self, kind):
+        """All ranks end within 10 seconds, with one line."""
+        ballast = pathlib.Path(processes.SHARED_MEMORY, "ballast")
+        fill(ballast)
+        late = self.life.end(10)
+        ballast.unlink()
+        lines = [line for line in self.life.output().splitlines() if line.startswith("error: ")]
+        is_named = len(lines) == 1 and lines[0].startswith(f"error: {processes.SHARED_MEMORY}: ")
+        if late or not is_named or set(self.life.statuses.values()) != {2}:
+            self.wrong.append(f"{kind}: statuses {self.life.statuses}\n{self.life.output()[-3000:]}")
+
+    def start_two(self, kind):
+        """Start twice at once in the folder of the run: one wins, the other is refused and changes nothing."""
+        self.life.signal(signal.SIGTERM)
+        self.ended_with(kind, {143})
+        world = self.life.world
+        argv = [*self.argv, f"--workers={self.draw.randint(0, 3)}", f"--accumulate={self.micro_batches // world}"]
+        lives = [Life(self.program, argv, world, self.log.with_name(f"chaos{n}.log")) for n in range(2)]
+        deadline = time.monotonic() + 60
+        while all(life.alive() for life in lives) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        loser, self.life = sorted(lives, key=lambda life: len(life.alive()))
+        late = loser.end(10)
+        if late or set(loser.statuses.values()) != {2} or loser.output().count("error: ") != 1:
+            self.wrong.append(f"{kind}: statuses {loser.statuses}\n{loser.output()[-3000:]}")
+        self.metrics_before = len(self.metrics())
+        self.expect(kind, lambda: self.resumed_at() is not None, "nobody won")
+        goal = self.steps_done() + 1
+        self.expect(kind, lambda: self.steps_done() >= goal, "the winner does not train")
+        self.life.signal(signal.SIGTERM)
+        self.ended_with(kind, {143})
+
+    def kill_conversion(self, kind):
+        """Kill preprocess.py while one worker hangs: nothing keeps its pipe open, and a second start ends the work."""
+        source, target, whole = (self.log.with_name(name) for name in ("photos", "inputs", "inputs of one run"))
+        words = [sys.executable, str(ROOT / "inception_v4" / "preprocess.py"), "--workers=2", "--image_size=75"]
+        words.append(f"--src_path={source}")
+        if not source.exists():
+            shutil.copytree(self.data / "val" / "ant", source)
+            subprocess.run([*words, f"--save_path={whole}"], check=True, stdout=subprocess.DEVNULL)
+        shutil.rmtree(target, ignore_errors=True)
+        hanging = source / "hanging.jpg"
+        os.mkfifo(hanging)
+        conversion = subprocess.Popen([*words, f"--save_path={target}"], stdout=subprocess.PIPE, text=True)
+        with open(hanging, "wb"):  # a worker has opened it
+            time.sleep(self.draw.uniform(0, 0.02))
+            conversion.send_signal(self.draw.choice([signal.SIGTERM, signal.SIGKILL]))
+            try:
+                conversion.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                self.wrong.append(f"{kind}: its output was not closed")
+        hanging.unlink()
+        done = subprocess.run([*words, f"--save_path={target}"], capture_output=True, text=True)
+        contents = [{path.name: path.read_bytes() for path in folder.glob("*.bin")} for folder in (target, whole)]
+        if contents[0] != contents[1]:
+            self.wrong.append(f"{kind}: the second start did not complete the work\n{done.stdout}{done.stderr}")
+
     def fill_disk(self, kind):
         """Fill the disk until the run complains, then make room; the same ranks go on and save again."""
         life, ballast = self.life, self.folder / "ballast"
-        with open(ballast, "wb", buffering=0) as file:
-            try:
-                while file.write(b"\0" * 4096):
-                    pass
-            except OSError:
-                pass
+        fill(ballast)
         self.expect(kind, lambda: "cannot be written" in life.output(), "was not reported")
         ballast.unlink()
         goal = self.steps_done() + SAVE_EVERY + 1
@@ -342,6 +438,13 @@ class Chaos:
             print(f"{kind:24} {entry['injected']:8} {entry['recovered']:9} {entry['lost']:10} {entry['most']:5}")
 
 
+def fill(ballast):
+    """Write a file until its disk is full."""
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"\0" * 4096):
+            pass
+
+
 def children_of(pid):
     """Process ids of the children of a rank."""
     try:
@@ -354,8 +457,8 @@ def children_of(pid):
         return []
 
 
-def on_a_small_disk():
-    """Start this program again where it may mount a disk of its own: in a user namespace."""
+def on_small_disks():
+    """Start this program again where it may mount disks of its own: in a user namespace."""
     if os.environ.get("CHAOS_NAMESPACE"):
         return
     words = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, *sys.argv]
@@ -424,12 +527,12 @@ def prepare(model, faults, home):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", choices=["tiny", *models.names()])
-    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--faults", type=int, default=280)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slim", type=int, default=1, help="divide the channels of a real model by this")
     args = parser.parse_args()
     if args.model == "tiny":
-        on_a_small_disk()
+        on_small_disks()
     with tempfile.TemporaryDirectory() as home:
         return run(args, pathlib.Path(home))
 
@@ -449,7 +552,8 @@ def run(args, home):
 
     (home / "disk").mkdir()
     if args.model == "tiny":
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", home / "disk"], check=True)
+        for folder, size in ((home / "disk", DISK_MIB), (processes.SHARED_MEMORY, SHARED_MEMORY_MIB)):
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", folder], check=True)
     kinds = [KINDS[n % len(KINDS)] if args.model == "tiny" else KINDS[0] for n in range(args.faults)]
     draw.shuffle(kinds)
     # Micro-batches of a step: a number that every number of ranks divides.
