@@ -3,8 +3,8 @@
     python tests/chaos/chaos.py --faults 280
     python tests/chaos/chaos.py --model inception_v3 --faults 20
 
-Fourteen kinds of faults hit the tiny network of the tests, which sums gradients in a fixed order (--reduce exact), on 1,
-2 or 3 ranks with 0 to 3 loader processes; the three real models are killed only, on one rank. Prints a ledger; the
+Fourteen kinds of faults hit the tiny network of the tests, which sums gradients in a fixed order (--reduce exact), on
+1, 2 or 3 ranks with 0 to 3 loader processes; the three real models are killed only, on one rank. Prints a ledger; the
 status is 1 where a bit differs, a process hangs or is left behind, or more is lost than the steps since the last
 checkpoint that can be read. Ranks are forked from this process, which has torch loaded: that takes longer than the
 training between two faults.
