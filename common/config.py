@@ -25,7 +25,7 @@ class TrainConfig:
     # Options that a resumed run takes from its checkpoint, that are checked against it, or that change no number.
     NOT_COMPARED_ON_RESUME: typing.ClassVar[frozenset[str]] = frozenset(
         "data workers image_size num_classes batch_size eval_batch_size exclude arch dropout transform_input pretrained "
-        "use_ema accumulate seed device_id npu memory_format threads".split()
+        "freeze freeze_norm head_lr_scale use_ema accumulate seed device_id npu memory_format threads".split()
     )
 
     # fmt: off
@@ -53,12 +53,15 @@ class TrainConfig:
     dropout: float | None = _model(None, "dropout probability before the classifier; default: the model's own", low=0, high=1)
     transform_input: bool | None = _model(None, "convert ImageNet-normalized input to 0.5/0.5; default: as --pretrained needs")
     pretrained: str = _model("", "start from the weights in this file")
+    freeze: str = _model("none", "weights of --pretrained to keep: none, head (all but the classifier), or a block: all before it")
+    freeze_norm: bool = _model(False, "keep the running statistics of all batch norms, not only those of frozen blocks")
     use_ema: bool | None = _model(None, "take the averaged weights of --pretrained (or --evaluate); default: where it has them")
 
     # Optimization
     epochs: int = _optim(240, "passes over the training set", low=1)
     max_steps: int | None = _optim(None, "stop after this many steps in all", low=1)
     lr: float = _optim(0.045, "peak learning rate", "--learning-rate", above=0)
+    head_lr_scale: float = _optim(1.0, "learning rate of the classifier, as a multiple of --lr at every step", above=0)
     lr_schedule: str = _optim("cosine-epoch", "learning-rate schedule")
     warm_up_epochs: int = _optim(0, "epochs of rising learning rate", low=0)
     optimizer: str = _optim("sgd", "update rule; every published recipe is SGD with momentum", choices=("sgd", "rmsprop", "adamw"))

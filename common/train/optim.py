@@ -1,5 +1,6 @@
 """Optimizers (every published recipe uses SGD with momentum; torch's RMSprop and AdamW) and weight averaging."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from common.config import TrainConfig
 from common.device.device import Device
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, device: Device) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, device: Device, classifiers: Sequence[str] = ()
+) -> torch.optim.Optimizer:
     """The optimizer of `config.optimizer`, in one fused kernel where the device has it.
 
     Call it after the model is on its device: npu replaces the storage of some weights on the way.
@@ -18,18 +21,27 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: Device) -> tor
     `config.momentum` is SGD's and RMSprop's momentum and AdamW's first beta. RMSprop has decay 0.9 and epsilon 1.0 as
     in arXiv 1512.00567, section 8 (torch adds epsilon to the root, TensorFlow under it). With `config.decay_norm` off,
     batch-norm parameters get no weight decay, everything else does, biases included (MindSpore's rule).
+    Parameters that need no gradient (--freeze) are left out. With `config.head_lr_scale`, the layers named in
+    `classifiers` are a third group with an "lr_scale", by which the training step multiplies its learning rate.
     """
     norms = [
         p
         for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         for p in module.parameters(recurse=False)
+        if p.requires_grad
     ]
-    norm_ids = {id(p) for p in norms}
-    groups = [
-        dict(params=[p for p in model.parameters() if id(p) not in norm_ids], weight_decay=config.weight_decay),
+    modules = dict(model.named_modules())
+    heads = [p for name in classifiers if name in modules for p in modules[name].parameters() if p.requires_grad]
+    heads = heads if config.head_lr_scale != 1 else []
+    others = {id(p) for p in norms + heads}
+    body = [p for p in model.parameters() if p.requires_grad and id(p) not in others]
+    groups: list[dict[str, Any]] = [
+        dict(params=body, weight_decay=config.weight_decay),
         dict(params=norms, weight_decay=config.weight_decay if config.decay_norm else 0.0),
     ]
+    if heads:
+        groups.append(dict(params=heads, weight_decay=config.weight_decay, lr_scale=config.head_lr_scale))
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum, alpha=0.9, eps=1.0)
     if config.optimizer == "adamw":

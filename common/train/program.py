@@ -251,11 +251,18 @@ class TrainProgram:
         if state is not None:
             notes = run_setup.changed_options(config, state)
         elif config.pretrained:
+            from common.train import freeze
             from common.weights.load import load_pretrained
 
-            build_options, weights, notes = load_pretrained(
-                config.pretrained, self.spec, build_options, explicit | given.keys(), config.use_ema
+            if config.freeze != "none":
+                build_options, note = freeze.adapt_build_options(self.spec, build_options, config.freeze)
+                notes.append(note)
+            build_options, weights, found = load_pretrained(
+                config.pretrained, self.spec, build_options, explicit | given.keys(), config.use_ema, config.seed
             )
+            notes += found
+        elif config.freeze != "none":
+            raise UserError(f"--freeze: {config.freeze}, needs weights to keep; give --pretrained FILE")
         if state is None and config.output_dir and config.resume != "auto":
             run_setup.refuse_used_folder(config.output_dir)
         files.check_writable(config.output_dir or run_folder.OUTPUT, "--output-dir")

@@ -4,18 +4,26 @@ A step is cut into micro-batches; the result must not depend on which rank compu
 Legend: M micro-batches of a step over all ranks, P numbers of one micro-batch.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from common.distributed import Group
 
+Norms = Sequence[nn.modules.batchnorm._BatchNorm]
+
 
 class NormStatistics:
     """Batch-norm running statistics of a step: every micro-batch starts from the step's buffers, and the results are
-    averaged over all micro-batches and ranks."""
+    averaged over all micro-batches and ranks.
 
-    def __init__(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    Args:
+      norms: those in training mode. The mean of equal buffers may round, so frozen ones stay out.
+    """
+
+    def __init__(self, norms: Norms) -> None:
+        norms = [m for m in norms if m.track_running_stats]
         buffers = [b for m in norms for b in (m.running_mean, m.running_var)]
         self.buffers: list[torch.Tensor] = [b for b in buffers if b is not None]
         self._counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
@@ -51,8 +59,8 @@ class NormStatistics:
 class FastReduction:
     """The default: DistributedDataParallel sums the gradients, only the batch-norm statistics are averaged here."""
 
-    def __init__(self, model: nn.Module, group: Group, num_micro_batches: int) -> None:
-        self._norms, self._group = NormStatistics(model), group
+    def __init__(self, model: nn.Module, norms: Norms, group: Group, num_micro_batches: int) -> None:
+        self._norms, self._group = NormStatistics(norms), group
         self._averages = num_micro_batches > 1 and bool(self._norms.buffers)
 
     def loss_divisor(self, num_local: int, num_micro_batches: int) -> int:
@@ -81,9 +89,9 @@ class ExactReduction:
     M gradients on every rank: for verification, not for speed.
     """
 
-    def __init__(self, model: nn.Module, group: Group, num_micro_batches: int) -> None:
+    def __init__(self, model: nn.Module, norms: Norms, group: Group, num_micro_batches: int) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._norms, self._group = NormStatistics(model), group
+        self._norms, self._group = NormStatistics(norms), group
 
     def loss_divisor(self, num_local: int, num_micro_batches: int) -> int:
         return num_micro_batches

@@ -52,6 +52,9 @@ class RunSetup:
 _PER_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretrained")
 
 
+# Options that a resumed run takes from its checkpoint: the order of images and the parameters of the optimizer.
+_KEPT_ON_RESUME = ("seed", "freeze", "freeze_norm", "head_lr_scale")
+
 # What to do where an option contradicts the checkpoint of a resumed run.
 _NEW_RUN = "keep it, or start a new run from these weights with --pretrained FILE instead of --resume"
 
@@ -171,7 +174,7 @@ def class_count(
 def reconcile_with_checkpoint(
     spec: ModelSpec, config: TrainConfig, explicit: frozenset[str], state: dict[str, Any], splits: index.Splits
 ) -> tuple[TrainConfig, dict[str, Any]]:
-    """Take image size, seed and build options from the checkpoint; explicit options that contradict it are errors.
+    """Take image size, seed, frozen parts and build options from the checkpoint; explicit options that contradict it are errors.
 
     Returns:
       (config, build options).
@@ -180,12 +183,13 @@ def reconcile_with_checkpoint(
     if state["arch"] != spec.name:
         raise UserError(f"--resume: {config.resume} holds a {state['arch']}, this script trains {spec.name}")
     stored = {name: value for name, value in state["build"].items() if name != "num_classes"}
-    stored |= {"image_size": state["image_size"], "seed": state["config"]["seed"]}
+    stored |= {"image_size": state["image_size"]}
+    stored |= {name: state["config"].get(name, getattr(TrainConfig, name)) for name in _KEPT_ON_RESUME}
     for name in sorted(explicit & stored.keys()):
         given = getattr(config, name)
         if given is not None and given != stored[name]:
             raise UserError(f"--{name.replace('_', '-')}: {given}, but {where} has {stored[name]}; {_NEW_RUN}")
-    config = dataclasses.replace(config, image_size=stored["image_size"], seed=stored["seed"])
+    config = dataclasses.replace(config, **{name: stored[name] for name in ("image_size", *_KEPT_ON_RESUME)})
     if state["data_fingerprint"] != splits.train.fingerprint:
         if state.get("folder_fingerprint") == splits.train.full_fingerprint:
             raise UserError(

@@ -16,7 +16,7 @@ from common.device import amp
 from common.device import device as devices
 from common.distributed import Group
 from common.evaluation.torch_classifier import Normalizer, TorchClassifier
-from common.train import checkpoint, losses, optim, reduction
+from common.train import checkpoint, freeze, losses, optim, reduction
 from common.train.run_setup import RunSetup
 
 
@@ -57,12 +57,14 @@ class TrainStep:
         if setup.weights is not None:
             model.load_state_dict(setup.weights)
         device.move(model, self.memory_format)
+        self._freeze = freeze.Freeze(model, setup.spec, config.freeze, config.freeze_norm)
         self.ema = optim.make_ema(model, config.ema)
-        self.model, self.optimizer, self.precision = amp.prepare(
-            model, optim.make_optimizer(model, config, device), device.kind, self.amp_type, config
-        )
+        optimizer = optim.make_optimizer(model, config, device, setup.spec.classifiers)
+        self.model, self.optimizer, self.precision = amp.prepare(model, optimizer, device.kind, self.amp_type, config)
         self.mixer = losses.mixer(config, setup.build_options["num_classes"])
-        self.reduction = reduction.REDUCTIONS[config.reduce](self.model, group, setup.plan.num_micro_batches)
+        self.reduction = reduction.REDUCTIONS[config.reduce](
+            self.model, self._freeze.norms, group, setup.plan.num_micro_batches
+        )
         self.micro_batches = setup.plan.micro_batches_of(world.rank, world.size)
         self.normalize = Normalizer(setup.spec, device, self.memory_format)
         if setup.state is not None:
@@ -83,6 +85,10 @@ class TrainStep:
             gradient_as_bucket_view=not optim.keeps_gradients(self.optimizer),
         )
 
+    def train(self) -> None:
+        """Training mode, after an evaluation; frozen parts stay in evaluation mode."""
+        self._freeze.train(self.network)
+
     def engine(self) -> TorchClassifier:
         """Evaluation engine of the averaged weights where --ema is on, else of the weights."""
         model = self.ema.module if self.ema else self.model
@@ -93,7 +99,7 @@ class TrainStep:
         config, plan = self.setup.config, self.setup.plan
         result = StepResult(self.setup.lr_at(epoch, step), [], [], sum(len(batch.labels_N) for batch in batches))
         for group in self.optimizer.param_groups:
-            group["lr"] = result.lr
+            group["lr"] = result.lr * group.get("lr_scale", 1)
         divisor = self.reduction.loss_divisor(len(self.micro_batches), plan.num_micro_batches)
         self.optimizer.zero_grad()
         self.reduction.begin_step()

@@ -149,7 +149,7 @@ class Trainer:
         self.logger.epoch_started(state.epoch, state.step, num_steps)
         self.watchdog.phase("loading images")
         batches = self.train_loader.epoch(state.epoch, state.step)
-        self.train_step.network.train()
+        self.train_step.train()
         self.loss_meter.reset()
         self.throughput.start()
         while state.step < num_steps and not self._reached_max_steps():

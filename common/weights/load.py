@@ -121,11 +121,17 @@ def load_model(
 
 
 def load_pretrained(
-    path: StrPath, spec: ModelSpec, options: BuildOptions, explicit: Set[str], use_ema: bool | None = None
+    path: StrPath,
+    spec: ModelSpec,
+    options: BuildOptions,
+    explicit: Set[str],
+    use_ema: bool | None = None,
+    seed: int = 0,
 ) -> tuple[BuildOptions, StateDict, list[str]]:
     """Weights to start a training with.
 
-    A classifier with another class count, and `spec.training_modules` that the file lacks, are initialized.
+    A classifier with another class count, and `spec.training_modules` that the file lacks, are initialized: the
+    classifier with weights of N(0, 0.01), small beside trained features, the modules as in a training from scratch.
 
     Args:
       path: checkpoint file.
@@ -133,6 +139,7 @@ def load_pretrained(
       options: build options of the training.
       explicit: names of those that the user gave. The file decides the others, except the class count and "aux".
       use_ema: see `read_checkpoint`.
+      seed: of the initialization.
     Returns:
       (build options, complete state dict, lines on what was taken and what was initialized).
     Raises:
@@ -142,7 +149,7 @@ def load_pretrained(
     notes = [f"--pretrained: {found.taken}"] if found.taken else []
     kept = {"num_classes", "aux", *explicit}
     options = {**options, **{name: value for name, value in found.build_options.items() if name not in kept}}
-    state_dict, own = dict(found.state_dict), spec.build(**options).state_dict()
+    state_dict, own = dict(found.state_dict), _initialized(spec, options, seed)
     if found.build_options.get("num_classes") == options["num_classes"] + spec.label_offset:
         state_dict = without_background(state_dict, spec)
     for layer in spec.classifiers:
@@ -155,11 +162,28 @@ def load_pretrained(
             state_dict.update({f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")})
     for module in spec.training_modules:
         if not any(key.startswith(f"{module}.") for key in state_dict):
-            state_dict.update({key: value for key, value in own.items() if key.startswith(f"{module}.")})
+            new = {key: value for key, value in own.items() if key.startswith(f"{module}.")}
+            state_dict.update(new)
+            if new:
+                notes.append(f"--pretrained: {module} is not in the file; initialized anew")
         if not any(key.startswith(f"{module}.") for key in own):
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(f"{module}.")}
     check_state_dict(own, state_dict, path, spec.name)
     return options, {key: state_dict.get(key, value) for key, value in own.items()}, notes
+
+
+def _initialized(spec: ModelSpec, options: BuildOptions, seed: int) -> "dict[str, torch.Tensor]":
+    """State dict of a new network whose classifiers are small."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        own = spec.build(**options).state_dict()
+        for layer in spec.classifiers:
+            if f"{layer}.weight" in own:
+                torch.nn.init.normal_(own[f"{layer}.weight"], std=0.01)
+                torch.nn.init.zeros_(own[f"{layer}.bias"])
+    return own
 
 
 def without_background(state_dict: StateDict, spec: ModelSpec) -> "dict[str, torch.Tensor]":
