@@ -7,7 +7,6 @@ import difflib
 import errno
 import os
 import sys
-import traceback
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from common.errors import (
     UserError,
     discard_output,
     print_error,
+    print_traceback,
 )
 
 if typing.TYPE_CHECKING:
@@ -299,8 +299,8 @@ def rank_exit_on_error() -> Iterator[None]:
             yield
     except SystemExit as end:
         status = end.code or 0
-    except BaseException:  # noqa: BLE001  print and exit as the interpreter would
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001  print and exit as the interpreter would
+        print_traceback(error)
         status = 1
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

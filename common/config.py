@@ -180,8 +180,15 @@ class Recipe:
       config: the options; those on the command line override it.
       hardware: devices that it is made for.
       expected: accuracy and speed, and whether they are reported or measured.
+      devices: devices whose batches make up the step that `lr` is for, where --batch-size counts images of one device.
     """
 
     config: TrainConfig
     hardware: str = "any"
     expected: str = ""
+    devices: int = 1
+
+    @property
+    def images_per_step(self) -> int:
+        """Global batch size that the learning rate is for."""
+        return self.devices * self.config.batch_size

@@ -1,8 +1,10 @@
 """Exit statuses of the programs, and the exceptions that end one with a single line instead of a traceback."""
 
 import contextlib
+import hashlib
 import os
 import sys
+import traceback
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was saved
@@ -10,6 +12,10 @@ EXIT_TERMINATED = 143  # 128 + SIGTERM: the checkpoint of this very step was sav
 EXIT_RESTART = 75  # as 143, and the launcher starts the ranks again
 EXIT_FINAL = 70  # a failure that would repeat itself, so the launcher does not start the ranks again; it ends with 1
 EXIT_PEER_LOST = 69  # another rank ended; the launcher says which
+
+
+# Environment variable with a folder of the launcher, in which its ranks note the exceptions that they have printed.
+REPORTS = "ZOO_REPORTS"
 
 
 class UserError(ValueError):
@@ -55,6 +61,23 @@ def print_error(line: str) -> None:
     """Print a line to standard error; nothing where that is closed or on a full disk."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print an exception as the interpreter does; once for all ranks of a launcher and all their restarts.
+
+    Exceptions are the same where type and line are.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    name = hashlib.sha256(f"{type(error).__name__} {last.filename}:{last.lineno}".encode()).hexdigest()
+    with contextlib.suppress(OSError):
+        if REPORTS in os.environ:
+            try:
+                os.close(os.open(os.path.join(os.environ[REPORTS], name), os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
 
 
 def discard_output() -> None:

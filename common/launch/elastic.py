@@ -4,11 +4,13 @@ A round starts the ranks of all nodes. When a rank dies, or a node joins or leav
 nodes rendezvous again, and the ranks of the next round resume from the newest checkpoint.
 """
 
+import contextlib
 import datetime
 import logging
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,6 +153,13 @@ def run_agent(config: LaunchConfig, command: list[str], timeout_s: int, store: d
         handled += ",SIGHUP"
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", handled)
     os.environ[LAUNCHER_PID] = str(os.getpid())
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no temporary folder: every rank prints
+            os.environ[errors.REPORTS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="zoo-"))
+        return _run_agent(config, command, timeout_s)
+
+
+def _run_agent(config: LaunchConfig, command: list[str], timeout_s: int) -> int:
     handler, addresses = _rendezvous_handler(config, timeout_s)
     spec = WorkerSpec(
         role="train",

@@ -263,6 +263,9 @@ class TrainProgram:
             notes += found
         elif config.freeze != "none":
             raise UserError(f"--freeze: {config.freeze}, needs weights to keep; give --pretrained FILE")
+        if state is None:
+            recipe = self.recipes[config.recipe]
+            notes += run_setup.note_on_lr(recipe, config, explicit, plan.global_batch_size)
         if state is None and config.output_dir and config.resume != "auto":
             run_setup.refuse_used_folder(config.output_dir)
         files.check_writable(config.output_dir or run_folder.OUTPUT, "--output-dir")

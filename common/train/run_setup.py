@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from common import cli, run_folder
-from common.config import TrainConfig
+from common.config import Recipe, TrainConfig
 from common.data import file_tree, index, sampling
 from common.errors import UserError
 from common.spec import ModelSpec
@@ -237,6 +237,21 @@ def step_plan(
             f"--batch-size: {config.batch_size} leaves one image per micro-batch; batch norm needs at least 2"
         )
     return plan
+
+
+def note_on_lr(recipe: Recipe, config: TrainConfig, explicit: frozenset[str], images_per_step: int) -> list[str]:
+    """One line where SGD's learning rate is the recipe's and the steps have half or twice as many images, or none.
+
+    The rate in proportion to the images: Goyal et al., https://arxiv.org/abs/1706.02677, section 2.1.
+    """
+    factor = images_per_step / recipe.images_per_step
+    if "lr" in explicit or config.optimizer != "sgd" or 0.5 < factor < 2:
+        return []
+    flag = cli.flag_of(type(config).__dataclass_fields__["lr"])
+    return [
+        f"note: {flag} is {config.lr:g}, that of recipe {config.recipe} for steps of {recipe.images_per_step} images; "
+        f"steps of this run have {images_per_step}; in proportion it would be {flag}={config.lr * factor:.3g}"
+    ]
 
 
 def notes(setup: RunSetup) -> list[str]:

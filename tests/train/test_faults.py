@@ -380,6 +380,25 @@ def test_nan_in_validation_is_one_line_and_is_not_restarted(images, start, tmp_p
     assert "start again" not in output and "Traceback" not in output
 
 
+def test_an_unexpected_error_of_all_ranks_is_printed_once_also_where_they_start_again(images, start, tmp_path):
+    """Before there is a process group, as that of a broken driver."""
+    script, folder = tmp_path / "broken.py", tmp_path / "run"
+    script.write_text(
+        f"import os, sys\nsys.path[:0] = [{str(ROOT)!r}, {str(TINY.parent)!r}]\n"
+        "from common.device import device\nfrom tiny import PROGRAM\n"
+        "def choose(*_):\n    raise RuntimeError('the driver is broken')\n"
+        "if 'WORLD_SIZE' in os.environ:\n    device.choose = choose\n"
+        "if __name__ == '__main__':\n    PROGRAM.main()\n"
+    )
+    words = [
+        str(script) if word == str(TINY) else word
+        for word in command(images, folder, "--devices=2", "--max_restarts=1")
+    ]
+    output = start(words, folder).ends(1)
+    assert output.count("Traceback") == output.count("the driver is broken") // 2 == 1, output
+    assert output.count("all ranks start again") == 1
+
+
 def test_workers_that_hang_die_with_their_trainer(images, start, tmp_path):
     folder, data = tmp_path / "run", tmp_path / "data"
     subprocess.run(["cp", "-r", images, data], check=True)

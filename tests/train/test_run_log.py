@@ -5,9 +5,11 @@ import re
 import pytest
 from tiny import PROGRAM
 
-from common.train import validation
+from common.train import run_setup, validation
 from common.train.meters import TimeLeft, time_left
 from common.train.validation import note_on_ema, note_on_loss
+from inception_v3.train import PROGRAM as INCEPTION_V3
+from xception.train import PROGRAM as XCEPTION
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,40 @@ def test_only_early_and_large_losses_are_explained(loss, train_loss, steps, mome
 def test_averages_of_the_first_steps_are_named(decay, steps, is_said):
     """0.9 ** 4 = 0.66, 0.9 ** 7 = 0.48."""
     assert bool(note_on_ema(decay, steps)) == is_said
+
+
+SEED_8P = "--lr is 1.2, that of recipe full_8p for steps of 2048 images; steps of this run have"
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "images_per_step", "note"),
+    [
+        (INCEPTION_V3, ["--recipe=full_8p"], 32, f"{SEED_8P} 32; in proportion it would be --lr=0.0187"),
+        (INCEPTION_V3, ["--recipe=full_8p"], 4096, f"{SEED_8P} 4096; in proportion it would be --lr=2.4"),
+        (INCEPTION_V3, ["--recipe=full_8p"], 1025, ""),
+        (INCEPTION_V3, ["--recipe=full_8p", "--lr=1.2"], 32, ""),
+        (INCEPTION_V3, ["--recipe=quickstart"], 4, ""),  # AdamW
+        (INCEPTION_V3, [], 256, ""),
+        (
+            XCEPTION,
+            ["--recipe=GPU"],
+            64,
+            "--lr-max is 0.4, that of recipe GPU for steps of 512 images; steps of this run have 64; in proportion it "
+            "would be --lr-max=0.05",
+        ),
+        (XCEPTION, ["--recipe=Ascend"], 1024, ""),
+    ],
+)
+def test_the_learning_rate_of_a_recipe_for_other_batch_sizes(program, options, images_per_step, note):
+    config, explicit = program.parse(options)
+    found = run_setup.note_on_lr(program.recipes[config.recipe], config, explicit, images_per_step)
+    assert found == ([f"note: {note}"] if note else [])
+
+
+def test_the_note_on_the_learning_rate_is_printed_by_a_new_run_and_not_by_a_resumed_one(images, tmp_path, capsys):
+    words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), "--resume=auto", "--batch-size=6"]
+    for steps, count in ((1, 1), (2, 0)):
+        PROGRAM.main([*words, f"--max-steps={steps}"])
+        assert (
+            capsys.readouterr().out.count("note: --lr is 0.1, that of recipe default for steps of 12 images") == count
+        )
