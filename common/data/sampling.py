@@ -14,22 +14,17 @@ from common.errors import UserError
 # Batches that each dataloader worker prepares ahead.
 PREFETCH = 4
 # First words of the seed sequences: streams of different use never coincide.
-_EPOCH, _IMAGE, _STEP = 1, 2, 3
+EPOCH, IMAGE, STEP = 1, 2, 3
 
 
-def _stream_seed(*words: int) -> int:
+def stream_seed(*words: int) -> int:
     """A 63-bit seed; numpy guarantees the values of SeedSequence across versions."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
 
 
 def image_seed(seed: int, epoch: int, index: int) -> int:
     """Seed of the augmentation of one image in one epoch."""
-    return _stream_seed(_IMAGE, seed, epoch, index)
-
-
-def step_seed(seed: int, epoch: int, step: int, micro_batch: int) -> int:
-    """Seed of dropout, mixup and cutmix in one micro-batch of a step."""
-    return _stream_seed(_STEP, seed, epoch, step, micro_batch)
+    return stream_seed(IMAGE, seed, epoch, index)
 
 
 def epoch_permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
@@ -37,7 +32,7 @@ def epoch_permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
     Sorts raw Philox words instead of calling a shuffle, whose result may change between numpy versions.
     """
-    words = np.random.Philox(np.random.SeedSequence((_EPOCH, seed, epoch))).random_raw(num_images)
+    words = np.random.Philox(np.random.SeedSequence((EPOCH, seed, epoch))).random_raw(num_images)
     return np.argsort(words, kind="stable")
 
 

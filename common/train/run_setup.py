@@ -174,7 +174,7 @@ def class_count(
 def reconcile_with_checkpoint(
     spec: ModelSpec, config: TrainConfig, explicit: frozenset[str], state: dict[str, Any], splits: index.Splits
 ) -> tuple[TrainConfig, dict[str, Any]]:
-    """Take image size, seed, frozen parts and build options from the checkpoint; explicit options that contradict it are errors.
+    """Take image size, seed, frozen parts and build options from the checkpoint; options that contradict it are errors.
 
     Returns:
       (config, build options).

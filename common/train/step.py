@@ -20,6 +20,11 @@ from common.train import checkpoint, freeze, losses, optim, reduction
 from common.train.run_setup import RunSetup
 
 
+def step_seed(seed: int, epoch: int, step: int, micro_batch: int) -> int:
+    """Seed of dropout and of mixup and cutmix in one micro-batch of a step."""
+    return sampling.stream_seed(sampling.STEP, seed, epoch, step, micro_batch)
+
+
 class StepResult(NamedTuple):
     """What a rank measured in one step; tensors stay on the device.
 
@@ -105,7 +110,7 @@ class TrainStep:
         self.reduction.begin_step()
         for m, batch in zip(self.micro_batches, batches, strict=True):
             # Dropout and mixing are functions of (seed, epoch, step, m): equal on any rank and after any restart.
-            torch.manual_seed(sampling.step_seed(config.seed, epoch, step, m))
+            torch.manual_seed(step_seed(config.seed, epoch, step, m))
             is_last = m == self.micro_batches[-1]
             with self._gradient_sync(is_last):
                 with self.precision.forward():

@@ -7,6 +7,7 @@ import pytest
 
 from common.data import sampling
 from common.errors import UserError
+from common.train.step import step_seed
 
 GOLDEN_PERMUTATION = [2, 0, 1, 4, 5, 6, 7, 3]
 GOLDEN_SEED = 5874723144925201505
@@ -46,12 +47,12 @@ def test_epochs_differ_and_the_permutation_is_stable_across_versions():
     assert not np.array_equal(first, second)
     # If this changes, runs that were stopped cannot be continued by the new code.
     assert sampling.epoch_permutation(0, 0, 8).tolist() == GOLDEN_PERMUTATION
-    assert sampling.step_seed(1, 2, 3, 4) == GOLDEN_SEED
+    assert step_seed(1, 2, 3, 4) == GOLDEN_SEED
 
 
 def test_streams_of_different_use_do_not_coincide():
     seeds = [sampling.image_seed(0, e, i) for e, i in itertools.product(range(20), range(20))]
-    seeds += [sampling.step_seed(0, e, s, m) for e, s, m in itertools.product(range(8), range(8), range(8))]
+    seeds += [step_seed(0, e, s, m) for e, s, m in itertools.product(range(8), range(8), range(8))]
     assert len(set(seeds)) == len(seeds)
 
 
