@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import re
 import typing
+from typing import Any
 
-from common.cli import DEVICES, check_ranges, option
+from common.cli import DEVICES, check_ranges, flag_of, option
 from common.data.labels import numbers_option
 from common.errors import UserError
 
@@ -25,7 +26,7 @@ class TrainConfig:
     # Options that a resumed run takes from its checkpoint, that are checked against it, or that change no number.
     NOT_COMPARED_ON_RESUME: typing.ClassVar[frozenset[str]] = frozenset(
         "data workers image_size num_classes batch_size eval_batch_size exclude arch dropout transform_input pretrained "
-        "freeze freeze_norm head_lr_scale use_ema accumulate seed device_id npu memory_format threads".split()
+        "freeze freeze_norm cache_features head_lr_scale use_ema accumulate seed device_id npu memory_format threads".split()
     )
 
     # fmt: off
@@ -55,6 +56,9 @@ class TrainConfig:
     pretrained: str = _model("", "start from the weights in this file")
     freeze: str = _model("none", "weights of --pretrained to keep: none, head (all but the classifier), or a block: all before it")
     freeze_norm: bool = _model(False, "keep the running statistics of all batch norms, not only those of frozen blocks")
+    cache_features: bool = _model(
+        False, "with --freeze head: compute the features of each image and its mirror image once; a step takes them all"
+    )
     use_ema: bool | None = _model(None, "take the averaged weights of --pretrained (or --evaluate); default: where it has them")
 
     # Optimization
@@ -123,6 +127,7 @@ class TrainConfig:
             raise UserError(f"--npu: contradicts --device {self.device}; give one of them")
         if self.optimizer == "adamw" and self.momentum == 1:
             raise UserError("--momentum: 1.0, must be below 1 with --optimizer adamw")
+        self.check_cached_features()
         if self.use_ema is not None and not (self.pretrained or self.resume):
             raise UserError(f"{'--use-ema' if self.use_ema else '--no-use-ema'}: needs --pretrained FILE")
         if self.evaluate and not (self.resume or self.pretrained):
@@ -132,6 +137,17 @@ class TrainConfig:
         """Raise UserError for a run that ends before its warm-up does."""
         if self.warm_up_epochs >= self.epochs and self.warm_up_epochs:
             raise UserError(f"--warm-up-epochs: {self.warm_up_epochs}, must be fewer than --epochs {self.epochs}")
+
+    def check_cached_features(self) -> None:
+        """Raise UserError for options that have no effect on features that are computed once."""
+        if not self.cache_features:
+            return
+        if self.freeze != "head":
+            raise UserError(f"--cache-features: needs --freeze head, not {self.freeze}")
+        for name in ("auto_augment", "color_jitter", "random_erasing", "mixup", "cutmix", "accumulate"):
+            field, value = type(self).__dataclass_fields__[name], getattr(self, name)
+            if value != TrainConfig.__dataclass_fields__[name].default:
+                raise UserError(f"{flag_of(field)}: {value}, has no effect with --cache-features; leave it out")
 
     def check_apex(self) -> None:
         """Raise UserError for apex's options without apex, and for options that apex does not support."""
@@ -192,3 +208,32 @@ class Recipe:
     def images_per_step(self) -> int:
         """Global batch size that the learning rate is for."""
         return self.devices * self.config.batch_size
+
+
+# Options of the recipes for a few hundred to some thousand photographs and weights of another training. A model adds
+# the block to freeze below, and its README says what was measured.
+FINETUNE: dict[str, Any] = dict(
+    batch_size=16,
+    epochs=8,
+    lr=1e-3,
+    head_lr_scale=10.0,
+    warm_up_epochs=1,
+    label_smoothing=0.1,
+    weight_decay=1e-4,
+    freeze_norm=True,
+    min_crop=0.5,
+    ema=0.95,
+    print_freq=50,
+)
+PROBE: dict[str, Any] = dict(
+    freeze="head",
+    cache_features=True,
+    epochs=200,
+    optimizer="adamw",
+    lr=0.01,
+    warm_up_epochs=0,
+    label_smoothing=0.0,
+    weight_decay=0.01,
+    dropout=0.0,
+    print_freq=50,
+)

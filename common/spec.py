@@ -50,6 +50,7 @@ class ModelSpec:
       infer_options: called with a state dict in our names, returns the build options that its keys and shapes imply,
         for example {"aux": True}; not the class count, which is read from `classifiers`.
       weight_urls: addresses of the public weights, tried in order; the file name carries its hash, as in torch.hub.
+      weight_names: words that `train.py --pretrained` takes for them: the packages that publish them.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ModelSpec:
     training_modules: tuple[str, ...] = ()
     infer_options: Callable[[StateDict], BuildOptions] = _no_options
     weight_urls: tuple[str, ...] = ()
+    weight_names: tuple[str, ...] = ()
 
     def build(self, **options: Any) -> "torch.nn.Module":
         """Build the network with initialized weights.

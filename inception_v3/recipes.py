@@ -9,7 +9,7 @@ Images of a step per machine, SGD with momentum 0.9, learning rate falling as a 
 
 import dataclasses
 
-from common.config import Recipe, TrainConfig
+from common.config import FINETUNE, PROBE, Recipe, TrainConfig
 
 _ONE = TrainConfig(batch_size=256, epochs=240, lr=0.045, weight_decay=2e-4, label_smoothing=0.1, loss_scale="1024")
 _FULL_1P = dataclasses.replace(_ONE, amp=True, workers=32, print_freq=100)
@@ -42,4 +42,14 @@ RECIPES = {
     ),
     "performance_8p": Recipe(dataclasses.replace(_FULL_8P, epochs=1, lr=0.045), _8P, f"one epoch, {_SPEED_8P}"),
     "quickstart": Recipe(_QUICKSTART, "CPU", "drawn images of tools/make_sample_data.py: top-1 94 to 95 % (measured)"),
+    "finetune": Recipe(
+        TrainConfig(**FINETUNE, lr_schedule="cosine-step", freeze="Mixed_7a"),
+        "1 device",
+        "some hundred photographs, --pretrained",
+    ),
+    "probe": Recipe(
+        TrainConfig(**PROBE, lr_schedule="cosine-step"),
+        "1 device",
+        "the same, the classifier alone, in a minute or two",
+    ),
 }

@@ -36,4 +36,5 @@ SPEC = ModelSpec(
     training_modules=("AuxLogits",),
     infer_options=_infer_options,
     weight_urls=("https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",),
+    weight_names=("torchvision",),
 )

@@ -28,4 +28,5 @@ SPEC = ModelSpec(
         "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-cadene/inceptionv4-8e4777a0.pth",
         "http://data.lip6.fr/cadene/pretrainedmodels/inceptionv4-8e4777a0.pth",
     ),
+    weight_names=("timm", "cadene"),
 )

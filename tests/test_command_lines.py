@@ -17,7 +17,8 @@ V3 = ROOT / "inception_v3"
 
 # Adding a flag is fine and belongs here; renaming or removing one breaks somebody's script.
 TRAIN_FLAGS = """
-accumulate amp amp-backend amp-dtype arch auto-augment batch-size clip-grad color-jitter combine-grad compile cutmix
+accumulate amp amp-backend amp-dtype arch auto-augment batch-size cache-features clip-grad
+color-jitter combine-grad compile cutmix
 data decay-norm device device-id dropout ema epochs eval-batch-size evaluate exclude freeze freeze-norm full-fp32
 hang-timeout head-lr-scale image-size
 keep-best keep-last label-numbers
@@ -133,7 +134,7 @@ def test_help_lists_the_recipes_with_hardware_and_accuracy_and_shows_the_default
 
 def test_an_unknown_recipe_is_an_error_that_lists_the_known(run):
     message = user_error(run(V3 / "train.py", "--recipe=full", check=2))
-    known = "default, full_1p, full_8p, performance_1p, performance_8p, quickstart"
+    known = "default, full_1p, full_8p, performance_1p, performance_8p, quickstart, finetune, probe"
     assert message == f"--recipe: full, must be one of {known}"
 
 

@@ -1,5 +1,7 @@
 """An nn.Module as a function from uint8 pixels to logits; normalization runs on the device."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -28,13 +30,14 @@ class TorchClassifier:
     """uint8 pixels [N, H, W, 3] -> float32 logits [N, K] on the host; puts the network in evaluation mode.
 
     Args:
+      normalize: from a batch on the host to the input of the network.
       compiled_batch: the network is compiled: smaller batches are filled up to this size, so that it sees one shape.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
-        normalize: Normalizer,
+        normalize: Callable[[torch.Tensor], torch.Tensor],
         device: devices.Device,
         amp_type: str | None = None,
         compiled_batch: int = 0,

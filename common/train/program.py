@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from common.train.run_log import RunLogger
     from common.train.trainer import Trainer
 
+SMALL_SET = 20_000  # training images below which the recipes for fine-tuning are named
+
 
 class TrainProgram:
     """Command line and checks of one model's training. A model with other conventions overrides the public methods.
@@ -78,10 +80,11 @@ class TrainProgram:
     def evaluation_config(self, config: TrainConfig, explicit: frozenset[str]) -> "EvalConfig":
         """--evaluate as options of the evaluation that eval.py does."""
         from common.evaluation.program import EvalConfig
+        from common.weights.load import weight_file
 
         return EvalConfig(
             data=config.data,
-            resume=config.resume or config.pretrained,
+            resume=config.resume or weight_file(config.pretrained, self.spec),
             device=config.device_kind,
             device_id=config.device_index,
             batch_size=config.eval_batch_size,
@@ -188,6 +191,7 @@ class TrainProgram:
                 group.close()
 
     def _train(self, setup: RunSetup, group: "Group") -> None:
+        from common.train.probe import ProbeTrainer
         from common.train.trainer import Trainer
 
         with contextlib.ExitStack() as stack:
@@ -205,7 +209,7 @@ class TrainProgram:
                     build=setup.build_options,
                 ),
             )
-            trainer = Trainer(setup, group, logger)
+            trainer = (ProbeTrainer if setup.config.cache_features else Trainer)(setup, group, logger)
             stack.callback(trainer.close)
             logger.info(_headline(trainer, group.device))
             for note in run_setup.notes(setup):
@@ -241,6 +245,8 @@ class TrainProgram:
         planned = config.machines or machines
         planned_ranks = world_size // machines * planned
         global_batch = self.global_batch(config, explicit, state, planned_ranks, planned)
+        if config.cache_features and "batch_size" in explicit:
+            raise UserError("--batch-size: has no effect with --cache-features, a step takes all images; leave it out")
         plan = run_setup.step_plan(config, len(splits.train), planned_ranks, planned, state, global_batch)
         finished = run_setup.finished(config, state, plan, self.run_name(config), machines) if state else ""
         if not finished:
@@ -252,15 +258,20 @@ class TrainProgram:
             notes = run_setup.changed_options(config, state)
         elif config.pretrained:
             from common.train import freeze
-            from common.weights.load import load_pretrained
+            from common.weights.load import load_pretrained, weight_file
 
             if config.freeze != "none":
                 build_options, note = freeze.adapt_build_options(self.spec, build_options, config.freeze)
                 notes.append(note)
             build_options, weights, found = load_pretrained(
-                config.pretrained, self.spec, build_options, explicit | given.keys(), config.use_ema, config.seed
+                weight_file(config.pretrained, self.spec),
+                self.spec,
+                build_options,
+                explicit | given.keys(),
+                config.use_ema,
+                config.seed,
             )
-            notes += found
+            notes += found + self._recipe_notes(config, explicit, len(splits.train))
         elif config.freeze != "none":
             raise UserError(f"--freeze: {config.freeze}, needs weights to keep; give --pretrained FILE")
         if state is None:
@@ -283,6 +294,16 @@ class TrainProgram:
             finished=finished,
             notes=tuple(notes),
         )
+
+    def _recipe_notes(self, config: TrainConfig, explicit: frozenset[str], num_images: int) -> list[str]:
+        """One line where a recipe for training from scratch starts from weights and has few images."""
+        recipes = [name for name, recipe in self.recipes.items() if recipe.config.freeze != "none"]
+        if not recipes or config.recipe in recipes or "freeze" in explicit or num_images >= SMALL_SET:
+            return []
+        return [
+            f"note: the recipe {config.recipe} is for training from scratch; for weights of --pretrained and "
+            f"{num_images} images there are {' and '.join(f'--recipe {name}' for name in recipes)}"
+        ]
 
     def run_name(self, config: TrainConfig) -> str:
         """Folder below ./output for this program's runs."""

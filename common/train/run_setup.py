@@ -53,7 +53,7 @@ _PER_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretraine
 
 
 # Options that a resumed run takes from its checkpoint: the order of images and the parameters of the optimizer.
-_KEPT_ON_RESUME = ("seed", "freeze", "freeze_norm", "head_lr_scale")
+_KEPT_ON_RESUME = ("seed", "freeze", "freeze_norm", "cache_features", "head_lr_scale")
 
 # What to do where an option contradicts the checkpoint of a resumed run.
 _NEW_RUN = "keep it, or start a new run from these weights with --pretrained FILE instead of --resume"
@@ -213,6 +213,8 @@ def step_plan(
     global_batch: int,
 ) -> sampling.StepPlan:
     """How a step is cut into micro-batches; a resumed run keeps its micro-batches for any number of ranks."""
+    if config.cache_features:
+        return sampling.StepPlan(num_images, 1, num_images)
     if state is not None:
         plan = sampling.StepPlan(num_images, state["num_micro_batches"], state["micro_batch_size"])
         if plan.global_batch_size != global_batch:
@@ -245,7 +247,7 @@ def note_on_lr(recipe: Recipe, config: TrainConfig, explicit: frozenset[str], im
     The rate in proportion to the images: Goyal et al., https://arxiv.org/abs/1706.02677, section 2.1.
     """
     factor = images_per_step / recipe.images_per_step
-    if "lr" in explicit or config.optimizer != "sgd" or 0.5 < factor < 2:
+    if "lr" in explicit or config.cache_features or config.optimizer != "sgd" or 0.5 < factor < 2:
         return []
     flag = cli.flag_of(type(config).__dataclass_fields__["lr"])
     return [

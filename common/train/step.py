@@ -4,7 +4,7 @@ Legend: m is the index of a micro-batch among all micro-batches of its step, N b
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +71,7 @@ class TrainStep:
             self.model, self._freeze.norms, group, setup.plan.num_micro_batches
         )
         self.micro_batches = setup.plan.micro_batches_of(world.rank, world.size)
-        self.normalize = Normalizer(setup.spec, device, self.memory_format)
+        self.normalize: Callable[[torch.Tensor], torch.Tensor] = Normalizer(setup.spec, device, self.memory_format)
         if setup.state is not None:
             self._load_state(setup.state)
         self.network = self._wrap(world.size)
@@ -97,6 +97,19 @@ class TrainStep:
     def engine(self) -> TorchClassifier:
         """Evaluation engine of the averaged weights where --ema is on, else of the weights."""
         model = self.ema.module if self.ema else self.model
+        return TorchClassifier(model, self.normalize, self.device, self.precision.evaluation_type)
+
+    def train_classifier_alone(self) -> TorchClassifier:
+        """Take features [N, D], the input of the classifier, in place of pixels from now on.
+
+        Returns:
+          evaluation engine that takes features too.
+        """
+        self.normalize = lambda features_ND: features_ND.to(self.device.torch_device)
+        name = self.setup.spec.classifiers[0]
+        dropout = nn.Dropout(self.setup.build_options.get("dropout", 0.0))
+        self.network = nn.Sequential(dropout, self.model.get_submodule(name))
+        model = (self.ema.module if self.ema else self.model).get_submodule(name)
         return TorchClassifier(model, self.normalize, self.device, self.precision.evaluation_type)
 
     def __call__(self, epoch: int, step: int, batches: Sequence[Batch]) -> StepResult:

@@ -87,7 +87,7 @@ class Trainer:
                 "results may differ in the last bits"
             )
         self.save_schedule = SaveSchedule(*config.save_interval, self.state)
-        workers = parallel.dataloader_workers(config.workers, world.local_size)
+        self.workers = parallel.dataloader_workers(config.workers, world.local_size)
         self.train_loader = loader.TrainLoader(
             setup.splits.train,
             transforms.train_transform(config),
@@ -96,10 +96,10 @@ class Trainer:
             config.on_bad_image,
             world.rank,
             world.size,
-            workers,
+            self.workers,
             device.pin_memory,
         )
-        self.validate = Validator(setup, group, self.train_step.engine(), workers)
+        self.validate = Validator(setup, group, self.train_step.engine(), self.workers)
         self.loss_meter = meters.LossMeter()
         self.throughput = meters.Throughput(device, config.throughput_skip_steps, setup.plan.global_batch_size)
         # Threads and signal handlers last: nothing before them needs to be closed.
@@ -148,7 +148,7 @@ class Trainer:
             return
         self.logger.epoch_started(state.epoch, state.step, num_steps)
         self.watchdog.phase("loading images")
-        batches = self.train_loader.epoch(state.epoch, state.step)
+        batches = self._batches()
         self.train_step.train()
         self.loss_meter.reset()
         self.throughput.start()
@@ -173,6 +173,10 @@ class Trainer:
                 self._save()
         self.throughput.stop()
         self._save()
+
+    def _batches(self) -> Iterator[Batch]:
+        """The rest of the current epoch."""
+        return self.train_loader.epoch(self.state.epoch, self.state.step)
 
     def fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], UserError | RunError | None]:
         """(this rank's micro-batches of a step, the error that prevented them); a signal ends the wait for them."""

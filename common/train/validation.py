@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections.abc import Iterable
 
 from torch import nn
 
 from common.data import loader, transforms
+from common.data.loader import Batch
 from common.distributed import Group
 from common.evaluation.evaluate import evaluate
 from common.evaluation.metrics import Counts
@@ -22,12 +24,13 @@ class Validator:
 
     Attributes:
       loader: this rank's share of the split; None without a validation set.
+      engine, batches: what is scored: the network and the batches of `loader`, or a part of it and its input.
       seconds: duration of the last validation; 0 before the first.
     """
 
     def __init__(self, setup: RunSetup, group: Group, engine: TorchClassifier, workers: int) -> None:
         config, world = setup.config, group.world
-        self._engine, self._group, self._images = engine, group, setup.splits.val
+        self.engine, self._group, self._images = engine, group, setup.splits.val
         self._smoothing = losses.effective_smoothing(config, setup.build_options["num_classes"])
         self._num_classes, self._ema = setup.build_options["num_classes"], config.ema
         self._noted: set[str] = set()
@@ -43,12 +46,13 @@ class Validator:
                 workers,
                 group.device.pin_memory,
             )
+        self.batches: Iterable[Batch] | None = self.loader
 
     def __call__(self) -> Counts | None:
         """Counts over all ranks; None where the wait for a batch was interrupted."""
-        assert self._images is not None and self.loader is not None
+        assert self._images is not None and self.batches is not None
         started = time.perf_counter()
-        counts = evaluate(self._engine, self.loader, len(self._images), self._group, self._smoothing)
+        counts = evaluate(self.engine, self.batches, len(self._images), self._group, self._smoothing)
         self.seconds = time.perf_counter() - started
         return counts
 
@@ -63,7 +67,7 @@ class Validator:
             "labels": counts.note_on_labels(int(self._images.labels.min()))
             if self._images is not None and self._images.label_file
             else "",
-            "loss": note_on_loss(counts.loss, train_loss, self._num_classes, steps, _norm_momentum(self._engine.model)),
+            "loss": note_on_loss(counts.loss, train_loss, self._num_classes, steps, _norm_momentum(self.engine.model)),
             "ema": note_on_ema(self._ema, steps),
         }
         new = {kind: note for kind, note in found.items() if note and kind not in self._noted}

@@ -370,19 +370,34 @@ def _reader(first_bytes: bytes, path: pathlib.Path) -> Callable[[pathlib.Path, M
     raise unknown_format(path, first_bytes)
 
 
-def download(spec: ModelSpec, folder: StrPath | None = None) -> pathlib.Path:
+def weight_file(name: str, spec: ModelSpec) -> str:
+    """The file of --pretrained: `name`, or the public weights of the network, downloaded, where it is their name.
+
+    Raises:
+      UserError: neither; see `download`.
+    """
+    if os.path.exists(name):
+        return name
+    if name in spec.weight_names:
+        return str(download(spec, flag="--pretrained"))
+    names = f", or {' or '.join(spec.weight_names)} for the public weights" if spec.weight_names else ""
+    raise UserError(f"--pretrained: {name} is not a file; give the path of a checkpoint{names}")
+
+
+def download(spec: ModelSpec, folder: StrPath | None = None, flag: str = "--ckpt") -> pathlib.Path:
     """Download the public weights of a network once; their hash must be the one in the file name.
 
     Args:
       spec: the network, with `weight_urls`.
       folder: where to keep the file; default torch.hub's folder for checkpoints.
+      flag: option that takes a file instead.
     Raises:
       UserError: no address answers, or the file is another one; says where to put a file downloaded by hand.
     """
     import torch
 
     if not spec.weight_urls:
-        raise UserError(f"--ckpt: no public weights are known for {spec.name}; give a checkpoint file")
+        raise UserError(f"{flag}: no public weights are known for {spec.name}; give a checkpoint file")
     folder = pathlib.Path(folder or pathlib.Path(torch.hub.get_dir()) / "checkpoints")
     name = spec.weight_urls[0].rpartition("/")[2]
     target = folder / name
@@ -399,6 +414,6 @@ def download(spec: ModelSpec, folder: StrPath | None = None) -> pathlib.Path:
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors, a wrong hash is a RuntimeError
             failures.append(f"{url} ({first_line(error)})")
     raise UserError(
-        f"--ckpt: not given, and the public file could not be downloaded: {'; '.join(failures)}; "
-        f"download {name} on another machine and pass it with --ckpt, or put it at {target}"
+        f"{flag}: {'not given, and ' if flag == '--ckpt' else ''}the public file could not be downloaded: "
+        f"{'; '.join(failures)}; download {name} on another machine and pass it with {flag}, or put it at {target}"
     )

@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from common import cli
-from common.config import Recipe, TrainConfig
+from common.config import FINETUNE, PROBE, Recipe, TrainConfig
 from common.data.labels import FROM_0
 from common.errors import UserError
 from common.spec import ModelSpec
@@ -48,6 +48,7 @@ SPEC = ModelSpec(
         "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth",
         "http://data.lip6.fr/cadene/pretrainedmodels/xception-43020ad28.pth",
     ),
+    weight_names=("timm", "cadene"),
 )
 
 DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # --device_target of MindSpore -> torch's name
@@ -150,7 +151,16 @@ ASCEND = XceptionConfig(
 )
 GPU = dataclasses.replace(ASCEND, recipe="GPU", batch_size=64, save_checkpoint_path="./gpu-ckpt", lr_schedule="linear")
 
+# For photographs of one's own. The mode cosine is MindSpore's: a cosine times a linear decay.
+_TUNING: dict[str, Any] = dict(
+    num_classes=None, amp=False, lr_schedule="cosine", smoothing_targets="all", color_jitter=0.0, decay_norm=True
+)
+_FINETUNE = dataclasses.replace(GPU, **_TUNING, **FINETUNE, recipe="finetune", lr_init=1e-4, freeze="block12")
+_PROBE = dataclasses.replace(GPU, **_TUNING, **PROBE, recipe="probe")
+
 RECIPES = {
     "GPU": Recipe(GPU, "8 GPUs", "top-1 79.8 %, top-5 95 %, 282 ms a step (reported)", devices=8),
     "Ascend": Recipe(ASCEND, "8 NPUs", "top-1 79.8 %, top-5 95 %, 479 ms a step (reported)", devices=8),
+    "finetune": Recipe(_FINETUNE, "1 device", "some hundred photographs, --pretrained"),
+    "probe": Recipe(_PROBE, "1 device", "the same, the classifier alone, in a minute or two"),
 }

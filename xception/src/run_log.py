@@ -39,7 +39,7 @@ class XceptionLogger(RunLogger):
         super().__init__(folder)
         assert isinstance(setup.config, XceptionConfig)
         self.config, self.resumed = setup.config, setup.state is not None
-        self._log = pathlib.Path.cwd() / LOGS[self.config.recipe]
+        self._log = pathlib.Path.cwd() / LOGS["Ascend" if self.config.recipe == "Ascend" else "GPU"]
         self._prefix: str | None = None
         self._kept: list[pathlib.Path] = []
         lr_generator.mode(self.config.lr_schedule, self.info)
