@@ -312,7 +312,9 @@ class Chaos:
                 # Not in place: the kept files may be the same one.
                 content = newest.read_bytes()
                 newest.unlink()
-                length = self.draw.randrange(1, len(content)) if kind == "torn checkpoint" else 0
+                # It is still empty where no step was saved since an earlier fault.
+                is_torn = kind == "torn checkpoint" and len(content) > 1
+                length = self.draw.randrange(1, len(content)) if is_torn else 0
                 newest.write_bytes(content[:length])
         elif kind == "full disk":
             self.fill_disk(kind)
@@ -327,9 +329,9 @@ class Chaos:
         elif kind == "two starts at once":
             self.start_two(kind)
         elif kind == "killed conversion":
-            self.kill_conversion(kind)
-            life.signal(signal.SIGTERM)
+            life.signal(signal.SIGTERM)  # first: a training beside it could reach its end
             self.ended_with(kind, {143})
+            self.kill_conversion(kind)
         else:
             path = self.draw.choice(self.images)
             content = path.read_bytes()
