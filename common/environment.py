@@ -18,7 +18,8 @@ def use_utf8() -> None:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):  # names are bytes: print those that are no text in this locale too
-        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
+        with contextlib.suppress(OSError):  # a pipe in the place of what was a file when Python started
+            sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
 
 
 def name_user() -> None:

@@ -306,6 +306,8 @@ class Chaos:
             life.signal(signal.SIGKILL, [self.draw.choice(children)] if children else [victim])
             self.expect(kind, lambda: "a dataloader worker died" in life.output(), "was not reported")
         elif kind in ("torn checkpoint", "empty checkpoint"):
+            previous = self.folder / "checkpoint.prev.pth.tar"
+            self.expect(kind, previous.exists, "wrote no second checkpoint")  # the run starts again from that one
             life.signal(signal.SIGKILL)
             life.end()
             if newest.exists():
