@@ -42,6 +42,7 @@ class TrainConfig:
     on_bad_image: str = _data("fail", "what to do with a file that does not decode", choices=("fail", "skip"))
     label_numbers: str = numbers_option("data")
     exclude: str = _data("", "list of images to leave out, one path per line, as tools/check_data.py writes it")
+    train_crop: str = _data("random", "random: resized crop of --min-crop; center: as in evaluation", choices=("random", "center"))
     min_crop: float = _data(0.08, "smallest share of an image's area that a training crop keeps", above=0, high=1)
     auto_augment: str = _data("none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment"))
     color_jitter: float = _data(0.0, "strength of brightness, contrast and saturation jitter", low=0, high=1)
@@ -128,6 +129,8 @@ class TrainConfig:
         if self.optimizer == "adamw" and self.momentum == 1:
             raise UserError("--momentum: 1.0, must be below 1 with --optimizer adamw")
         self.check_cached_features()
+        if self.train_crop == "center" and self.min_crop != TrainConfig.__dataclass_fields__["min_crop"].default:
+            raise UserError(f"--min-crop: {self.min_crop}, has no effect with --train-crop center; leave it out")
         if self.use_ema is not None and not (self.pretrained or self.resume):
             raise UserError(f"{'--use-ema' if self.use_ema else '--no-use-ema'}: needs --pretrained FILE")
         if self.evaluate and not (self.resume or self.pretrained):
@@ -144,7 +147,16 @@ class TrainConfig:
             return
         if self.freeze != "head":
             raise UserError(f"--cache-features: needs --freeze head, not {self.freeze}")
-        for name in ("auto_augment", "color_jitter", "random_erasing", "mixup", "cutmix", "accumulate"):
+        for name in (
+            "train_crop",
+            "min_crop",
+            "auto_augment",
+            "color_jitter",
+            "random_erasing",
+            "mixup",
+            "cutmix",
+            "accumulate",
+        ):
             field, value = type(self).__dataclass_fields__[name], getattr(self, name)
             if value != TrainConfig.__dataclass_fields__[name].default:
                 raise UserError(f"{flag_of(field)}: {value}, has no effect with --cache-features; leave it out")
@@ -214,15 +226,14 @@ class Recipe:
 # the block to freeze below, and its README says what was measured.
 FINETUNE: dict[str, Any] = dict(
     batch_size=16,
-    epochs=8,
+    epochs=6,
     lr=1e-3,
     head_lr_scale=10.0,
     warm_up_epochs=1,
     label_smoothing=0.1,
     weight_decay=1e-4,
     freeze_norm=True,
-    min_crop=0.5,
-    ema=0.95,
+    train_crop="center",
     print_freq=50,
 )
 PROBE: dict[str, Any] = dict(

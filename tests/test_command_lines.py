@@ -26,7 +26,7 @@ label-smoothing loss-scale lr lr-schedule machines max-steps memory-format min-c
 npu num-classes on-bad-image on-save-error opt-level optimizer output-dir pretrained print-freq random-erasing reduce
 recipe
 rendezvous-timeout resume run-name save-every seed smoothing-targets threads throughput-skip-steps
-transform-input use-ema
+train-crop transform-input use-ema
 warm-up-epochs
 weight-decay workers
 """.split()
@@ -81,6 +81,10 @@ def test_underscores_and_dashes_are_the_same_and_values_keep_theirs():
         (["--amp", "--amp-backend=apex", "--ema=0.9"], "--ema: works with float32 weights, apex may replace them"),
         (["--amp", "--amp-backend=apex", "--amp-dtype=bf16"], "--amp-dtype: bf16, but apex supports fp16 only"),
         (["--evaluate"], "--evaluate: needs --resume FILE or --pretrained FILE"),
+        (
+            ["--train-crop=center", "--min-crop=0.5"],
+            "--min-crop: 0.5, has no effect with --train-crop center; leave it out",
+        ),
         (["--warm-up-epochs=6", "--epochs=5"], "--warm-up-epochs: 6, must be fewer than --epochs 5"),
     ],
 )

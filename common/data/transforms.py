@@ -22,6 +22,8 @@ class AugmentationOptions(typing.Protocol):
     @property
     def image_size(self) -> int: ...
     @property
+    def train_crop(self) -> str: ...
+    @property
     def min_crop(self) -> float: ...
     @property
     def color_jitter(self) -> float: ...
@@ -98,21 +100,28 @@ def normalize_into(
         plane /= np.float32(scale)
 
 
-def train_transform(options: AugmentationOptions) -> "Callable[[Image.Image], np.ndarray]":
+def train_transform(
+    options: AugmentationOptions, spec: ModelSpec | None = None
+) -> "Callable[[Image.Image], np.ndarray]":
     """The training augmentation: RGB image to uint8 [image_size, image_size, 3].
 
-    Random resized crop (scale min_crop to 1, ratio 3/4 to 4/3), horizontal flip, then the optional color jitter, policy
-    and erasing, all torchvision's. They draw from torch's global generator, which the loader seeds for every image.
+    Random resized crop (scale min_crop to 1, ratio 3/4 to 4/3) or, with train_crop "center", the evaluation's crop of
+    `spec`: objects have the size that they have in evaluation (https://arxiv.org/abs/1906.06423). Horizontal flip,
+    then the optional color jitter, policy and erasing, all torchvision's. They draw from torch's global generator,
+    which the loader seeds for every image.
     """
     import numpy as np
     import torch
     from torchvision.transforms import v2
 
     size, jitter = options.image_size, options.color_jitter
-    steps = [
-        v2.RandomResizedCrop(size, scale=(options.min_crop, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(),
-    ]
+    crop: Callable[[Image.Image], Image.Image] = v2.RandomResizedCrop(
+        size, scale=(options.min_crop, 1.0), antialias=True
+    )
+    if options.train_crop == "center":
+        assert spec is not None
+        crop = eval_crop_transform(spec, size)
+    steps = [crop, v2.RandomHorizontalFlip()]
     if jitter:
         steps.append(v2.ColorJitter(jitter, jitter, jitter))
     if options.auto_augment != "none":

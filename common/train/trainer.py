@@ -90,7 +90,7 @@ class Trainer:
         self.workers = parallel.dataloader_workers(config.workers, world.local_size)
         self.train_loader = loader.TrainLoader(
             setup.splits.train,
-            transforms.train_transform(config),
+            transforms.train_transform(config, setup.spec),
             setup.plan,
             config.seed,
             config.on_bad_image,

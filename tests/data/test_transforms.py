@@ -74,3 +74,15 @@ def test_training_pixels_depend_on_torchs_generator_alone():
     assert np.array_equal(seen[0], seen[2])
     assert not np.array_equal(seen[0], seen[1])
     assert seen[0].shape == (64, 64, 3) and seen[0].dtype == np.uint8
+
+
+def test_a_center_crop_in_training_is_the_evaluations_or_its_mirror_image():
+    transform = transforms.train_transform(dataclasses.replace(TrainConfig(), train_crop="center", image_size=64), SPEC)
+    image, expected, seen = photograph(200, 150), transforms.eval_transform(SPEC, 64)(photograph(200, 150)), set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        pixels = transform(image)
+        seen.add(
+            next(name for name, step in (("same", 1), ("mirror", -1)) if np.array_equal(pixels, expected[:, ::step]))
+        )
+    assert seen == {"same", "mirror"}

@@ -170,6 +170,7 @@ OPTIONS = {
     "ema": ["--ema=0.5"],
     "clip_grad": ["--clip-grad=0.1"],
     "min_crop": ["--min-crop=0.9"],
+    "train_crop": ["--train-crop=center"],
     "seed": ["--seed=1"],
     "dropout": ["--dropout=0.9"],
     "mixup": ["--mixup=1"],
