@@ -148,7 +148,7 @@ def image_names(names: Collection[str], images: Collection[str]) -> dict[str, st
 def check_range(labels: Collection[int], num_classes: int, path: StrPath) -> None:
     """Raise UserError for a label that is no class."""
     if (largest := max(labels)) >= num_classes:
-        hint = "" if min(labels) == 0 else f"; {HOLDS_NO_0}"
+        hint = f"; {HOLDS_NO_0}" if min(labels) > 0 and largest == num_classes else ""
         raise UserError(f"{path}: label {largest}, the classes are 0..{num_classes - 1}{hint}")
 
 

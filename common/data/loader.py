@@ -65,10 +65,10 @@ class _EvalDataset(data.Dataset[_Item]):
     """Decodes and transforms an image.
 
     Attributes:
-      in_progress: shared memory, one number per worker: 1 + index of the image it is decoding, or 0.
+      in_progress: one number per worker, in shared memory: 1 + index of the image it is decoding, or 0.
     """
 
-    in_progress: "ctypes.Array[ctypes.c_longlong]"
+    in_progress: "ctypes.Array[ctypes.c_longlong] | list[int]"
 
     def __init__(self, index: FolderIndex, transform: Transform, on_bad_image: str) -> None:
         self.index, self.transform, self.skips = index, transform, on_bad_image == "skip"
@@ -205,7 +205,11 @@ class _Loader:
 
     def __init__(self, dataset: _EvalDataset, batch_sampler: Iterable, workers: int, pin_memory: bool) -> None:
         self.waiting = contextlib.nullcontext
-        self._in_progress = dataset.in_progress = sharedctypes.RawArray("q", max(workers, 1))
+        try:  # without workers, nothing is shared, and a machine without /dev/shm can read images too
+            dataset.in_progress = sharedctypes.RawArray("q", workers) if workers else [0]
+        except OSError as error:
+            raise processes.worker_failure(error, processes.SHARED_MEMORY) from error
+        self._in_progress = dataset.in_progress
         self._loader: data.DataLoader[_Item] = data.DataLoader(
             dataset,
             batch_sampler=batch_sampler,

@@ -109,13 +109,16 @@ def list_images(path: str) -> list[str]:
         raise UserError(f"IMAGE: {path} is no file or folder")
     found, ignored = [], collections.Counter[str]()
     for folder, folders, names in os.walk(path):
+        ignored["hidden"] += sum(map(file_tree.is_hidden, folders))
         folders[:] = [name for name in folders if not file_tree.is_hidden(name)]
         found += [os.path.join(folder, name) for name in names if file_tree.is_image(name)]
         ignored.update(file_tree.kind_ignored(name) for name in names if not file_tree.is_image(name))
+    kinds = file_tree.describe_ignored(ignored)
     if not found:
-        kinds = file_tree.describe_ignored(ignored)
         extensions = ", ".join(decode.EXTENSIONS)
         raise UserError(f"IMAGE: {path} holds no images ({extensions}){' but ' + kinds if kinds else ''}")
+    if kinds:
+        print(f"note: ignored in {path}: {kinds}")
     return sorted(found)
 
 

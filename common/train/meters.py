@@ -19,7 +19,8 @@ class Throughput:
 
     def __init__(self, device: Device, skip_steps: int, images_per_step: int) -> None:
         self._device, self._skip_steps, self._images_per_step = device, skip_steps, images_per_step
-        self._steps, self._measured_steps, self._seconds = 0, 0, 0.0
+        self._steps, self._seconds = 0, 0.0
+        self._skipped = (0, 0.0)  # the first steps and their seconds
         self._started: float | None = None
 
     def start(self) -> None:
@@ -45,19 +46,22 @@ class Throughput:
 
     def step(self) -> None:
         """Count a step."""
-        self._steps, self._measured_steps = self._steps + 1, self._measured_steps + 1
+        self._steps += 1
         if self._steps == self._skip_steps:
             with self.paused():
-                self._seconds, self._measured_steps = 0.0, 0
+                self._skipped = (self._steps, self._seconds)
 
     @property
     def skipped_steps(self) -> int:
-        """First steps that are not in the number."""
-        return self._steps - self._measured_steps if self._measured_steps else 0
+        """First steps that are not in the number: none where there are no others."""
+        return self._skipped[0] if self._steps > self._skipped[0] else 0
 
     @property
     def images_per_s(self) -> float:
-        return self._measured_steps * self._images_per_step / self._seconds if self._measured_steps else 0.0
+        if self._steps == 0:
+            return 0.0
+        steps, seconds = self._skipped if self.skipped_steps else (0, 0.0)
+        return (self._steps - steps) * self._images_per_step / (self._seconds - seconds)
 
 
 class TrainMetrics(NamedTuple):

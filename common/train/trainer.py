@@ -398,9 +398,10 @@ class Trainer:
             folder=str(self.setup.folder),
         )
         self.logger.write_json(run_folder.SUMMARY, summary)
-        self.logger.info(
-            f"throughput leaves out the first {skipped} steps and all evaluation; files are in {self.setup.folder}"
-        )
+        measured = f"throughput leaves out the first {skipped} steps and all evaluation"
+        if fps == 0:
+            measured = "no step was left to run, so that no throughput was measured"
+        self.logger.info(f"{measured}; files are in {self.setup.folder}")
         if self.state.best_epoch:
             self.logger.info(f"Best validation top-1 : {self.state.best_acc1:.3f} % in epoch {self.state.best_epoch}")
         self.logger.final_result(fps, self.state.best_acc1, duration_s)

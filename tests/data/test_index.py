@@ -68,11 +68,12 @@ def test_what_systems_leave_behind_is_neither_class_nor_image(tmp_path, images):
     assert index.load_folder(tmp_path / "data" / "train").ignored_kinds == after.ignored_kinds  # from the cache
 
 
-def test_the_demo_finds_the_images_that_training_finds(tmp_path, images):
+def test_the_demo_finds_the_images_that_training_finds(tmp_path, images, capsys):
     shutil.copytree(images, tmp_path / "data")
     leave_behind(tmp_path / "data")
     root = tmp_path / "data" / "train"
     assert predict.list_images(str(root)) == [str(root / name) for name in sorted(index.load_folder(root).names())]
+    assert capsys.readouterr().out == f"note: ignored in {root}: {len(LEFT_BEHIND)} hidden\n"
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"x")
     with pytest.raises(

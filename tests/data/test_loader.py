@@ -85,6 +85,24 @@ def test_no_shared_memory_for_a_lock_is_named(batches, monkeypatch, error):
         list(parallel.imap_unordered(abs, [1, 2, 3], 2))
 
 
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file", "/dev/shm"), OSError(30, "Read-only", "/dev/shm/x")]
+)
+def test_no_shared_memory_is_named_by_a_loader_with_workers_and_not_needed_by_one_without(images, monkeypatch, error):
+    def array(*args):
+        raise error
+
+    monkeypatch.setattr(loader.sharedctypes, "RawArray", array)
+    val = index.load_splits(str(images)).val
+
+    def make(workers):
+        return loader.EvalLoader(val, transforms.eval_transform(SPEC, 32), 7, "fail", 0, 1, workers, False)
+
+    with pytest.raises(UserError, match="^/dev/shm: .*--shm-size"):
+        make(2)
+    assert sum(len(batch[1]) for batch in make(0)) == len(val)
+
+
 def test_a_process_that_cannot_start_is_named_and_the_others_end(batches, monkeypatch):
     fork, forks = os.fork, []
 

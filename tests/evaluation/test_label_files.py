@@ -97,6 +97,9 @@ def test_evaluation_suspects_labels_from_1(data, capsys):
     with pytest.raises(UserError, match=r"label 3, the classes are 0\.\.2; the file holds no label 0: if it"):
         evaluated(data)
     assert evaluated(data, label_numbers="from-1").seen == 3
+    (data / "val_label.txt").write_text("ant 1\nbee 2\ncat 970\n")  # one smaller is no class either
+    with pytest.raises(UserError, match=r"label 970, the classes are 0\.\.2$"):
+        evaluated(data)
 
 
 def test_training_suspects_labels_from_1_once(data, capsys):

@@ -1,12 +1,13 @@
 """What a run prints: time left, the accuracy that the last lines mean, results that are not meaningful yet."""
 
 import re
+import types
 
 import pytest
 from tiny import PROGRAM
 
 from common.train import run_setup, validation
-from common.train.meters import TimeLeft, time_left
+from common.train.meters import Throughput, TimeLeft, time_left
 from common.train.validation import note_on_ema, note_on_loss
 from inception_v3.train import PROGRAM as INCEPTION_V3
 from xception.train import PROGRAM as XCEPTION
@@ -124,3 +125,27 @@ def test_the_note_on_the_learning_rate_is_printed_by_a_new_run_and_not_by_a_resu
         assert (
             capsys.readouterr().out.count("note: --lr is 0.1, that of recipe default for steps of 12 images") == count
         )
+
+
+@pytest.mark.parametrize(
+    ("steps", "skip", "left_out", "images_per_s"),
+    [
+        (0, 2, 0, 0),
+        (1, 2, 0, 100 / 10),
+        (2, 2, 0, 200 / 20),
+        (3, 2, 2, 100 / 2),
+        (5, 2, 2, 300 / 6),
+        (3, 0, 0, 300 / 22),
+    ],
+)
+def test_throughput_leaves_out_the_first_steps_where_there_are_others(monkeypatch, steps, skip, left_out, images_per_s):
+    """The first two steps take 10 s each, the others 2 s."""
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    throughput = Throughput(types.SimpleNamespace(synchronize=lambda: None), skip, 100)
+    throughput.start()
+    for step in range(steps):
+        clock[0] += 10 if step < 2 else 2
+        throughput.step()
+    throughput.stop()
+    assert (throughput.skipped_steps, throughput.images_per_s) == (left_out, pytest.approx(images_per_s))
