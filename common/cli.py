@@ -9,7 +9,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from common.environment import name_user, set_torch_defaults, use_utf8
@@ -46,6 +46,7 @@ def option(
     group: str = "options",
     name: str | None = None,
     required: str = "",
+    auto: Any = None,
 ) -> Any:
     """Declare a field of a config dataclass as a command-line option.
 
@@ -59,6 +60,7 @@ def option(
       group: heading in --help.
       name: long flag that --help and messages show in place of `--field-name`, which stays valid.
       required: what to give, for the message when the value is empty; empty: the option may be left out.
+      auto: value that the word "auto" stands for; None: the option does not take it.
     """
     metadata = dict(
         help=help,
@@ -70,6 +72,7 @@ def option(
         group=group,
         name=name,
         required=required,
+        auto=auto,
     )
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -110,14 +113,29 @@ def _allowed(meta: "types.MappingProxyType[Any, Any]") -> str:
     if meta["choices"]:
         return "one of " + ", ".join(meta["choices"])
     words = {"low": "at least", "above": "above", "high": "at most"}
-    return " and ".join(f"{word} {meta[key]}" for key, word in words.items() if meta[key] is not None)
+    limits = " and ".join(f"{word} {meta[key]}" for key, word in words.items() if meta[key] is not None)
+    return limits if meta["auto"] is None else f"{limits}, or auto"
+
+
+def _number_or_auto(kind: type, meta: "types.MappingProxyType[Any, Any]") -> Callable[[str], Any]:
+    """argparse's `type` of an option that takes the word auto; the value that stands for it is no number to give."""
+
+    def parse(text: str) -> Any:
+        if text == "auto":
+            return meta["auto"]
+        if (value := kind(text)) == meta["auto"]:
+            raise argparse.ArgumentTypeError(f"{text}, must be {_allowed(meta)}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
 
 
 def check_ranges(config: "DataclassInstance") -> None:
     """Raise UserError for the first field of a config dataclass that is outside its declared range."""
     for field in dataclasses.fields(config):
         value, meta = getattr(config, field.name), field.metadata
-        if value is None or not meta:
+        if value is None or not meta or (meta["auto"] is not None and value == meta["auto"]):
             continue
         wrong = (
             (meta["choices"] and value not in meta["choices"])
@@ -195,7 +213,8 @@ def parser_for(config: "DataclassInstance", description: str) -> Parser:
             options["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
         else:
             metavar = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else kind.__name__.upper()
-            options.update(type=kind, metavar=metavar)
+            takes_auto = meta["auto"] is not None
+            options.update(type=_number_or_auto(kind, meta) if takes_auto else kind, metavar=metavar)
         group.add_argument(*flags, **options)
     return parser
 

@@ -14,6 +14,8 @@ _data, _model, _optim, _device, _run = (
     functools.partial(option, group=group) for group in ("data", "model", "optimization", "device", "run")
 )
 
+AUTO = 0  # --batch-size auto
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -26,7 +28,8 @@ class TrainConfig:
     # Options that a resumed run takes from its checkpoint, that are checked against it, or that change no number.
     NOT_COMPARED_ON_RESUME: typing.ClassVar[frozenset[str]] = frozenset(
         "data workers image_size num_classes batch_size eval_batch_size exclude arch dropout transform_input pretrained "
-        "freeze freeze_norm cache_features head_lr_scale use_ema accumulate seed device_id npu memory_format threads".split()
+        "freeze freeze_norm cache_features head_lr_scale use_ema accumulate seed device_id npu memory_format threads "
+        "lr_find".split()
     )
 
     # fmt: off
@@ -37,7 +40,7 @@ class TrainConfig:
     workers: int = _data(8, "loader processes of this machine, at most its cores", "-j", low=0)
     image_size: int = _data(299, "side of the square input, pixels", low=32)
     num_classes: int | None = _data(None, "number of classes; default: class folders of train/", "-p", low=2)
-    batch_size: int = _data(256, "images per step of one machine, over all its devices", "-b", low=1)
+    batch_size: int = _data(256, "images per step of one machine, over all its devices", "-b", low=1, auto=AUTO)
     eval_batch_size: int = _data(64, "images per device and batch of evaluation", low=1)
     on_bad_image: str = _data("fail", "what to do with a file that does not decode", choices=("fail", "skip"))
     label_numbers: str = numbers_option("data")
@@ -66,6 +69,7 @@ class TrainConfig:
     epochs: int = _optim(240, "passes over the training set", low=1)
     max_steps: int | None = _optim(None, "stop after this many steps in all", low=1)
     lr: float = _optim(0.045, "peak learning rate", "--learning-rate", above=0)
+    lr_find: bool = _optim(False, "find --lr before the first step, by a range test of 100 steps")
     head_lr_scale: float = _optim(1.0, "learning rate of the classifier, as a multiple of --lr at every step", above=0)
     lr_schedule: str = _optim("cosine-epoch", "learning-rate schedule")
     warm_up_epochs: int = _optim(0, "epochs of rising learning rate", low=0)
@@ -147,16 +151,8 @@ class TrainConfig:
             return
         if self.freeze != "head":
             raise UserError(f"--cache-features: needs --freeze head, not {self.freeze}")
-        for name in (
-            "train_crop",
-            "min_crop",
-            "auto_augment",
-            "color_jitter",
-            "random_erasing",
-            "mixup",
-            "cutmix",
-            "accumulate",
-        ):
+        names = "train_crop min_crop auto_augment color_jitter random_erasing mixup cutmix accumulate lr_find"
+        for name in names.split():
             field, value = type(self).__dataclass_fields__[name], getattr(self, name)
             if value != TrainConfig.__dataclass_fields__[name].default:
                 raise UserError(f"{flag_of(field)}: {value}, has no effect with --cache-features; leave it out")

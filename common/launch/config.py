@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 from common import cli
+from common.config import AUTO
 from common.errors import UserError
 
 _HELP = """Keys that every launcher accepts, as --key=value. Options of the training program follow after a lone --."""
@@ -27,7 +28,7 @@ class LaunchConfig:
     device: str | None = cli.option(None, "auto, npu, cuda or cpu", choices=cli.DEVICES)
     recipe: str = cli.option("", "recipe of the training program")
     device_id: int | None = cli.option(None, "the device to use when devices=1", low=0)
-    batch_size: int | None = cli.option(None, "images per step, over this node's devices", low=1)
+    batch_size: int | None = cli.option(None, "images per step, over this node's devices", low=1, auto=AUTO)
     epochs: int | None = cli.option(None, "passes over the training set", "--train-epochs", low=1)
     lr: float | None = cli.option(None, "peak learning rate", above=0)
     output_dir: str = cli.option("", "run folder; default: a new one under ./output/LAUNCHER")
@@ -107,6 +108,7 @@ def parse_keys(defaults: list[str], keys: list[str]) -> LaunchConfig:
 def program_arguments(config: LaunchConfig, name: str, options: list[str], passthrough: list[str]) -> list[str]:
     """Arguments of the training program; of equal options the last one wins, so the user's come last."""
     values = {flag: getattr(config, key) for key, flag in _TRAIN_FLAGS.items()}
+    values["--batch-size"] = "auto" if config.batch_size == AUTO else config.batch_size
     given = [f"{flag}={value}" for flag, value in values.items() if value not in (None, "")]
     if config.min_nodes < config.max_nodes:
         given.append(f"--machines={config.max_nodes}")

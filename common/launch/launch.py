@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from common import cli, run_folder
+from common.config import AUTO
 from common.device import cann
 from common.errors import UserError
 from common.launch.config import LaunchConfig, parse_keys, program_arguments
@@ -125,7 +126,7 @@ def _preflight(config: LaunchConfig, program: "TrainProgram", arguments: list[st
         devices=config.devices,
         device_id=train.device_index,
         output_dir=train.output_dir or str(run_folder.OUTPUT),
-        batch_size=train.batch_size,
+        batch_size=train.batch_size if train.batch_size != AUTO else preflight.PreflightConfig.batch_size,
         image_size=train.image_size,
         workers=train.workers,
         master_port=config.master_port if config.max_nodes > 1 and config.node_rank == 0 else None,

@@ -130,7 +130,7 @@ class ProbeTrainer(Trainer):
                 for path, reason in batch.bad:
                     print_error(f"skipped: {path} ({reason})")
                 self.watchdog.phase("computing features")
-                if (action := self._requested_action()) in (distributed.RESTART, distributed.STOP):
+                if (action := self.requested_action()) in (distributed.RESTART, distributed.STOP):
                     self._stop(action)
                 labels.append(batch.labels_N)
                 indices.append(batch.indices_N)
@@ -139,7 +139,7 @@ class ProbeTrainer(Trainer):
                         engine(pixels)
                         part.append(seen.pop())
         except Interrupted:
-            self._stop(self._requested_action())
+            self._stop(self.requested_action())
         finally:
             hook.remove()
             batches.close()

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from common import cli, files, run_folder
-from common.config import Recipe, TrainConfig
+from common.config import AUTO, Recipe, TrainConfig
 from common.data import exclude, index
 from common.errors import NothingToDo, UserError
 from common.spec import ModelSpec
@@ -72,6 +72,10 @@ class TrainProgram:
     ) -> int:
         """Images of one step over all ranks; --batch-size counts those of a machine."""
         return config.batch_size * machines
+
+    def batch_size_of(self, config: TrainConfig, micro_batch: int, devices: int) -> int:
+        """--batch-size for micro-batches of this many images on each of a machine's devices."""
+        return micro_batch * config.accumulate * devices
 
     def first_epoch(self, config: TrainConfig, explicit: frozenset[str], state: dict[str, Any] | None) -> int:
         """Epoch to begin with, counted from 0, when no checkpoint of a run is resumed."""
@@ -180,10 +184,20 @@ class TrainProgram:
                 device.use_full_fp32()
             group = distributed.Group(world, device, config.rendezvous_timeout)
             with group.reports_once():
-                setup = setup or group.local_rank0_first(
-                    lambda: self.prepare(config, explicit, world.size, world.num_nodes)
-                )
+
+                def prepare(config: TrainConfig) -> RunSetup:
+                    ranks = (world.size, world.num_nodes)
+                    return group.local_rank0_first(lambda: self.prepare(config, explicit, *ranks))
+
+                setup = setup or prepare(config)
                 group.check_same(setup.splits.summary, "--data")
+                if setup.finds_batch_size:
+                    from common.train import tuner
+
+                    images, note = tuner.micro_batch_size(setup, group)
+                    size = self.batch_size_of(config, images, world.local_size)
+                    setup = prepare(dataclasses.replace(config, batch_size=size))
+                    setup = dataclasses.replace(setup, found={"batch_size": size}, notes=(note, *setup.notes))
                 if not setup.finished:
                     self._train(setup, group)
                 elif world.is_main:  # the launcher has looked already, but ranks that start again may find it
@@ -199,10 +213,18 @@ class TrainProgram:
             setup = dataclasses.replace(setup, folder=folder)
             logger = self.make_logger(folder if group.world.is_main else None, setup)
             stack.callback(logger.close)
+            if setup.config.lr_find and setup.state is None:
+                from common.train import tuner
+
+                lr = tuner.learning_rate(setup, group, logger)
+                config = dataclasses.replace(setup.config, lr=lr)
+                lr_at = schedules.make(config, setup.plan.steps_per_epoch, self.extra_schedules)
+                setup = dataclasses.replace(setup, config=config, lr_at=lr_at, found={**setup.found, "lr": lr})
             logger.write_json(
                 run_folder.CONFIG,
                 dict(
                     dataclasses.asdict(setup.config),
+                    found=setup.found,
                     arch=self.spec.name,
                     ranks=group.world.size,
                     num_micro_batches=setup.plan.num_micro_batches,
@@ -241,9 +263,15 @@ class TrainProgram:
             raise UserError("--use-ema: chooses among the weights of --pretrained; a resumed run continues with both")
         if state is not None:
             config, build_options = run_setup.reconcile_with_checkpoint(self.spec, config, explicit, state, splits)
+        config, found_values = run_setup.keep_found(config, explicit, state)
         # With an elastic number of machines the step is planned for the largest one.
-        planned = config.machines or machines
-        planned_ranks = world_size // machines * planned
+        planned, devices = config.machines or machines, world_size // machines
+        planned_ranks = devices * planned
+        finds_batch_size = config.batch_size == AUTO
+        if finds_batch_size:
+            config = dataclasses.replace(
+                config, batch_size=self.batch_size_of(config, run_setup.SMALLEST_MICRO_BATCH, devices)
+            )
         global_batch = self.global_batch(config, explicit, state, planned_ranks, planned)
         if config.cache_features and "batch_size" in explicit:
             raise UserError("--batch-size: has no effect with --cache-features, a step takes all images; leave it out")
@@ -276,7 +304,8 @@ class TrainProgram:
             raise UserError(f"--freeze: {config.freeze}, needs weights to keep; give --pretrained FILE")
         if state is None:
             recipe = self.recipes[config.recipe]
-            notes += run_setup.note_on_lr(recipe, config, explicit, plan.global_batch_size)
+            if not finds_batch_size:
+                notes += run_setup.note_on_lr(recipe, config, explicit, plan.global_batch_size)
         if state is None and config.output_dir and config.resume != "auto":
             run_setup.refuse_used_folder(config.output_dir)
         files.check_writable(config.output_dir or run_folder.OUTPUT, "--output-dir")
@@ -291,6 +320,8 @@ class TrainProgram:
             state,
             weights,
             first_epoch=self.first_epoch(config, explicit, state),
+            finds_batch_size=finds_batch_size,
+            found=found_values,
             finished=finished,
             notes=tuple(notes),
         )

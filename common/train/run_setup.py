@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from common import cli, run_folder
-from common.config import Recipe, TrainConfig
+from common.config import AUTO, Recipe, TrainConfig
 from common.data import file_tree, index, sampling
 from common.errors import UserError
 from common.spec import ModelSpec
@@ -29,6 +29,8 @@ class RunSetup:
       weights: state dict of --pretrained.
       folder: run folder; None until it is created.
       first_epoch: epoch to begin with, counted from 0, where there is no `state`.
+      finds_batch_size: --batch-size auto: `plan` has the smallest micro-batches until tuner.micro_batch_size ran.
+      found: options whose values were found before the first step, by name of their field.
       finished: why nothing is left to do, in one line; empty for a run that goes on.
       notes: what was found while preparing; the function `notes` adds to it.
     """
@@ -44,10 +46,13 @@ class RunSetup:
     weights: Mapping[str, Any] | None = None
     folder: pathlib.Path | None = None
     first_epoch: int = 0
+    finds_batch_size: bool = False
+    found: Mapping[str, float] = dataclasses.field(default_factory=dict)
     finished: str = ""
     notes: tuple[str, ...] = ()
 
 
+SMALLEST_MICRO_BATCH = 2  # images; batch norm needs them
 # Options that may differ between machines: where files are, and how fast they are read.
 _PER_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretrained")
 
@@ -148,6 +153,28 @@ def changed_options(config: TrainConfig, state: dict[str, Any]) -> list[str]:
     return [f"note: --resume: {'; '.join(changes)}; the run continues with the new values"] if changes else []
 
 
+def keep_found(
+    config: TrainConfig, explicit: frozenset[str], state: dict[str, Any] | None
+) -> tuple[TrainConfig, dict[str, float]]:
+    """(config with the values that the run of a checkpoint found before its first step, these values).
+
+    Raises:
+      UserError: --lr-find beside a learning rate that is given or that of the checkpoint.
+    """
+    lr_flag = cli.flag_of(type(config).__dataclass_fields__["lr"])
+    if config.lr_find and "lr" in explicit:
+        raise UserError(f"--lr-find: finds {lr_flag}, which is given ({config.lr:g}); leave one of them out")
+    if state is None:
+        return config, {}
+    found: dict[str, float] = dict(state.get("found", {}))
+    if config.lr_find and "lr" not in found:
+        raise UserError(f"--lr-find: {config.resume} was trained with {lr_flag} {state['config']['lr']:g}; {_NEW_RUN}")
+    kept = {name: value for name, value in found.items() if name not in explicit}
+    if config.batch_size == AUTO:
+        kept["batch_size"] = state["config"]["batch_size"]
+    return dataclasses.replace(config, **kept), found  # type: ignore[arg-type]  # batch_size is an int
+
+
 def _newest_run(run_name: str) -> pathlib.Path | None:
     found = run_folder.numbered_runs(run_folder.OUTPUT / run_name)
     return found[-1] if found else None
@@ -234,7 +261,7 @@ def step_plan(
         raise UserError(
             f"--batch-size: a step takes {plan.global_batch_size} images, but train/ holds {num_images}; use fewer"
         )
-    if plan.micro_batch_size < 2:
+    if plan.micro_batch_size < SMALLEST_MICRO_BATCH:
         raise UserError(
             f"--batch-size: {config.batch_size} leaves one image per micro-batch; batch norm needs at least 2"
         )
@@ -247,7 +274,7 @@ def note_on_lr(recipe: Recipe, config: TrainConfig, explicit: frozenset[str], im
     The rate in proportion to the images: Goyal et al., https://arxiv.org/abs/1706.02677, section 2.1.
     """
     factor = images_per_step / recipe.images_per_step
-    if "lr" in explicit or config.cache_features or config.optimizer != "sgd" or 0.5 < factor < 2:
+    if "lr" in explicit or config.lr_find or config.cache_features or config.optimizer != "sgd" or 0.5 < factor < 2:
         return []
     flag = cli.flag_of(type(config).__dataclass_fields__["lr"])
     return [

@@ -156,7 +156,7 @@ class Trainer:
             self.watchdog.phase("loading images")
             micro_batches, error = self.fetch(batches)
             self.watchdog.phase(watchdog.WAITING)
-            action = self.group.sync_status(self._requested_action(), error or self.writer.fatal)
+            action = self.group.sync_status(self.requested_action(), error or self.writer.fatal)
             if action in (distributed.RESTART, distributed.STOP):
                 self._stop(action)
             if action == distributed.SAVE:
@@ -194,7 +194,7 @@ class Trainer:
             return [], error
         return micro_batches, None
 
-    def _requested_action(self) -> int:
+    def requested_action(self) -> int:
         """The action that this rank asks for before the next step."""
         if self.interrupt:
             return distributed.RESTART if self.interrupt.signal == distributed.RESTART_SIGNAL else distributed.STOP
@@ -214,7 +214,7 @@ class Trainer:
         counts = self.validate()
         self.watchdog.phase("validating")
         if counts is None:
-            self._stop(self.group.all_reduce_max(self._requested_action()))
+            self._stop(self.group.all_reduce_max(self.requested_action()))
         assert counts is not None
         is_best = state.best_epoch is None or counts.percent(1) > state.best_acc1
         if is_best:
@@ -289,6 +289,7 @@ class Trainer:
             folder_fingerprint=setup.splits.train.full_fingerprint,
             num_images=len(setup.splits.train),
             config=dataclasses.asdict(setup.config),
+            found=dict(setup.found),
             torch_version=str(torch.__version__),
             **self.train_step.state(),
         )

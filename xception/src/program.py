@@ -77,6 +77,9 @@ class XceptionProgram(TrainProgram):
             return state["num_micro_batches"] * state["micro_batch_size"]
         return config.batch_size * world_size
 
+    def batch_size_of(self, config: TrainConfig, micro_batch: int, devices: int) -> int:
+        return micro_batch * config.accumulate
+
     def first_epoch(self, config: TrainConfig, explicit: frozenset[str], state: dict[str, Any] | None) -> int:
         """Epochs done: --finish_epoch, for weight files that do not store it."""
         assert isinstance(config, XceptionConfig)
