@@ -112,6 +112,7 @@ def evaluate_folder(
     from common.data.transforms import eval_transform
     from common.device import device as devices
     from common.evaluation.evaluate import evaluate
+    from common.evaluation.torch_classifier import TorchClassifier, note_on_short_training
 
     world = world or distributed.World()
     device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
@@ -146,6 +147,10 @@ def evaluate_folder(
         )
         lowest = int(index.labels.min()) - spec.background_columns(model.num_outputs)
         if index.label_file and (note := counts.note_on_labels(lowest)):
+            print(note, flush=True)
+        if isinstance(model.classifier, TorchClassifier) and (
+            note := note_on_short_training(counts.loss, model.num_outputs, model.classifier.model)
+        ):
             print(note, flush=True)
         if kinds := file_tree.describe_ignored(index.ignored_kinds):
             print(f"note: ignored in {index.root}: {kinds}", flush=True)

@@ -1,14 +1,19 @@
 """An nn.Module as a function from uint8 pixels to logits; normalization runs on the device."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 
 from common.device import amp, cann_failure
 from common.device import device as devices
 from common.errors import RunError
 from common.spec import ModelSpec
+
+# Until how many steps, and above how many times the training loss or that of guessing, a validation loss is explained.
+_STEPS_OF_NOTE, _FACTOR_OF_NOTE = 500, 5
 
 
 class Normalizer:
@@ -58,3 +63,28 @@ class TorchClassifier:
             if not self._compiled_batch or self._device.kind != "npu":
                 raise
             raise RunError(f"--compile: {cann_failure.explain(str(error))} (torchair); leave it out") from error
+
+
+def norm_momentum(model: nn.Module) -> float | None:
+    """Momentum of the running statistics of batch norm, or None for a network without them."""
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return next((norm.momentum for norm in norms if norm.track_running_stats), None)
+
+
+def note_on_loss(loss: float, train_loss: float, num_classes: int, steps: int, momentum: float | None) -> str:
+    """Why the validation loss is far above the training loss at the start of a run, or an empty text."""
+    if momentum is None or steps > _STEPS_OF_NOTE or loss < _FACTOR_OF_NOTE * max(train_loss, math.log(num_classes)):
+        return ""
+    share = f"{100 * (1 - momentum) ** steps:.2g} %"
+    return (
+        f"note: the validation loss is not meaningful yet: after {steps} steps, {share} of batch norm's running "
+        "statistics are still the initial values; validation uses these, training the statistics of each batch; expect "
+        "comparable losses after some hundred steps"
+    )
+
+
+def note_on_short_training(loss: float, num_classes: int, model: nn.Module) -> str:
+    """note_on_loss for a checkpoint, whose batch norms count their steps; an empty text for weights without counts."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    steps = max((int(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None), default=0)
+    return note_on_loss(loss, 0.0, num_classes, steps, norm_momentum(model)) if steps else ""

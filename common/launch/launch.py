@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 def split(argv: list[str]) -> tuple[str, str, list[str], list[str], list[str], list[str]]:
     """(name, script, launcher's keys, launcher's options, user's keys, user's options) of this program's arguments."""
+    if len(argv) < 2:
+        raise UserError(f"NAME SCRIPT: missing; a launcher starts this program:\n{__doc__}")
     name, script, *rest = argv
     defaults, rest = _cut(rest)
     options, rest = _cut(rest)

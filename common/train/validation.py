@@ -1,22 +1,16 @@
 """Validation during training."""
 
-import math
 import time
 from collections.abc import Iterable
-
-from torch import nn
 
 from common.data import loader, transforms
 from common.data.loader import Batch
 from common.distributed import Group
 from common.evaluation.evaluate import evaluate
 from common.evaluation.metrics import Counts
-from common.evaluation.torch_classifier import TorchClassifier
+from common.evaluation.torch_classifier import TorchClassifier, norm_momentum, note_on_loss
 from common.train import losses
 from common.train.run_setup import RunSetup
-
-# Until how many steps, and above how many times the training loss or that of guessing, a validation loss is explained.
-_STEPS_OF_NOTE, _FACTOR_OF_NOTE = 500, 5
 
 
 class Validator:
@@ -67,7 +61,7 @@ class Validator:
             "labels": counts.note_on_labels(int(self._images.labels.min()))
             if self._images is not None and self._images.label_file
             else "",
-            "loss": note_on_loss(counts.loss, train_loss, self._num_classes, steps, _norm_momentum(self.engine.model)),
+            "loss": note_on_loss(counts.loss, train_loss, self._num_classes, steps, norm_momentum(self.engine.model)),
             "ema": note_on_ema(self._ema, steps),
         }
         new = {kind: note for kind, note in found.items() if note and kind not in self._noted}
@@ -77,24 +71,6 @@ class Validator:
     def close(self) -> None:
         if self.loader is not None:
             self.loader.close()
-
-
-def _norm_momentum(model: nn.Module) -> float | None:
-    """Momentum of the running statistics of batch norm, or None for a network without them."""
-    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    return next((norm.momentum for norm in norms if norm.track_running_stats), None)
-
-
-def note_on_loss(loss: float, train_loss: float, num_classes: int, steps: int, momentum: float | None) -> str:
-    """Why the validation loss is far above the training loss at the start of a run, or an empty text."""
-    if momentum is None or steps > _STEPS_OF_NOTE or loss < _FACTOR_OF_NOTE * max(train_loss, math.log(num_classes)):
-        return ""
-    share = f"{100 * (1 - momentum) ** steps:.2g} %"
-    return (
-        f"note: the validation loss is not meaningful yet: after {steps} steps, {share} of batch norm's running "
-        "statistics are still the initial values; validation uses these, training the statistics of each batch; expect "
-        "comparable losses after some hundred steps"
-    )
 
 
 def note_on_ema(decay: float, steps: int) -> str:

@@ -4,11 +4,13 @@ import re
 import types
 
 import pytest
+import torch
 from tiny import PROGRAM
 
+from common.evaluation.torch_classifier import note_on_loss, note_on_short_training
 from common.train import run_setup, validation
 from common.train.meters import Throughput, TimeLeft, time_left
-from common.train.validation import note_on_ema, note_on_loss
+from common.train.validation import note_on_ema
 from inception_v3.train import PROGRAM as INCEPTION_V3
 from xception.train import PROGRAM as XCEPTION
 
@@ -85,6 +87,18 @@ def test_only_early_and_large_losses_are_explained(loss, train_loss, steps, mome
 @pytest.mark.parametrize(
     ("decay", "steps", "is_said"), [(0.0, 5, False), (0.9, 5, True), (0.9, 8, False), (1.0, 9, True)]
 )
+def test_eval_explains_the_loss_of_a_checkpoint_after_a_handful_of_steps_and_no_other():
+    def network(steps):
+        norm = torch.nn.BatchNorm2d(4)
+        norm.num_batches_tracked.fill_(steps)
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), norm)
+
+    assert "after 3 steps, 73 % of batch norm's" in note_on_short_training(19185038.5, 3, network(3))
+    assert note_on_short_training(19185038.5, 3, network(0)) == ""  # weights of another program
+    assert note_on_short_training(19185038.5, 3, network(5000)) == ""
+    assert note_on_short_training(1.1, 3, network(3)) == ""
+
+
 def test_averages_of_the_first_steps_are_named(decay, steps, is_said):
     """0.9 ** 4 = 0.66, 0.9 ** 7 = 0.48."""
     assert bool(note_on_ema(decay, steps)) == is_said

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from common import run_folder
 from common.errors import UserError
 from common.evaluation.metrics import Counts
 from common.train.meters import TimeLeft, TrainMetrics
@@ -120,12 +121,16 @@ def _named(folder: pathlib.Path | str) -> list[pathlib.Path]:
 
 
 def newest_checkpoint() -> pathlib.Path:
-    """Path of the newest named checkpoint in ./ckpt_0 or ./gpu-ckpt.
+    """Path of the newest named checkpoint in ./ckpt_0 or ./gpu-ckpt, else of the newest run's best one.
 
     Raises:
       UserError: there is none.
     """
     found = [path for folder in ("ckpt_0", "gpu-ckpt") for path in _named(folder)]
     if not found:
-        raise UserError("no Xception-rank0-EPOCH_STEP.ckpt in ./ckpt_0 or ./gpu-ckpt; name a checkpoint file")
+        try:
+            return run_folder.newest_best()  # a run that was stopped in its first epoch has no other
+        except UserError as error:
+            message = "no Xception-rank0-EPOCH_STEP.ckpt in ./ckpt_0 or ./gpu-ckpt; name a checkpoint file"
+            raise UserError(message) from error
     return max(found, key=lambda path: path.stat().st_mtime)
