@@ -35,7 +35,8 @@ class MemoryMeter:
             self.budget: float = held + _SHARE * free
             return
         try:
-            free = min(_fields("/proc/meminfo")["MemAvailable"], _free_below_limits())
+            groups = pathlib.Path("/proc/self/cgroup").read_text()
+            free = min(_fields("/proc/meminfo")["MemAvailable"], _free_below_limits(groups))
             self.budget = _fields("/proc/self/status")["VmRSS"] + _SHARE_OF_HOST * free / processes
         except (OSError, KeyError) as error:
             raise UserError(f"--batch-size: auto, but the free memory of cpu cannot be read ({error})") from error
@@ -66,19 +67,17 @@ def _fields(path: str) -> dict[str, int]:
     return {line[0].rstrip(":"): 1024 * int(line[1]) for line in words if line[-1:] == ["kB"]}
 
 
-def _free_below_limits(root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> float:
-    """Bytes left below the limits of this process' control groups; infinite without. Page cache is free."""
-    free = math.inf
-    with contextlib.suppress(OSError):
-        groups = dict(line.split(":", 2)[1:] for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines())
-        for controller, names in _LIMITS.items():
-            top = root / controller
-            group = top / groups.get(controller, "/").lstrip("/")
-            for folder in (group, *group.parents):
-                if not folder.is_relative_to(top):
-                    break
-                with contextlib.suppress(OSError, ValueError):  # the group has no limit
-                    limit, used = (int((folder / name).read_text()) for name in names)
-                    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    free = min(free, limit - used + int(statistics["inactive_file"]))
+def _free_below_limits(groups: str, root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> float:
+    """Bytes left below the limits of the control groups of a /proc/self/cgroup; infinite without; caches are free."""
+    free, paths = math.inf, dict(line.split(":", 2)[1:] for line in groups.splitlines())
+    for controller, names in _LIMITS.items():
+        top = root / controller
+        group = top / paths.get(controller, "/").lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(top):
+                break
+            with contextlib.suppress(OSError, ValueError):  # not in this container, or without limit
+                limit, used = (int((folder / name).read_text()) for name in names)
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                free = min(free, limit - used + int(statistics["inactive_file"]))
     return free

@@ -55,6 +55,15 @@ def test_fake_npu_a_run_moves_between_devices_in_mid_epoch(train):
     assert run_differences(whole, moved, across_devices=True) == []
 
 
+def test_fake_npu_batch_size_and_learning_rate_are_found_on_the_card(train):
+    """28.8 GiB are nine tenths of a card; a step of the size found is the last one of the trial."""
+    options = ["--batch-size=auto", "--lr-find", "--epochs=1", "--max-steps=2"]
+    folder, done = train("found", "--device=npu", *options)
+    assert "--batch-size auto: 6 images per device and micro-batch; " in done.stdout
+    assert "fit in 28.8 GiB of npu:0" in done.stdout and "0 reset_peak_memory_stats" in done.calls
+    assert final(folder)["found"]["batch_size"] == 6 and "--lr-find: 0" in done.stdout
+
+
 def tensors(value):
     if isinstance(value, torch.Tensor):
         yield value

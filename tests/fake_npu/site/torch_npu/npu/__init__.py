@@ -1,6 +1,7 @@
 """torch.npu: cards, current card, random state, switches."""
 
 import os
+import pathlib
 import sys
 
 import torch
@@ -70,6 +71,41 @@ def synchronize(device=None):
 
 def get_device_name(device_name=None):
     return os.environ.get("FAKE_NPU_CHIP", "Ascend910B3")
+
+
+# Memory of a card is the host's: what the process holds, and its peak.
+
+
+def _status(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def memory_reserved(device=None):
+    _lazy_init()
+    return _status("VmRSS")
+
+
+def max_memory_reserved(device=None):
+    _lazy_init()
+    return _status("VmHWM")
+
+
+def reset_peak_memory_stats(device=None):
+    _lazy_init()
+    note("reset_peak_memory_stats")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def mem_get_info(device=None):
+    _lazy_init()
+    total = 32 * 2**30
+    return total - memory_reserved(), total
+
+
+def empty_cache():
+    _lazy_init()
+    note("empty_cache")
 
 
 def is_bf16_supported():
