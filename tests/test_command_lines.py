@@ -21,7 +21,7 @@ accumulate amp amp-backend amp-dtype arch auto-augment batch-size cache-features
 color-jitter combine-grad compile cutmix
 data decay-norm device device-id dropout ema epochs eval-batch-size evaluate exclude freeze freeze-norm full-fp32
 hang-timeout head-lr-scale image-size
-keep-best keep-last label-numbers
+keep-best keep-last label-numbers lr-find
 label-smoothing loss-scale lr lr-schedule machines max-steps memory-format min-crop mixup momentum
 npu num-classes on-bad-image on-save-error opt-level optimizer output-dir pretrained print-freq random-erasing reduce
 recipe
@@ -133,7 +133,7 @@ def test_the_defaults_of_train_py_are_the_one_device_recipe_without_mixed_precis
 def test_help_lists_the_recipes_with_hardware_and_accuracy_and_shows_the_defaults_of_the_one_named(run):
     printed = run(V3 / "train.py", "--recipe=full_8p", "--help").stdout
     assert re.search(r"full_8p +8 NPUs +top-1 78.12 %, 6823 images/s \(reported\)", printed)
-    assert "[at least 1; default 2048]" in printed
+    assert "[at least 1, or auto; default 2048]" in printed
 
 
 def test_an_unknown_recipe_is_an_error_that_lists_the_known(run):
@@ -170,7 +170,7 @@ def test_help_imports_no_torch_and_shows_ranges_and_defaults(run, script):
     assert "common.cli" in imported and not imported & {"torch", "torchvision", "onnx", "onnxruntime"}
     assert f"python {script}" in text
     if script.endswith("train.py"):
-        assert "images per step of one machine, over all its devices [at least 1;" in " ".join(text.split())
+        assert "images per step of one machine, over all its devices [at least 1, or auto;" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("words", [["--data=nowhere"], ["--batch-size=0"], ["--data=IMAGES", "--batch-size=64"]])

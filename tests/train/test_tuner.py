@@ -170,7 +170,7 @@ def test_the_peak_of_the_memory_is_measured():
     with mmap.mmap(-1, 2**26) as block:
         for _ in range(64):
             block.write(b"1" * 2**20)
-    assert 2**26 <= meter.peak() - held < 2**27
+    assert 0.9 * 2**26 < meter.peak() - held < 2**27  # the kernel counts pages in batches
     meter.start()
     assert meter.peak() - held < 2**25
     half = memory.MemoryMeter(Device("cpu"), processes=2)
