@@ -84,9 +84,6 @@ def test_only_early_and_large_losses_are_explained(loss, train_loss, steps, mome
     assert bool(note_on_loss(loss, train_loss, 1000, steps, momentum)) == is_explained
 
 
-@pytest.mark.parametrize(
-    ("decay", "steps", "is_said"), [(0.0, 5, False), (0.9, 5, True), (0.9, 8, False), (1.0, 9, True)]
-)
 def test_eval_explains_the_loss_of_a_checkpoint_after_a_handful_of_steps_and_no_other():
     def network(steps):
         norm = torch.nn.BatchNorm2d(4)
@@ -99,6 +96,9 @@ def test_eval_explains_the_loss_of_a_checkpoint_after_a_handful_of_steps_and_no_
     assert note_on_short_training(1.1, 3, network(3)) == ""
 
 
+@pytest.mark.parametrize(
+    ("decay", "steps", "is_said"), [(0.0, 5, False), (0.9, 5, True), (0.9, 8, False), (1.0, 9, True)]
+)
 def test_averages_of_the_first_steps_are_named(decay, steps, is_said):
     """0.9 ** 4 = 0.66, 0.9 ** 7 = 0.48."""
     assert bool(note_on_ema(decay, steps)) == is_said
