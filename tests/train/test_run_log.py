@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import PROGRAM
 
+from common.evaluation import torch_classifier
 from common.evaluation.torch_classifier import note_on_loss, note_on_short_training
-from common.train import run_setup, validation
+from common.train import run_setup
 from common.train.meters import Throughput, TimeLeft, time_left
 from common.train.validation import note_on_ema
 from inception_v3.train import PROGRAM as INCEPTION_V3
@@ -56,7 +57,7 @@ def test_the_lines_of_a_run(images, tmp_path, capsys):
 
 
 def test_results_that_are_not_meaningful_yet_are_explained_once(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(validation, "_FACTOR_OF_NOTE", 0)
+    monkeypatch.setattr(torch_classifier, "_FACTOR_OF_NOTE", 0)
     PROGRAM.main(["--data", str(images), "--output-dir", str(tmp_path / "run"), "--epochs=3", "--ema=0.99"])
     loss, averages = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert loss.startswith(
