@@ -1,0 +1,143 @@
+"""Two classifiers on the same images: accuracy of each, agreement of their top-1, differences of their logits.
+
+Legend: N batch, K class without a background column.
+"""
+
+import dataclasses
+import time
+import typing
+from collections.abc import Iterable
+
+import numpy as np
+
+from common.errors import RunError
+from common.evaluation.metrics import Counts
+
+if typing.TYPE_CHECKING:
+    from common.data.loader import Batch
+    from common.evaluation.evaluate import Classifier
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Sums over images, of constant size; classes are those of both, without background columns.
+
+    Attributes:
+      a, b: hits of each.
+      agreed: images with the same top-1.
+      max_difference: largest difference of a logit.
+      seconds_a, seconds_b: time of the classifiers over `timed` images.
+    """
+
+    a: Counts = dataclasses.field(default_factory=Counts)
+    b: Counts = dataclasses.field(default_factory=Counts)
+    agreed: int = 0
+    max_difference: float = 0.0
+    seconds_a: float = 0.0
+    seconds_b: float = 0.0
+    timed: int = 0
+    _num_logits: int = 0
+    _sum_absolute: float = 0.0
+    _sum_squares: float = 0.0
+    _sum_squares_a: float = 0.0
+    _sum_cosine: float = 0.0
+
+    def add(
+        self, logits_a: np.ndarray, logits_b: np.ndarray, labels_N: np.ndarray, background: tuple[int, int]
+    ) -> None:
+        """Count a batch.
+
+        Args:
+          logits_a, logits_b: [N, background + K]; where the numbers of classes differ, the first ones are compared.
+          labels_N: classes, without the background columns.
+          background: columns before class 0 of each.
+        Raises:
+          RunError: a logit is NaN.
+        """
+        for name, logits in (("A", logits_a), ("B", logits_b)):
+            if np.isnan(logits).any():
+                raise RunError(f"{name}: logits are NaN; its weights, or its float16 arithmetic, overflow")
+        self.a.add(logits_a, labels_N + background[0])
+        self.b.add(logits_b, labels_N + background[1])
+        a_NK, b_NK = aligned(logits_a, logits_b, background)
+        difference_NK = a_NK - b_NK
+        norms = np.linalg.norm(a_NK, axis=1) * np.linalg.norm(b_NK, axis=1)
+        self.agreed += int((a_NK.argmax(axis=1) == b_NK.argmax(axis=1)).sum())
+        self.max_difference = max(self.max_difference, float(np.abs(difference_NK).max(initial=0)))
+        self._num_logits += difference_NK.size
+        self._sum_absolute += float(np.abs(difference_NK).sum())
+        self._sum_squares += float((difference_NK**2).sum())
+        self._sum_squares_a += float((a_NK**2).sum())
+        self._sum_cosine += float(((a_NK * b_NK).sum(axis=1) / np.where(norms > 0, norms, 1)).sum())
+
+    @property
+    def seen(self) -> int:
+        """Images compared."""
+        return self.a.seen
+
+    @property
+    def agreement(self) -> float:
+        """Images with the same top-1, percent."""
+        return 100.0 * self.agreed / self.seen if self.seen else 100.0
+
+    @property
+    def drop(self) -> float:
+        """Top-1 of A less that of B, in points of percent."""
+        return self.a.percent(1) - self.b.percent(1)
+
+    @property
+    def mean_difference(self) -> float:
+        """Mean of the absolute differences of all logits."""
+        return self._sum_absolute / self._num_logits if self._num_logits else 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """Root mean square of the differences, relative to that of A's logits."""
+        return float(np.sqrt(self._sum_squares / self._sum_squares_a)) if self._sum_squares_a else 0.0
+
+    @property
+    def cosine(self) -> float:
+        """Mean over the images of the cosine between both rows of logits."""
+        return self._sum_cosine / self.seen if self.seen else 1.0
+
+    def ms_per_image(self, which: str) -> float:
+        """Milliseconds per image of "a" or "b"."""
+        return 1000.0 * (self.seconds_a if which == "a" else self.seconds_b) / max(1, self.timed)
+
+
+def aligned(logits_a: np.ndarray, logits_b: np.ndarray, background: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of the classes that both have, as float64."""
+    a_NK, b_NK = logits_a[:, background[0] :], logits_b[:, background[1] :]
+    num_classes = min(a_NK.shape[1], b_NK.shape[1])
+    return a_NK[:, :num_classes].astype(np.float64), b_NK[:, :num_classes].astype(np.float64)
+
+
+def compare(
+    classifier_a: "Classifier",
+    classifier_b: "Classifier",
+    batches: "Iterable[Batch]",
+    background: tuple[int, int] = (0, 0),
+) -> Comparison:
+    """Run both classifiers over the same batches, whose labels are columns of A; the time of the first one is left out.
+
+    Args:
+      batches: an EvalLoader.
+      background: see Comparison.add.
+    Raises:
+      BadImage: a file does not decode. RunError: a logit is NaN.
+    """
+    found = Comparison()
+    for number, batch in enumerate(batches):
+        batch.raise_if_failed()
+        if not len(batch.labels_N):
+            continue
+        start = time.perf_counter()
+        logits_a = classifier_a(batch.pixels_NHWC)
+        middle = time.perf_counter()
+        logits_b = classifier_b(batch.pixels_NHWC)
+        if number:
+            found.seconds_a += middle - start
+            found.seconds_b += time.perf_counter() - middle
+            found.timed += len(batch.labels_N)
+        found.add(logits_a, logits_b, batch.labels_N.numpy() - background[0], background)
+    return found
