@@ -5,6 +5,7 @@ of ranks do not change what is trained on.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,10 @@ from common.errors import UserError
 PREFETCH = 4
 # First words of the seed sequences: streams of different use never coincide.
 EPOCH, IMAGE, STEP = 1, 2, 3
+# Stored in checkpoints; raise it when `images_at` or `epoch_batches` give another order. 1 sorted Philox words.
+ORDER_VERSION = 2
+# With 12 rounds a chi-square test over the orders of 4 to 6 images still shows a bias, with 16 it does not.
+_ROUNDS = 16
 
 
 def stream_seed(*words: int) -> int:
@@ -27,13 +32,35 @@ def image_seed(seed: int, epoch: int, index: int) -> int:
     return stream_seed(IMAGE, seed, epoch, index)
 
 
-def epoch_permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """Order of the images in an epoch: int64 [num_images].
+def images_at(seed: int, epoch: int, num_images: int, positions: np.ndarray) -> np.ndarray:
+    """Images at some positions of an epoch's order: int64, shape of `positions` [N], each below `num_images`.
 
-    Sorts raw Philox words instead of calling a shuffle, whose result may change between numpy versions.
+    A permutation that is computed where it is needed, so that time and memory depend on N alone: a Feistel network over
+    the pairs (row, column) of a table with at least num_images cells (alternating modular addition: Black and Rogaway,
+    https://eprint.iacr.org/2001/012). A cell behind the last image is permuted again until it is one ("cycle walking").
     """
-    words = np.random.Philox(np.random.SeedSequence((EPOCH, seed, epoch))).random_raw(num_images)
-    return np.argsort(words, kind="stable")
+    # An even number of rows: with two odd sides all permutations would be even ones.
+    rows = 2 * (math.isqrt(num_images - 1) // 2 + 1)
+    columns = -(-num_images // rows)
+    sides = np.uint64(rows), np.uint64(columns)
+    keys = np.random.SeedSequence((EPOCH, seed, epoch)).generate_state(_ROUNDS, np.uint64)
+    cells = np.array(positions, np.uint64)
+    outside = np.arange(len(cells))
+    while len(outside):
+        halves = list(np.divmod(cells[outside], sides[1]))
+        for i, key in enumerate(keys):
+            half = i % 2
+            halves[half] = (halves[half] + _mixed(halves[1 - half] + key) % sides[half]) % sides[half]
+        cells[outside] = halves[0] * sides[1] + halves[1]
+        outside = outside[cells[outside] >= num_images]
+    return cells.astype(np.int64)
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """SplitMix64's finalizer (Steele, Lea and Flood, 2014) of uint64 words; numpy's products wrap on every platform."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +106,10 @@ def epoch_batches(
     plan: StepPlan, seed: int, epoch: int, first_step: int, rank: int, world_size: int
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield the micro-batches of one rank from `first_step` to the end of the epoch as (epoch, image index) pairs."""
-    permutation = epoch_permutation(seed, epoch, plan.num_images)
+    share, size = plan.micro_batches_of(rank, world_size), plan.micro_batch_size
     for step in range(first_step, plan.steps_per_epoch):
-        for micro_batch in plan.micro_batches_of(rank, world_size):
-            start = step * plan.global_batch_size + micro_batch * plan.micro_batch_size
-            yield [(epoch, int(i)) for i in permutation[start : start + plan.micro_batch_size]]
+        start = step * plan.global_batch_size
+        positions = np.arange(start + share.start * size, start + share.stop * size)
+        images = images_at(seed, epoch, plan.num_images, positions).tolist()
+        for i in range(0, len(images), size):
+            yield [(epoch, image) for image in images[i : i + size]]

@@ -284,6 +284,8 @@ class TrainProgram:
         notes: list[str] = []
         if state is not None:
             notes = run_setup.changed_options(config, state)
+            if not finished:
+                notes += run_setup.order_notes(config, state, plan)
         elif config.pretrained:
             from common.train import freeze
             from common.weights.load import load_pretrained, weight_file

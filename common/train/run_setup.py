@@ -231,6 +231,24 @@ def reconcile_with_checkpoint(
     return config, dict(state["build"])
 
 
+def order_notes(config: TrainConfig, state: dict[str, Any], plan: sampling.StepPlan) -> list[str]:
+    """One line where a run goes on with another order of images than it began with, or none.
+
+    Raises:
+      UserError: within an epoch, in which images would be missing and others come twice.
+    """
+    version = state.get("order_version", 1)
+    if version == sampling.ORDER_VERSION:
+        return []
+    where = f"--resume: {config.resume} is of a version of this program that orders images in another way"
+    if state["step"] % plan.steps_per_epoch:
+        raise UserError(
+            f"{where}, and ends at step {state['step']} of {plan.steps_per_epoch} of epoch {state['epoch'] + 1}; "
+            "finish that epoch with that version, or start a new run from these weights with --pretrained FILE"
+        )
+    return [f"note: {where}; the epochs from here on have the new order"]
+
+
 def step_plan(
     config: TrainConfig,
     num_images: int,

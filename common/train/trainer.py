@@ -283,6 +283,7 @@ class Trainer:
             image_size=setup.config.image_size,
             classes=list(setup.splits.classes),
             **dataclasses.asdict(self.state),
+            order_version=sampling.ORDER_VERSION,
             num_micro_batches=setup.plan.num_micro_batches,
             micro_batch_size=setup.plan.micro_batch_size,
             data_fingerprint=setup.splits.train.fingerprint,

@@ -1,6 +1,8 @@
 """Which images a step uses: a function of (seed, epoch, step), for any number of ranks."""
 
+import collections
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from common.data import sampling
 from common.errors import UserError
 from common.train.step import step_seed
 
-GOLDEN_PERMUTATION = [2, 0, 1, 4, 5, 6, 7, 3]
+GOLDEN_ORDER = [5, 2, 1, 6, 3, 7, 4, 0]
+GOLDEN_LARGE = [62584676, 95328597, 44631844]
 GOLDEN_SEED = 5874723144925201505
 PLAN = sampling.StepPlan(num_images=100, num_micro_batches=6, micro_batch_size=4)
 
@@ -41,13 +44,92 @@ def test_resuming_in_the_middle_gives_the_rest_of_the_epoch():
     assert steps(2, first_step=3) == {3: whole[3]}
 
 
-def test_epochs_differ_and_the_permutation_is_stable_across_versions():
-    first, second = (sampling.epoch_permutation(0, epoch, 1000) for epoch in (0, 1))
-    assert sorted(first) == list(range(1000))
-    assert not np.array_equal(first, second)
-    # If this changes, runs that were stopped cannot be continued by the new code.
-    assert sampling.epoch_permutation(0, 0, 8).tolist() == GOLDEN_PERMUTATION
+def order(seed, epoch, num_images):
+    return sampling.images_at(seed, epoch, num_images, np.arange(num_images))
+
+
+def slow_images_at(seed, epoch, num_images, positions):
+    """images_at with Python's integers of any size."""
+
+    def mixed(word):
+        word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) % 2**64
+        return word ^ (word >> 31)
+
+    rows = next(n for n in itertools.count(2, 2) if n * n >= num_images)
+    columns = next(n for n in itertools.count(1) if rows * n >= num_images)
+    words = np.random.SeedSequence((1, seed, epoch)).generate_state(32, np.uint32).tolist()
+    keys = [low + (high << 32) for low, high in zip(words[::2], words[1::2], strict=True)]
+
+    def image_at(position):
+        row, column = position // columns, position % columns
+        for even, odd in zip(keys[::2], keys[1::2], strict=True):
+            row = (row + mixed((column + even) % 2**64)) % rows
+            column = (column + mixed((row + odd) % 2**64)) % columns
+        found = row * columns + column
+        return found if found < num_images else image_at(found)
+
+    return [image_at(position) for position in positions]
+
+
+def test_every_epoch_is_a_permutation_of_the_images_at_any_size():
+    sizes = {*range(1, 70), 999, 1000, 10_007, *(2**n + k for n in range(7, 15) for k in (-1, 0, 1))}
+    for size in sizes:
+        assert np.array_equal(np.sort(order(5, size % 3, size)), np.arange(size)), size
+
+
+def test_the_order_is_the_same_everywhere():
+    # If this changes, runs that were stopped within an epoch cannot be continued by the new code: raise ORDER_VERSION.
+    assert order(0, 0, 8).tolist() == GOLDEN_ORDER
+    assert sampling.images_at(3, 7, 100_000_000, [0, 1, 99_999_999]).tolist() == GOLDEN_LARGE
+    assert sampling.ORDER_VERSION == 2
     assert step_seed(1, 2, 3, 4) == GOLDEN_SEED
+    for size in (1, 2, 3, 5, 17, 64, 65, 1_281_167, 14_197_122, 100_000_000, 2**36 + 1):
+        positions = range(size) if size < 100 else range(size - 40, size)
+        found = sampling.images_at(11, 2, size, np.array(positions))
+        assert found.tolist() == slow_images_at(11, 2, size, positions), size
+
+
+def deviation(counts, expected, freedom):
+    """(Chi-square - its mean) / its standard deviation."""
+    return (((counts - expected) ** 2 / expected).sum() - freedom) / (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_the_orders_of_a_few_images_are_equally_likely(size):
+    found = collections.Counter(tuple(order(1, epoch, size).tolist()) for epoch in range(6000))
+    counts = np.array([found[one] for one in itertools.permutations(range(size))])
+    assert abs(deviation(counts, counts.mean(), len(counts) - 1)) < 3
+
+
+@pytest.mark.parametrize("size", [30, 1000])
+def test_positions_neighbors_and_epochs_are_uniform(size):
+    orders = np.stack([order(2, epoch, size) for epoch in range(3000)])
+    tenths = orders * 10 // size
+
+    def pairs(first, second):
+        return np.bincount((first * 10 + second).ravel(), minlength=100)
+
+    # Position and image: every row and column of the table has a known sum in every epoch.
+    counts = pairs(np.broadcast_to(np.arange(size) * 10 // size, tenths.shape), tenths)
+    assert abs(deviation(counts, counts.mean(), 81 * size / (size - 1))) < 3
+    # Images at one position of successive epochs.
+    counts = pairs(tenths[:-1:2, ::7], tenths[1::2, ::7])
+    assert abs(deviation(counts, counts.mean(), 99)) < 3
+    # Images at successive positions: an image is never beside itself.
+    counts = pairs(tenths[:, :-1:2], tenths[:, 1::2])
+    expected = counts.sum() * (size / 100 - np.eye(10).ravel() / 10) / (size - 1)
+    assert abs(deviation(counts, expected, 99)) < 3
+
+
+def test_a_steps_order_reads_and_holds_a_few_numbers_at_any_size():
+    peaks = []
+    for size in (1_281_167, 100_000_000):
+        tracemalloc.start()
+        next(sampling.epoch_batches(sampling.StepPlan(size, 1, 256), 0, 0, 1000, 0, 1))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks) < 200_000 and peaks[1] <= 1.2 * peaks[0]
 
 
 def test_streams_of_different_use_do_not_coincide():

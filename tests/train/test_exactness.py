@@ -101,7 +101,8 @@ def test_a_restart_at_step_4000_of_5000_costs_no_more_than_a_fresh_start(monkeyp
         return batch.indices_N.tolist(), len(work)
 
     (_, fresh), (indices, resumed) = first_batch(0), first_batch(4000)
-    assert indices == sampling.epoch_permutation(0, 0, plan.num_images)[4000 * 256 : 4001 * 256].tolist()
+    positions = np.arange(4000 * 256, 4001 * 256)
+    assert indices == sampling.images_at(0, 0, plan.num_images, positions).tolist()
     assert resumed == fresh == 2 * 256 + 1
 
 

@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 from support import LAUNCH_TINY, TINY
 from tiny import PROGRAM
 
+from common.data import sampling
 from common.errors import NothingToDo, UserError
 
 DONE = "has completed 2 epochs (10 steps), best validation top-1 "
@@ -108,3 +110,18 @@ def test_what_a_resumed_run_cannot_change_names_pretrained_as_the_way(images, co
     way = "; keep it, or start a new run from these weights with --pretrained FILE instead of --resume"
     with pytest.raises(UserError, match=found.replace("(", r"\(").replace(")", r"\)") + way):
         PROGRAM.prepare(*PROGRAM.parse(words))
+
+
+def test_a_run_with_another_order_of_images_goes_on_at_the_end_of_an_epoch_alone(images, complete, tmp_path):
+    state = torch.load(complete / "checkpoint.pth.tar")
+    assert state.pop("order_version") == sampling.ORDER_VERSION  # checkpoints before version 2 have no number
+    words = ["--data", str(images), "--resume", str(tmp_path / "older.pth.tar"), "--epochs=3", "--lr=0.05"]
+    torch.save({**state, "epoch": 1, "step": 3}, tmp_path / "older.pth.tar")
+    with pytest.raises(UserError, match="--resume: .*older.pth.tar .* ends at step 3 of 5 of epoch 2; .*--pretrained"):
+        PROGRAM.check(words)
+    with pytest.raises(NothingToDo):
+        PROGRAM.check([*words, "--max-steps=8"])
+    for end in ({"epoch": 1, "step": 5}, {"epoch": 2, "step": 0}):
+        torch.save({**state, **end}, tmp_path / "older.pth.tar")
+        note = PROGRAM.prepare(*PROGRAM.parse(words)).notes[-1]
+        assert note.startswith("note: --resume: ") and note.endswith("the epochs from here on have the new order")
