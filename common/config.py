@@ -27,9 +27,9 @@ class TrainConfig:
 
     # Options that a resumed run takes from its checkpoint, that are checked against it, or that change no number.
     NOT_COMPARED_ON_RESUME: typing.ClassVar[frozenset[str]] = frozenset(
-        "data workers image_size num_classes batch_size eval_batch_size exclude arch dropout transform_input pretrained "
-        "freeze freeze_norm cache_features head_lr_scale use_ema accumulate seed device_id npu memory_format threads "
-        "lr_find".split()
+        "data workers image_size eval_size num_classes batch_size eval_batch_size exclude arch dropout transform_input pretrained "
+        "freeze freeze_norm cache_features head_lr_scale use_ema accumulate repeated_aug seed device_id npu memory_format "
+        "threads lr_find".split()
     )
 
     # fmt: off
@@ -39,6 +39,7 @@ class TrainConfig:
     data: str = _data("", "dataset root that holds train/ and val/", required="the folder that holds train/ and val/")
     workers: int = _data(8, "loader processes of this machine, at most its cores", "-j", low=0)
     image_size: int = _data(299, "side of the square input, pixels", low=32)
+    eval_size: int | None = _data(None, "the same in validation and for what the checkpoint is used for; default: --image-size", low=32)
     num_classes: int | None = _data(None, "number of classes; default: class folders of train/", "-p", low=2)
     batch_size: int = _data(256, "images per step of one machine, over all its devices", "-b", low=1, auto=AUTO)
     eval_batch_size: int = _data(64, "images per device and batch of evaluation", low=1)
@@ -50,6 +51,7 @@ class TrainConfig:
     auto_augment: str = _data("none", "torchvision policy on top of crop and flip", choices=("none", "randaugment", "trivialaugment"))
     color_jitter: float = _data(0.0, "strength of brightness, contrast and saturation jitter", low=0, high=1)
     random_erasing: float = _data(0.0, "probability of erasing a rectangle", low=0, high=1)
+    repeated_aug: int = _data(1, "times that each image of a step occurs, augmented anew; an epoch takes an n-th of the images", low=1)
     mixup: float = _data(0.0, "alpha of mixup; 0: off", low=0)
     cutmix: float = _data(0.0, "alpha of cutmix; 0: off; with mixup too, one of both at random", low=0)
 
@@ -79,6 +81,8 @@ class TrainConfig:
     decay_norm: bool = _optim(True, "apply weight decay to batch-norm parameters too")
     label_smoothing: float = _optim(0.1, "label smoothing: share of the target spread over classes", low=0, high=1)
     smoothing_targets: str = _optim("all", "classes that share it: all, or all but the label", "--smoothing-off", choices=("all", "others"))
+    bce: bool = _optim(False, "train with binary cross entropy, mean over classes, instead of cross entropy")
+    bce_target_thresh: float | None = _optim(None, "of --bce: targets above it become 1, the others 0", low=0, high=1)
     accumulate: int = _optim(1, "micro-batches per device and step", low=1)
     clip_grad: float = _optim(0.0, "largest norm of a step's gradient; 0: off", low=0)
     ema: float = _optim(0.0, "decay of the exponential moving average of the weights; 0: off", low=0, high=1)
@@ -133,6 +137,8 @@ class TrainConfig:
         if self.optimizer == "adamw" and self.momentum == 1:
             raise UserError("--momentum: 1.0, must be below 1 with --optimizer adamw")
         self.check_cached_features()
+        if self.bce_target_thresh is not None and not self.bce:
+            raise UserError(f"--bce-target-thresh: {self.bce_target_thresh}, needs --bce")
         if self.train_crop == "center" and self.min_crop != TrainConfig.__dataclass_fields__["min_crop"].default:
             raise UserError(f"--min-crop: {self.min_crop}, has no effect with --train-crop center; leave it out")
         if self.use_ema is not None and not (self.pretrained or self.resume):
@@ -151,7 +157,7 @@ class TrainConfig:
             return
         if self.freeze != "head":
             raise UserError(f"--cache-features: needs --freeze head, not {self.freeze}")
-        names = "train_crop min_crop auto_augment color_jitter random_erasing mixup cutmix accumulate lr_find"
+        names = "eval_size train_crop min_crop auto_augment color_jitter random_erasing repeated_aug mixup cutmix accumulate lr_find"
         for name in names.split():
             field, value = type(self).__dataclass_fields__[name], getattr(self, name)
             if value != TrainConfig.__dataclass_fields__[name].default:
@@ -184,6 +190,11 @@ class TrainConfig:
         if re.fullmatch(r"\d+(\.\d+)?m", self.save_every):
             return 0, 60 * float(self.save_every[:-1])
         raise UserError(f"--save-every: {self.save_every}, must be a number of steps (500) or of minutes (10m)")
+
+    @property
+    def evaluation_size(self) -> int:
+        """Side of the input in validation, pixels; the "image_size" of the checkpoints."""
+        return self.eval_size or self.image_size
 
     @property
     def device_kind(self) -> str:

@@ -17,14 +17,14 @@ V3 = ROOT / "inception_v3"
 
 # Adding a flag is fine and belongs here; renaming or removing one breaks somebody's script.
 TRAIN_FLAGS = """
-accumulate amp amp-backend amp-dtype arch auto-augment batch-size cache-features clip-grad
+accumulate amp amp-backend amp-dtype arch auto-augment batch-size bce bce-target-thresh cache-features clip-grad
 color-jitter combine-grad compile cutmix
-data decay-norm device device-id dropout ema epochs eval-batch-size evaluate exclude freeze freeze-norm full-fp32
-hang-timeout head-lr-scale image-size
+data decay-norm device device-id dropout ema epochs eval-batch-size eval-size evaluate exclude freeze freeze-norm
+full-fp32 hang-timeout head-lr-scale image-size
 keep-best keep-last label-numbers lr-find
 label-smoothing loss-scale lr lr-schedule machines max-steps memory-format min-crop mixup momentum
 npu num-classes on-bad-image on-save-error opt-level optimizer output-dir pretrained print-freq random-erasing reduce
-recipe
+recipe repeated-aug
 rendezvous-timeout resume run-name save-every seed smoothing-targets threads throughput-skip-steps
 train-crop transform-input use-ema
 warm-up-epochs

@@ -92,18 +92,18 @@ class _EvalDataset(data.Dataset[_Item]):
 
 
 class _TrainDataset(_EvalDataset):
-    """Keys are (epoch, index); the random numbers of the transform depend on the key and the seed alone."""
+    """Keys are (epoch, index, repeat); the random numbers of the transform depend on the key and the seed alone."""
 
     def __init__(self, index: FolderIndex, transform: Transform, on_bad_image: str, seed: int) -> None:
         super().__init__(index, transform, on_bad_image)
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> _Item:
-        epoch, first = key
+    def __getitem__(self, key: tuple[int, int, int]) -> _Item:
+        epoch, first, repeat = key
         bad = []
         for i in range(first, first + _MAX_SUBSTITUTES):
             i %= len(self.index)
-            torch.manual_seed(sampling.image_seed(self.seed, epoch, i))
+            torch.manual_seed(sampling.image_seed(self.seed, epoch, i, repeat))
             pixels, label, _, broken = super().__getitem__(i)
             bad += broken
             if pixels is not None or not self.skips:
@@ -312,7 +312,7 @@ class TrainLoader(_Loader):
         self._start = (0, 0)
         super().__init__(_TrainDataset(index, transform, on_bad_image, seed), self, workers, pin_memory)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         """Batch sampler of the DataLoader."""
         epoch, first_step = self._start
         return sampling.epoch_batches(self.plan, self.seed, epoch, first_step, self.rank, self.world_size)

@@ -27,9 +27,9 @@ def stream_seed(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
 
 
-def image_seed(seed: int, epoch: int, index: int) -> int:
-    """Seed of the augmentation of one image in one epoch."""
-    return stream_seed(IMAGE, seed, epoch, index)
+def image_seed(seed: int, epoch: int, index: int, repeat: int = 0) -> int:
+    """Seed of the augmentation of one image in one epoch; its repeats under --repeated-aug are counted from 0."""
+    return stream_seed(IMAGE, seed, epoch, index, *([repeat] if repeat else []))
 
 
 def images_at(seed: int, epoch: int, num_images: int, positions: np.ndarray) -> np.ndarray:
@@ -71,11 +71,13 @@ class StepPlan:
       num_images: images in the training set.
       num_micro_batches: micro-batches of one step over all ranks; loss and gradient of a step depend on them only.
       micro_batch_size: images in each.
+      repeats: how often each image occurs, every time augmented anew (--repeated-aug).
     """
 
     num_images: int
     num_micro_batches: int
     micro_batch_size: int
+    repeats: int = 1
 
     @property
     def global_batch_size(self) -> int:
@@ -84,8 +86,29 @@ class StepPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Complete steps in an epoch; the remaining images, others in each epoch, are dropped."""
+        """Complete steps in an epoch; the remaining images, others in each epoch, are dropped.
+
+        With repeats an epoch has as many steps and thus an n-th of the images, others in each epoch, as with
+        torchvision's RASampler and timm's RepeatAugSampler.
+        """
         return self.num_images // self.global_batch_size
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Different images that the steps of an epoch take."""
+        return -(-self.steps_per_epoch * self.global_batch_size // self.repeats)
+
+    def positions(self, step: int) -> np.ndarray:
+        """Positions in the epoch that the micro-batches of a step take: int64 [num_micro_batches, micro_batch_size].
+
+        Those of a step are consecutive; `repeats` of them in a row are one image. With repeats, neighbors are in
+        different micro-batches where there are several, so that batch norm does not see an image twice.
+        """
+        start = step * self.global_batch_size
+        positions = np.arange(start, start + self.global_batch_size)
+        if self.repeats == 1:
+            return positions.reshape(self.num_micro_batches, -1)
+        return positions.reshape(-1, self.num_micro_batches).T
 
     def micro_batches_of(self, rank: int, world_size: int) -> range:
         """Indices of the micro-batches that a rank computes: a contiguous share."""
@@ -104,12 +127,11 @@ class StepPlan:
 
 def epoch_batches(
     plan: StepPlan, seed: int, epoch: int, first_step: int, rank: int, world_size: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Yield the micro-batches of one rank from `first_step` to the end of the epoch as (epoch, image index) pairs."""
-    share, size = plan.micro_batches_of(rank, world_size), plan.micro_batch_size
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Yield the micro-batches of one rank from `first_step` to the end of the epoch as (epoch, image index, repeat)."""
+    share = plan.micro_batches_of(rank, world_size)
     for step in range(first_step, plan.steps_per_epoch):
-        start = step * plan.global_batch_size
-        positions = np.arange(start + share.start * size, start + share.stop * size)
-        images = images_at(seed, epoch, plan.num_images, positions).tolist()
-        for i in range(0, len(images), size):
-            yield [(epoch, image) for image in images[i : i + size]]
+        places, repeats = np.divmod(plan.positions(step)[share.start : share.stop], plan.repeats)
+        images = images_at(seed, epoch, plan.num_images, places.ravel()).reshape(places.shape)
+        for batch in zip(images.tolist(), repeats.tolist(), strict=True):
+            yield [(epoch, image, repeat) for image, repeat in zip(*batch, strict=True)]

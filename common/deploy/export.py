@@ -77,7 +77,7 @@ def export(spec: ModelSpec, config: ExportConfig, default_checkpoint: Callable[[
         print(meta["taken"], flush=True)
     size = config.image_size or meta["image_size"]
     if config.image_size and meta["format"] == "zoo" and size != meta["image_size"]:
-        raise UserError(f"--image-size: {size}, but {ckpt} was trained at {meta['image_size']}")
+        raise UserError(f"--image-size: {size}, but {ckpt} is evaluated at {meta['image_size']}")
     spec.check_image_size(size)
     difference = export_onnx(
         model, spec, config.onnx, size, config.fixed_batch, config.opset, meta["classes"], config.input_dtype

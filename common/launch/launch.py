@@ -129,7 +129,7 @@ def _preflight(config: LaunchConfig, program: "TrainProgram", arguments: list[st
         device_id=train.device_index,
         output_dir=train.output_dir or str(run_folder.OUTPUT),
         batch_size=train.batch_size if train.batch_size != AUTO else preflight.PreflightConfig.batch_size,
-        image_size=train.image_size,
+        image_size=max(train.image_size, train.evaluation_size),
         workers=train.workers,
         master_port=config.master_port if config.max_nodes > 1 and config.node_rank == 0 else None,
     )

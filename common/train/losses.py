@@ -1,4 +1,4 @@
-"""The training loss: smoothed cross entropy, plus the auxiliary head's share where the network has one."""
+"""The training loss: smoothed cross entropy, or binary cross entropy, plus the share of an auxiliary head."""
 
 from collections.abc import Callable
 
@@ -27,6 +27,25 @@ def smoothed_cross_entropy(
     )
 
 
+def binary_cross_entropy(
+    logits_NK: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0, threshold: float | None = None
+) -> torch.Tensor:
+    """Mean binary cross entropy over images and classes, as timm's; https://arxiv.org/abs/2110.00476, section 3.
+
+    Args:
+      logits_NK: scores; computed in float32.
+      targets: class indices int64 [N], or probabilities [N, K].
+      smoothing: share s: the target p of a class becomes (1 - s) p + s/K.
+      threshold: targets above it, after the smoothing, are 1, the others 0.
+    """
+    num_classes = logits_NK.shape[1]
+    targets_NK = F.one_hot(targets, num_classes) if targets.dim() == 1 else targets
+    targets_NK = targets_NK * (1 - smoothing) + smoothing / num_classes
+    if threshold is not None:
+        targets_NK = targets_NK.gt(threshold)
+    return F.binary_cross_entropy_with_logits(logits_NK.float(), targets_NK.float())
+
+
 def torch_smoothing(smoothing: float, smoothing_targets: str, num_classes: int) -> float:
     """The share s that makes torch's rule (1 - s + s/K, s/K) equal to the named rule.
 
@@ -46,7 +65,7 @@ def training_loss(
     config: TrainConfig,
     aux_weight: float,
 ) -> torch.Tensor:
-    """Loss of a micro-batch: main + aux_weight * auxiliary, both smoothed.
+    """Loss of a micro-batch: main + aux_weight * auxiliary, both of the same kind and smoothed.
 
     Args:
       outputs: logits [N, K], or (logits, aux_logits) of a network with an auxiliary head.
@@ -54,6 +73,9 @@ def training_loss(
     """
 
     def loss(logits_NK: torch.Tensor) -> torch.Tensor:
+        if config.bce:
+            smoothing = effective_smoothing(config, logits_NK.shape[1])
+            return binary_cross_entropy(logits_NK, targets, smoothing, config.bce_target_thresh)
         return smoothed_cross_entropy(logits_NK, targets, config.label_smoothing, config.smoothing_targets)
 
     if isinstance(outputs, torch.Tensor):

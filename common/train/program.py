@@ -86,6 +86,7 @@ class TrainProgram:
         from common.evaluation.program import EvalConfig
         from common.weights.load import weight_file
 
+        size = config.image_size if "image_size" in explicit else None
         return EvalConfig(
             data=config.data,
             resume=config.resume or weight_file(config.pretrained, self.spec),
@@ -97,7 +98,7 @@ class TrainProgram:
             workers=config.workers,
             threads=config.threads or 0,
             num_classes=config.num_classes if "num_classes" in explicit else None,
-            image_size=config.image_size if "image_size" in explicit else None,
+            image_size=config.eval_size if "eval_size" in explicit else size,
             transform_input=config.transform_input,
             full_fp32=config.full_fp32,
             use_ema=config.use_ema,
@@ -115,6 +116,7 @@ class TrainProgram:
         if config.arch and config.arch not in (self.spec.name, self.spec.name.replace("_", "")):
             raise UserError(f"--arch: {config.arch}, this script trains {self.spec.name}")
         self.spec.check_image_size(config.image_size)
+        self.spec.check_image_size(config.evaluation_size, "--eval-size")
         return config, explicit
 
     def recipe_name(self, argv: Sequence[str] | None) -> str:

@@ -58,7 +58,7 @@ _PER_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretraine
 
 
 # Options that a resumed run takes from its checkpoint: the order of images and the parameters of the optimizer.
-_KEPT_ON_RESUME = ("seed", "freeze", "freeze_norm", "cache_features", "head_lr_scale")
+_KEPT_ON_RESUME = ("seed", "repeated_aug", "freeze", "freeze_norm", "cache_features", "head_lr_scale")
 
 # What to do where an option contradicts the checkpoint of a resumed run.
 _NEW_RUN = "keep it, or start a new run from these weights with --pretrained FILE instead of --resume"
@@ -201,7 +201,7 @@ def class_count(
 def reconcile_with_checkpoint(
     spec: ModelSpec, config: TrainConfig, explicit: frozenset[str], state: dict[str, Any], splits: index.Splits
 ) -> tuple[TrainConfig, dict[str, Any]]:
-    """Take image size, seed, frozen parts and build options from the checkpoint; options that contradict it are errors.
+    """Take image sizes, seed, frozen parts and build options from the checkpoint; contradicting options are errors.
 
     Returns:
       (config, build options).
@@ -210,13 +210,14 @@ def reconcile_with_checkpoint(
     if state["arch"] != spec.name:
         raise UserError(f"--resume: {config.resume} holds a {state['arch']}, this script trains {spec.name}")
     stored = {name: value for name, value in state["build"].items() if name != "num_classes"}
-    stored |= {"image_size": state["image_size"]}
+    stored |= {"image_size": state["config"].get("image_size", state["image_size"]), "eval_size": state["image_size"]}
     stored |= {name: state["config"].get(name, getattr(TrainConfig, name)) for name in _KEPT_ON_RESUME}
     for name in sorted(explicit & stored.keys()):
         given = getattr(config, name)
         if given is not None and given != stored[name]:
             raise UserError(f"--{name.replace('_', '-')}: {given}, but {where} has {stored[name]}; {_NEW_RUN}")
-    config = dataclasses.replace(config, **{name: stored[name] for name in ("image_size", *_KEPT_ON_RESUME)})
+    kept = {name: stored[name] for name in ("image_size", *_KEPT_ON_RESUME)}
+    config = dataclasses.replace(config, **kept, eval_size=state["config"].get("eval_size"))
     if state["data_fingerprint"] != splits.train.fingerprint:
         if state.get("folder_fingerprint") == splits.train.full_fingerprint:
             raise UserError(
@@ -261,7 +262,8 @@ def step_plan(
     if config.cache_features:
         return sampling.StepPlan(num_images, 1, num_images)
     if state is not None:
-        plan = sampling.StepPlan(num_images, state["num_micro_batches"], state["micro_batch_size"])
+        micro_batches = state["num_micro_batches"], state["micro_batch_size"]
+        plan = sampling.StepPlan(num_images, *micro_batches, config.repeated_aug)
         if plan.global_batch_size != global_batch:
             raise UserError(
                 f"--batch-size: {config.batch_size} on {machines} machine(s) is {global_batch} images per step, "
@@ -274,7 +276,8 @@ def step_plan(
                 f"--batch-size: {config.batch_size}, must be divisible by {num_micro_batches // machines} "
                 f"({world_size // machines} devices x --accumulate {config.accumulate})"
             )
-        plan = sampling.StepPlan(num_images, num_micro_batches, global_batch // num_micro_batches)
+        size = global_batch // num_micro_batches
+        plan = sampling.StepPlan(num_images, num_micro_batches, size, config.repeated_aug)
     if plan.steps_per_epoch < 1:
         raise UserError(
             f"--batch-size: a step takes {plan.global_batch_size} images, but train/ holds {num_images}; use fewer"
@@ -314,7 +317,12 @@ def notes(setup: RunSetup) -> list[str]:
             f"note: --num-classes is {outputs}, but {splits.train.root} has {folders} class folders: "
             f"{outputs - folders} outputs have no images; give --num-classes={folders} to train one output per folder"
         )
-    if left := plan.num_images % plan.global_batch_size:
+    if plan.repeats > 1:
+        found.append(
+            f"note: --repeated-aug {plan.repeats}: an epoch takes {plan.images_per_epoch} of the {plan.num_images} "
+            f"images, others in every epoch, {plan.repeats} times each"
+        )
+    elif left := plan.num_images % plan.global_batch_size:
         found.append(
             f"note: an epoch takes {plan.num_images - left} of the {plan.num_images} images; the {left} that do not "
             f"fill a step of {plan.global_batch_size} are dropped, others in every epoch"

@@ -264,7 +264,7 @@ class Trainer:
         if found is not None:
             (epoch, step, loss), world, setup = found, self.group.world, self.setup
             batches = sampling.epoch_batches(setup.plan, setup.config.seed, epoch, step, world.rank, world.size)
-            images = [setup.splits.train.name(i) for _, i in next(batches)]
+            images = [setup.splits.train.name(i) for _, i, _ in next(batches)]
             error = RunError(
                 f"the loss is {loss} at epoch {epoch + 1} step {step + 1} (rank {world.rank}, images "
                 f"{', '.join(images[:4])}{' ...' if len(images) > 4 else ''}); lower --lr or look at these images",
@@ -280,7 +280,7 @@ class Trainer:
         return dict(
             arch=setup.spec.name,
             build=setup.build_options,
-            image_size=setup.config.image_size,
+            image_size=setup.config.evaluation_size,
             classes=list(setup.splits.classes),
             **dataclasses.asdict(self.state),
             order_version=sampling.ORDER_VERSION,

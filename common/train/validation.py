@@ -32,7 +32,7 @@ class Validator:
         if self._images is not None:
             self.loader = loader.EvalLoader(
                 self._images,
-                transforms.eval_transform(setup.spec, config.image_size),
+                transforms.eval_transform(setup.spec, config.evaluation_size),
                 config.eval_batch_size,
                 config.on_bad_image,
                 world.rank,

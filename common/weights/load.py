@@ -38,7 +38,8 @@ class Checkpoint:
     Attributes:
       state_dict: CPU tensors in the names of our networks.
       build_options: arguments of ModelSpec.build that the file states or that its tensors imply.
-      metadata: other plain values: "image_size", "classes", "epoch", the "config" of our own runs and so on.
+      metadata: other plain values: "image_size" (that of evaluation), "classes", "epoch", the "config" of our own runs
+        and so on.
       format: "zoo" (our own), "state_dict", "safetensors", "mindspore" or "keras".
       taken: one line on the weights that were taken, where the file holds others too or names them in its own way.
     """

@@ -1,6 +1,7 @@
 """Which images a step uses: a function of (seed, epoch, step), for any number of ranks."""
 
 import collections
+import dataclasses
 import itertools
 import tracemalloc
 
@@ -17,12 +18,12 @@ GOLDEN_SEED = 5874723144925201505
 PLAN = sampling.StepPlan(num_images=100, num_micro_batches=6, micro_batch_size=4)
 
 
-def steps(world_size, epoch=0, first_step=0):
+def steps(world_size, epoch=0, first_step=0, plan=PLAN):
     """{step: [micro-batches in index order]} as all ranks together see them."""
     seen = {}
     for rank in range(world_size):
-        share = len(PLAN.micro_batches_of(rank, world_size))
-        batches = sampling.epoch_batches(PLAN, 7, epoch, first_step, rank, world_size)
+        share = len(plan.micro_batches_of(rank, world_size))
+        batches = sampling.epoch_batches(plan, 7, epoch, first_step, rank, world_size)
         for n, batch in enumerate(batches):
             seen.setdefault(first_step + n // share, []).append(batch)
     return seen
@@ -34,7 +35,7 @@ def test_micro_batches_do_not_depend_on_the_number_of_ranks(world_size):
 
 
 def test_an_epoch_uses_every_image_once_but_for_the_dropped_rest():
-    images = [i for batches in steps(1).values() for batch in batches for _, i in batch]
+    images = [i for batches in steps(1).values() for batch in batches for _, i, _ in batch]
     assert len(images) == len(set(images)) == 96
     assert PLAN.steps_per_epoch == 4
 
@@ -70,6 +71,38 @@ def slow_images_at(seed, epoch, num_images, positions):
         return found if found < num_images else image_at(found)
 
     return [image_at(position) for position in positions]
+
+
+REPEATED = dataclasses.replace(PLAN, repeats=3)
+
+
+def test_repeats_of_an_image_are_in_different_micro_batches_of_its_step():
+    """24 places of a step, three for each of 8 images, dealt to 6 micro-batches of 4."""
+    images = order(7, 0, 100).tolist()
+    places = [(images[place // 3], place % 3) for place in range(96)]
+    for step, batches in steps(1, plan=REPEATED).items():
+        expected = [places[24 * step + m : 24 * (step + 1) : 6] for m in range(6)]
+        assert [[(i, repeat) for _, i, repeat in batch] for batch in batches] == expected
+        assert all(len({i for _, i, _ in batch}) == 4 for batch in batches)
+    assert REPEATED.steps_per_epoch == 4 and REPEATED.images_per_epoch == 32
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_repeats_do_not_depend_on_ranks_and_resume_in_the_middle(world_size):
+    whole = steps(1, plan=REPEATED)
+    assert steps(world_size, plan=REPEATED) == whole
+    assert steps(world_size, first_step=2, plan=REPEATED) == {2: whole[2], 3: whole[3]}
+
+
+def test_an_image_whose_repeats_do_not_fit_in_a_step_continues_in_the_next():
+    plan = sampling.StepPlan(num_images=10, num_micro_batches=1, micro_batch_size=4, repeats=3)
+    images = order(7, 0, 10).tolist()
+    seen = [(i, repeat) for (batch,) in steps(1, plan=plan).values() for _, i, repeat in batch]
+    assert seen == [(images[place], repeat) for place in (0, 1) for repeat in range(3)] + [
+        (images[2], 0),
+        (images[2], 1),
+    ]
+    assert plan.images_per_epoch == 3
 
 
 def test_every_epoch_is_a_permutation_of_the_images_at_any_size():
@@ -133,7 +166,7 @@ def test_a_steps_order_reads_and_holds_a_few_numbers_at_any_size():
 
 
 def test_streams_of_different_use_do_not_coincide():
-    seeds = [sampling.image_seed(0, e, i) for e, i in itertools.product(range(20), range(20))]
+    seeds = [sampling.image_seed(0, e, i, r) for e, i, r in itertools.product(range(20), range(20), range(3))]
     seeds += [step_seed(0, e, s, m) for e, s, m in itertools.product(range(8), range(8), range(8))]
     assert len(set(seeds)) == len(seeds)
 

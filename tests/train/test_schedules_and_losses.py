@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from timm.loss import BinaryCrossEntropy
 
 from common.config import TrainConfig
 from common.device.device import Device
@@ -65,6 +66,39 @@ def test_smoothing_over_the_other_classes_by_hand():
     assert losses.smoothed_cross_entropy(LOGITS, LABEL, 0.1, smoothing_targets="others").item() == pytest.approx(
         expected, rel=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "threshold", "targets"),
+    [
+        (0.0, None, (0, 0, 1)),
+        (0.3, None, (0.1, 0.1, 0.8)),
+        (0.3, 0.8, (0, 0, 0)),  # above it, not equal to it
+        (0.3, 0.05, (1, 1, 1)),
+    ],
+)
+def test_binary_cross_entropy_by_hand_and_as_timm(smoothing, threshold, targets):
+    logits = torch.tensor([[0.0, math.log(3), -math.log(3)]])  # probabilities 1/2, 3/4, 1/4
+    chances = (0.5, 0.75, 0.25)
+    expected = -sum(y * math.log(p) + (1 - y) * math.log(1 - p) for y, p in zip(targets, chances, strict=True)) / 3
+    assert losses.binary_cross_entropy(logits, LABEL, smoothing, threshold).item() == pytest.approx(expected, rel=1e-6)
+    theirs = BinaryCrossEntropy(smoothing, threshold)(logits, LABEL).item()
+    assert theirs == pytest.approx(expected, rel=1e-6)
+
+
+def test_binary_cross_entropy_of_mixed_targets_by_hand():
+    """timm smooths both labels before it mixes them: 0.7 (0.9, 0.05, 0.05) + 0.3 (0.05, 0.05, 0.9) of 0.15 on three."""
+    logits, mixed = torch.zeros(1, 3), torch.tensor([[0.7, 0.0, 0.3]])
+    logits[0, 0] = math.log(4)  # probability 0.8
+    expected = -(0.645 * math.log(0.8) + 0.355 * math.log(0.2) + 2 * math.log(0.5)) / 3
+    assert losses.binary_cross_entropy(logits, mixed, 0.15).item() == pytest.approx(expected, rel=1e-6)
+    above = -(math.log(0.8) + 2 * math.log(0.5)) / 3  # 0.645 is above, 0.05 and 0.305 are not
+    assert losses.binary_cross_entropy(logits, mixed, 0.15, 0.5).item() == pytest.approx(above, rel=1e-6)
+
+
+def test_a_threshold_without_bce_is_refused():
+    with pytest.raises(UserError, match="--bce-target-thresh: 0.2, needs --bce"):
+        TrainConfig(bce_target_thresh=0.2)
 
 
 def test_both_heads_are_smoothed_and_the_auxiliary_one_counts_by_its_weight():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import onnx
 import pytest
 import torch
 from support import (
@@ -32,9 +34,12 @@ from tiny import PROGRAM, RECIPE, SPEC
 
 from common import distributed, errors
 from common.data import index, loader, sampling, transforms
+from common.deploy import export
 from common.device import device
+from common.evaluation.program import EvalConfig, evaluate_folder
 from common.evaluation.torch_classifier import Normalizer
-from common.train import program, run_log, run_setup, trainer
+from common.train import losses, program, run_log, run_setup, trainer
+from common.train.step import step_seed
 
 # Everything that draws random numbers or keeps state beside the weights.
 EVERYTHING = (
@@ -43,6 +48,7 @@ EVERYTHING = (
     "--auto-augment=trivialaugment",
     "--random-erasing=0.3",
     "--color-jitter=0.2",
+    "--repeated-aug=3",
     "--ema=0.9",
     "--accumulate=2",
     "--lr-schedule=cosine-step",
@@ -155,6 +161,67 @@ def test_the_loss_of_a_step_is_the_main_heads_and_four_tenths_of_the_auxiliary_h
     assert logged == pytest.approx(main + 0.4 * auxiliary, rel=1e-5)
 
 
+def test_bce_of_mixed_images_is_that_of_both_heads_and_validation_keeps_cross_entropy(images, train):
+    options = ("--bce", "--mixup=0.5", "--cutmix=1", "--dropout=0", "--label-smoothing=0.1", "--lr=1e-9")
+    folder = train("bce", *options, "--max-steps=1", "--epochs=1", "--print-freq=1")
+    torch.manual_seed(0)
+    model, config = SPEC.build(num_classes=3, dropout=0.0).train(), dataclasses.replace(RECIPE, mixup=0.5, cutmix=1.0)
+    (batch,) = first_micro_batches(images, 1, 12)
+    torch.manual_seed(step_seed(0, 0, 0, 0))
+    pixels, mixed_NK = losses.mixer(config, 3)(NORMALIZE(batch.pixels_NHWC), batch.labels_N)
+    assert ((mixed_NK > 0).sum(1) > 1).any()
+    main, auxiliary = (
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, 0.9 * mixed_NK + 0.1 / 3).item()
+        for logits in model(pixels)
+    )
+    logged = {record["kind"]: record["loss"] for record in metrics_of(folder)}
+    assert logged["train"] == pytest.approx(main + 0.4 * auxiliary, rel=1e-5)
+    assert logged["val"] == pytest.approx(math.log(3), rel=0.3)  # binary cross entropy would be 0.69
+
+
+@pytest.fixture(scope="module")
+def larger_in_validation(images, tmp_path_factory):
+    """Run folder of four steps that trained at 32 pixels and validated at 48."""
+    folder = tmp_path_factory.mktemp("sizes") / "run"
+    PROGRAM.main(["--data", str(images), f"--output-dir={folder}", "--eval-size=48", "--max-steps=4", "--epochs=1"])
+    return folder
+
+
+def test_a_checkpoint_is_used_at_the_size_of_its_validation(images, larger_in_validation, tmp_path):
+    folder, config = larger_in_validation, EvalConfig(data=str(images), device="cpu", workers=0)
+    config = dataclasses.replace(config, resume=str(folder / "checkpoint.pth.tar"))
+    (record,) = (record for record in metrics_of(folder) if record["kind"] == "val")
+    counts, _ = evaluate_folder(SPEC, config)
+    at_32, _ = evaluate_folder(SPEC, dataclasses.replace(config, image_size=32))
+    assert (record["correct"], record["loss"]) == (counts.correct.tolist(), pytest.approx(counts.loss, rel=0.2))
+    assert counts.loss != at_32.loss
+    state = final(folder)
+    assert (state["image_size"], state["config"]["image_size"], state["config"]["eval_size"]) == (48, 32, 48)
+    export.export(SPEC, export.ExportConfig(ckpt=config.resume, onnx=str(tmp_path / "tiny.onnx")))
+    metadata = {each.key: each.value for each in onnx.load(tmp_path / "tiny.onnx").metadata_props}
+    assert metadata["image_size"] == "48"
+
+
+def test_both_sizes_are_kept_on_resume(images, larger_in_validation, tmp_path):
+    shutil.copytree(larger_in_validation, tmp_path / "run")
+    words = ["--data", str(images), f"--output-dir={tmp_path}/run", "--epochs=1"]
+    PROGRAM.main([*words, "--resume=auto"])
+    PROGRAM.main([*words[:2], f"--output-dir={tmp_path}/whole", "--epochs=1", "--eval-size=48"])
+    state, whole = final(tmp_path / "run"), final(tmp_path / "whole")
+    assert differences(state["state_dict"], whole["state_dict"]) == []
+    assert (state["image_size"], state["config"]) == (48, {**whole["config"], **paths_of(state)})
+    for option, found in (("--eval-size=32", "has 48"), ("--image-size=48", "has 32"), ("--repeated-aug=2", "has 1")):
+        with pytest.raises(
+            errors.UserError, match=rf"^{option.replace('=', ': ')}, but the checkpoint .* {found}; keep"
+        ):
+            PROGRAM.main([*words, "--resume=auto", option])
+    PROGRAM.prepare(*PROGRAM.parse([*words, "--resume=auto", "--eval-size=48", "--image-size=32"]))
+
+
+def paths_of(state):
+    return {name: state["config"][name] for name in ("output_dir", "resume")}
+
+
 OPTIONS = {
     "lr": ["--lr=0.05"],
     "lr_schedule": ["--lr-schedule=constant"],
@@ -175,6 +242,9 @@ OPTIONS = {
     "dropout": ["--dropout=0.9"],
     "mixup": ["--mixup=1"],
     "cutmix": ["--cutmix=1"],
+    "repeated_aug": ["--repeated-aug=2"],
+    "bce": ["--bce"],
+    "bce_target_thresh": ["--bce", "--bce-target-thresh=0.5"],
     "randaugment": ["--auto-augment=randaugment"],
     "trivialaugment": ["--auto-augment=trivialaugment"],
     "random_erasing": ["--random-erasing=1"],
@@ -235,6 +305,7 @@ def evaluated_weights(state):
 
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_every_option_changes_the_result(name, in_process, plain):
+    plain = plain if name != "bce_target_thresh" else in_process(OPTIONS["bce"])
     changed = evaluated_weights(in_process(OPTIONS[name]))
     before = evaluated_weights(plain)
     assert any(changed[k].shape != before[k].shape or not torch.equal(changed[k], before[k]) for k in before), name
