@@ -211,10 +211,9 @@ def test_both_sizes_are_kept_on_resume(images, larger_in_validation, tmp_path):
     assert differences(state["state_dict"], whole["state_dict"]) == []
     assert (state["image_size"], state["config"]) == (48, {**whole["config"], **paths_of(state)})
     for option, found in (("--eval-size=32", "has 48"), ("--image-size=48", "has 32"), ("--repeated-aug=2", "has 1")):
-        with pytest.raises(
-            errors.UserError, match=rf"^{option.replace('=', ': ')}, but the checkpoint .* {found}; keep"
-        ):
-            PROGRAM.main([*words, "--resume=auto", option])
+        message = f"^{option.replace('=', ': ')}, but the checkpoint .* {found}; keep"
+        with pytest.raises(errors.UserError, match=message):
+            PROGRAM.prepare(*PROGRAM.parse([*words, "--resume=auto", option]))
     PROGRAM.prepare(*PROGRAM.parse([*words, "--resume=auto", "--eval-size=48", "--image-size=32"]))
 
 
@@ -270,6 +269,9 @@ def test_outputs_without_images_and_dropped_images_are_noted(images, tmp_path):
     assert notes_of(images, "-b", "16") == [
         "note: an epoch takes 48 of the 60 images; the 12 that do not fill a step of 16 are dropped, "
         "others in every epoch"
+    ]
+    assert notes_of(images, "-b", "16", "--repeated-aug=4") == [
+        "note: --repeated-aug 4: an epoch takes 12 of the 60 images, others in every epoch, 4 times each"
     ]
     assert notes_of(images, "-b", "20", "-p", "5") == [
         "note: --num-classes is 5, but train has 3 class folders: 2 outputs have no images; "
