@@ -27,9 +27,9 @@ class TrainConfig:
 
     # Options that a resumed run takes from its checkpoint, that are checked against it, or that change no number.
     NOT_COMPARED_ON_RESUME: typing.ClassVar[frozenset[str]] = frozenset(
-        "data workers image_size eval_size num_classes batch_size eval_batch_size exclude arch dropout transform_input pretrained "
-        "freeze freeze_norm cache_features head_lr_scale use_ema accumulate repeated_aug seed device_id npu memory_format "
-        "threads lr_find".split()
+        "data workers image_size eval_size num_classes batch_size eval_batch_size exclude arch dropout transform_input "
+        "pretrained freeze freeze_norm cache_features head_lr_scale use_ema accumulate repeated_aug seed device_id npu "
+        "memory_format threads lr_find".split()
     )
 
     # fmt: off
@@ -157,8 +157,8 @@ class TrainConfig:
             return
         if self.freeze != "head":
             raise UserError(f"--cache-features: needs --freeze head, not {self.freeze}")
-        names = "eval_size train_crop min_crop auto_augment color_jitter random_erasing repeated_aug mixup cutmix accumulate lr_find"
-        for name in names.split():
+        names = "eval_size train_crop min_crop auto_augment color_jitter random_erasing repeated_aug mixup cutmix"
+        for name in [*names.split(), "accumulate", "lr_find"]:
             field, value = type(self).__dataclass_fields__[name], getattr(self, name)
             if value != TrainConfig.__dataclass_fields__[name].default:
                 raise UserError(f"{flag_of(field)}: {value}, has no effect with --cache-features; leave it out")
