@@ -118,6 +118,7 @@ class TrainConfig:
     print_freq: int = _run(100, "steps between progress lines", low=1)
     throughput_skip_steps: int = _run(10, "first steps that the throughput leaves out", "--warm-up-steps", low=0)
     evaluate: bool = _run(False, "evaluate --resume or --pretrained and stop", "-e")
+    predictions: str = _run("", "with --evaluate: file to write the five best classes of each image to, .csv or .json")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -145,6 +146,8 @@ class TrainConfig:
             raise UserError(f"{'--use-ema' if self.use_ema else '--no-use-ema'}: needs --pretrained FILE")
         if self.evaluate and not (self.resume or self.pretrained):
             raise UserError("--evaluate: needs --resume FILE or --pretrained FILE")
+        if self.predictions and not self.evaluate:
+            raise UserError("--predictions: is of an evaluation; add --evaluate, or take eval.py")
 
     def check_warm_up(self) -> None:
         """Raise UserError for a run that ends before its warm-up does."""

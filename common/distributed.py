@@ -126,6 +126,13 @@ class Group:
         dist.all_gather(parts, tensor)
         return torch.stack(parts)
 
+    def all_gather_objects(self, value: T) -> list[T]:
+        """Picklable objects of all ranks, in rank order."""
+        values = [value] * self.world.size
+        if self._host is not None:
+            dist.all_gather_object(values, value, group=self._host)
+        return values
+
     def from_rank0(self, function: Callable[[], T]) -> T:
         """function() of rank 0, any picklable object, on every rank.
 
@@ -185,14 +192,11 @@ class Group:
 
     def check_same(self, value: Any, name: str) -> None:
         """Raise UserError on all ranks if a rank's value differs from rank 0's, because its node reads other files."""
-        values = [value]
-        if self._host is not None:
-            values *= self.world.size
-            dist.all_gather_object(values, value, group=self._host)
-        for rank, other in enumerate(values):
-            if other != values[0]:
+        first, *others = self.all_gather_objects(value)
+        for rank, other in enumerate(others, 1):
+            if other != first:
                 raise UserError(
-                    f"{name}: rank {rank} has {other}, rank 0 has {values[0]}; all nodes must have the same files",
+                    f"{name}: rank {rank} has {other}, rank 0 has {first}; all nodes must have the same files",
                     every_rank=self.world.local_rank != 0,  # print once per node
                 )
 

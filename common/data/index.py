@@ -193,6 +193,11 @@ def load_flat(
     return dataclasses.replace(index, label_file=str(label_file))
 
 
+def of_files(paths: Sequence[str], targets: Sequence[int] = ()) -> FolderIndex:
+    """Index of these files, in this order; without `targets` all labels are -1."""
+    return _pack("", (), ["\0".join([*paths, ""])], targets or [-1] * len(paths), ())
+
+
 def _walk(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
     """Build the index; also {folder: modification time} of every folder that was listed."""
     classes, others, modified_ns = file_tree.class_names(root)

@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import queues, sharedctypes
 
 import numpy as np
@@ -47,6 +47,7 @@ class Batch(typing.NamedTuple):
       indices_N: int64, positions in the FolderIndex.
       bad: (path, reason) of every file that does not decode.
       failed: whether a bad file must stop the run.
+      bad_indices: positions of the images whose place no other image takes, as in evaluation; those of `bad` there.
     """
 
     pixels_NHWC: torch.Tensor
@@ -54,6 +55,7 @@ class Batch(typing.NamedTuple):
     indices_N: torch.Tensor
     bad: list[tuple[str, str]]
     failed: bool
+    bad_indices: Sequence[int] = ()
 
     def raise_if_failed(self) -> None:
         """Raise BadImage for the first bad file where `failed`."""
@@ -120,6 +122,7 @@ def _collate(items: list[_Item]) -> Batch:
         torch.tensor([i for _, _, i in good], dtype=torch.int64),
         [broken for item in items for broken in item[3]],
         len(good) < len(items),
+        [i for pixels, _, i, _ in items if pixels is None],
     )
 
 

@@ -1,6 +1,6 @@
 """The evaluation loop of training, eval.py and every engine: each image is counted exactly once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,6 +12,27 @@ from common.evaluation.metrics import Counts
 
 Classifier = Callable[[torch.Tensor], np.ndarray]  # uint8 pixels [N, H, W, 3] -> logits [N, K], both on the host
 
+Observer = Callable[[Batch, np.ndarray], None]  # a batch and its logits
+
+
+def scored(classifier: Classifier, batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Each batch with its logits [N, K]; [0, 1] where no image of it decodes.
+
+    Raises:
+      BadImage: a file does not decode (unless the loader skips those).
+      RunError: a logit is NaN.
+    """
+    for batch in batches:
+        batch.raise_if_failed()
+        logits_NK = classifier(batch.pixels_NHWC) if len(batch.labels_N) else np.zeros((0, 1), np.float32)
+        if np.isnan(logits_NK).any():
+            raise RunError(
+                "the logits of validation images are NaN: the training diverged; lower --lr, or evaluate an earlier "
+                "checkpoint",
+                is_final=True,
+            )
+        yield batch, logits_NK
+
 
 def evaluate(
     classifier: Classifier,
@@ -19,6 +40,7 @@ def evaluate(
     num_images: int,
     group: Group,
     smoothing: float = 0.0,
+    observer: Observer | None = None,
 ) -> Counts | None:
     """Score a split.
 
@@ -27,6 +49,7 @@ def evaluate(
       num_images: images of the whole split.
       group: its ranks; counts are all-reduced once, at the end.
       smoothing: label smoothing of the reported loss.
+      observer: called with each batch; it may raise UserError.
     Returns:
       Counts over all ranks, or None when a rank was interrupted.
     Raises:
@@ -37,20 +60,14 @@ def evaluate(
     counts, stopped = Counts(), False
     error: Exception | None = None
     try:
-        for batch in batches:
-            batch.raise_if_failed()
+        for batch, logits_NK in scored(classifier, batches):
             counts.skipped += len(batch.bad)
             for path, reason in batch.bad:
                 print_error(f"skipped: {path} ({reason})")
             if len(batch.labels_N):
-                logits_NK = classifier(batch.pixels_NHWC)
-                if np.isnan(logits_NK).any():
-                    raise RunError(
-                        "the logits of validation images are NaN: the training diverged; lower --lr, or evaluate an "
-                        "earlier checkpoint",
-                        is_final=True,
-                    )
                 counts.add(logits_NK, batch.labels_N.numpy(), smoothing)
+            if observer is not None:
+                observer(batch, logits_NK)
     except Interrupted:
         stopped = True
     except (UserError, RunError) as raised:

@@ -1,6 +1,7 @@
 """Accuracies as metrics.json, in the structure that the published postprocessing writes, and as a printed table."""
 
 import json
+import os
 
 from common.errors import UserError
 from common.evaluation.metrics import TOP_K, Counts
@@ -16,6 +17,7 @@ def write_metrics(path: str, counts: Counts, num_outputs: int) -> None:
         "value": [{"key": key, "value": value} for key, value in pairs.items()],
     }
     try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         write_atomic(path, json.dumps(content) + "\n")
     except OSError as error:
         raise UserError(f"--metrics-json: {path} cannot be written ({error.strerror})") from error

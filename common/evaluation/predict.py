@@ -2,27 +2,26 @@
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from common import cli, run_folder
+from common import cli, parallel, run_folder
 from common.data import decode, file_tree
+from common.data.index import FolderIndex, of_files
 from common.errors import UserError
-from common.evaluation import class_names, program
+from common.evaluation import class_names, predictions, program
+from common.evaluation.predictions import Row
 from common.files import StrPath
 from common.spec import ModelSpec
 
-if typing.TYPE_CHECKING:
-    from common.data.index import FolderIndex
-
-TOP_K = 5
 NUM_SAMPLES = 8  # validation images that are named where no image is given
+_BATCH, _WITHOUT_WORKERS = 16, 64  # images of a batch; images that are decoded without worker processes
 _LISTED = 5  # unreadable files that the message at the end names
 _PROVIDERS = {"cuda": "cuda", "npu": "cann"}  # --device -> ONNX Runtime's provider; cpu otherwise
 
@@ -57,48 +56,45 @@ def main(
             action=argparse.BooleanOptionalAction,
             help="take the checkpoint's averaged weights (default: where it has them)",
         )
+        parser.add_argument(
+            "--predictions",
+            default="",
+            metavar="FILE",
+            help="file to write the five best classes of each image to, .csv or .json",
+        )
         args = parser.parse_args()
-        paths = [path for argument in args.images for path in list_images(argument)]
+        if args.predictions:
+            predictions.check(args.predictions)
+        images = [path for argument in args.images for path in list_images(argument)]
         resume = str(args.resume or default_checkpoint())
         predictor = Predictor(spec, resume, args.device, args.class_names, args.use_ema)
-        if args.images:
-            failed = _name_images(predictor, paths)
-        else:
-            failed, paths = _name_samples(predictor, *predictor.samples(validation_option))
-        if failed:
-            listed = "; ".join(f"{path} ({reason})" for path, reason in list(failed.items())[:_LISTED])
-            more = f"; and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
-            raise UserError(f"IMAGE: {len(failed)} of {len(paths)} files do not decode: {listed}{more}")
+        index = of_files(images) if images else predictor.samples(validation_option)
+        num_failed, num_right, failed = 0, 0, list[Row]()  # of the failed ones, the first
+        with predictions.writer(args.predictions) if args.predictions else contextlib.nullcontext(list) as write:
+            for rows in predictor(index):
+                write(rows)
+                for row in rows:
+                    if row.error:
+                        num_failed += 1
+                        failed += [row] if num_failed <= _LISTED else []
+                        continue
+                    num_right += row.best[0].index == row.label_index
+                    print(_describe(row), flush=True)
+        if not images:
+            print(f"{num_right} of {len(index) - num_failed} are right")
+        if num_failed:
+            listed = "; ".join(f"{row.path} ({row.error})" for row in failed)
+            more = f"; and {num_failed - _LISTED} more" if num_failed > _LISTED else ""
+            raise UserError(f"IMAGE: {num_failed} of {len(index)} files do not decode: {listed}{more}")
 
 
-def _name_images(predictor: "Predictor", paths: list[str]) -> dict[str, str]:
-    """Print the most probable classes of each image; returns {path: reason} of those that do not decode."""
-    failed = {}
-    for path in paths:
-        try:
-            found = predictor(path)
-        except decode.BadImage as error:
-            failed[path] = error.reason
-            continue
-        print(path)
-        for label, probability in found:
-            print(f"  {100 * probability:6.2f} %  {predictor.names[label]}", flush=True)
-    return failed
-
-
-def _name_samples(predictor: "Predictor", paths: list[str], truths: list[int]) -> tuple[dict[str, str], list[str]]:
-    """Print guess and truth of images whose class is known; returns ({path: reason} of undecodable ones, paths)."""
-    failed, hits, names = {}, 0, predictor.names
-    for path, truth in zip(paths, truths, strict=True):
-        try:
-            guess, probability = predictor(path)[0]
-        except decode.BadImage as error:
-            failed[path] = error.reason
-            continue
-        hits += guess == truth
-        print(f"{path}  guess: {names[guess]} ({100 * probability:.2f} %), truth: {names[truth]}", flush=True)
-    print(f"{hits} of {len(paths) - len(failed)} are right")
-    return failed, paths
+def _describe(row: Row) -> str:
+    """The most probable classes of an image; guess and truth where its class is known."""
+    if row.label is None:
+        lines = [f"  {100 * guess.probability:6.2f} %  {guess.name}" for guess in row.best]
+        return "\n".join([row.path, *lines])
+    guess = row.best[0]
+    return f"{row.path}  guess: {guess.name} ({100 * guess.probability:.2f} %), truth: {row.label}"
 
 
 def list_images(path: str) -> list[str]:
@@ -123,7 +119,7 @@ def list_images(path: str) -> list[str]:
 
 
 class Predictor:
-    """A checkpoint, .onnx or .om file as a function from an image file to [(class, probability)], best first.
+    """A checkpoint, .onnx or .om file as a function from image files to rows of a predictions file.
 
     Attributes:
       names: of the classes.
@@ -152,18 +148,22 @@ class Predictor:
         num_classes = self._model.num_outputs - self._background
         self.names = class_names.names(self._model.classes, num_classes, class_names_file)
 
-    def __call__(self, path: str) -> list[tuple[int, float]]:
-        import torch
+    def __call__(self, images: FolderIndex) -> Iterator[list[Row]]:
+        """The rows of each batch, without a background class; labels of `images` are classes."""
+        from common.data.loader import EvalLoader
+        from common.evaluation.evaluate import scored
 
-        pixels_NHWC = torch.tensor(self._transform(decode.open_rgb(path)))[None]
-        logits = self._model.classifier(pixels_NHWC)[0, self._background :].astype(np.float64)
-        exponentials = np.exp(logits - logits.max())
-        probabilities = exponentials / exponentials.sum()
-        order = np.argsort(-logits, kind="stable")[:TOP_K]
-        return [(int(k), float(probabilities[k])) for k in order]
+        workers = parallel.dataloader_workers(2, 1) if len(images) > _WITHOUT_WORKERS else 0
+        batches = EvalLoader(images, self._transform, _BATCH, "skip", 0, 1, workers, False)
+        builder = predictions.RowBuilder(images, self.names)
+        try:
+            for batch, logits_NK in scored(self._model.classifier, batches):
+                yield builder(batch, logits_NK[:, self._background :])
+        finally:
+            batches.close()
 
-    def samples(self, validation_option: str) -> tuple[list[str], list[int]]:
-        """(paths, classes) of a few validation images of the checkpoint's run, spread over the classes.
+    def samples(self, validation_option: str) -> FolderIndex:
+        """A few validation images of the checkpoint's run, spread over the classes.
 
         Raises:
           UserError: the file does not name the images, or they are not there any more.
@@ -172,9 +172,9 @@ class Predictor:
         chosen = sorted({int(i) for i in np.linspace(0, len(found) - 1, NUM_SAMPLES).round()})
         resume = self._config.resume
         print(f"{resume}: {len(chosen)} of the {len(found)} validation images in {found.root}", flush=True)
-        return [found.path(i) for i in chosen], [int(found.labels[i]) - self._background for i in chosen]
+        return of_files([found.path(i) for i in chosen], [int(found.labels[i]) - self._background for i in chosen])
 
-    def _validation_images(self, validation_option: str) -> "FolderIndex":
+    def _validation_images(self, validation_option: str) -> FolderIndex:
         resume, options = self._config.resume, self._model.run_options
         folder = str(options.get(validation_option) or "")
         if not folder:

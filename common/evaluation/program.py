@@ -1,5 +1,6 @@
 """eval.py of every model: accuracy straight from the images, with a checkpoint, an .onnx or an .om file."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -11,15 +12,18 @@ from typing import Any
 from common import cli, files, parallel
 from common.data import labels
 from common.errors import UserError
-from common.evaluation import aipp, engines, metrics_json
+from common.evaluation import aipp, class_names, engines, metrics_json, predictions
 from common.spec import ModelSpec
 from common.weights.load import load_model
 
 if typing.TYPE_CHECKING:
+    import numpy as np
+
     from common.data.index import FolderIndex
+    from common.data.loader import Batch
     from common.device.device import Device
     from common.distributed import World
-    from common.evaluation.evaluate import Classifier
+    from common.evaluation.evaluate import Classifier, Observer
     from common.evaluation.metrics import Counts
 
 
@@ -54,10 +58,18 @@ class EvalConfig:
     full_fp32: bool = cli.option(False, "compute float32 in full: no HF32 on npu, no TF32 on cuda; for a checkpoint")
     use_ema: bool | None = cli.option(None, "take a checkpoint's averaged weights; default: where it has them")
     aipp_config: str = cli.option("", "AIPP file: normalize as the device would, in float16")
+    on_bad_image: str = cli.option(
+        "fail",
+        "what to do with a file that does not decode: end, or leave it out of the counts",
+        choices=("fail", "skip"),
+    )
+    predictions: str = cli.option("", "file to write the five best classes of each image to, .csv or .json")
     metrics_json: str = cli.option("", "file to write the accuracies to, as postprocess.py does")
 
     def __post_init__(self) -> None:
         cli.check_ranges(self)
+        if self.predictions:
+            predictions.check_format(self.predictions)
 
 
 class EvalModel(typing.NamedTuple):
@@ -115,6 +127,8 @@ def evaluate_folder(
     from common.evaluation.torch_classifier import TorchClassifier, note_on_short_training
 
     world = world or distributed.World()
+    if config.predictions and world.is_main:
+        predictions.check(config.predictions)
     device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
     device.activate()
     if config.full_fp32:
@@ -128,14 +142,23 @@ def evaluate_folder(
         transform = eval_transform(spec, model.image_size)
         workers = parallel.dataloader_workers(config.workers, world.local_size)
         images = EvalLoader(
-            index, transform, config.batch_size, "fail", world.rank, world.size, workers, device.pin_memory
+            index, transform, config.batch_size, config.on_bad_image, world.rank, world.size, workers, device.pin_memory
         )
         start = time.perf_counter()
-        try:
-            counts = evaluate(model.classifier, images, len(index), group, smoothing(model.num_outputs))
-        finally:
-            images.close()
-        assert counts is not None  # never interrupted
+        with contextlib.ExitStack() as stack:
+            stack.callback(images.close)
+            observer: Observer | None = None
+            if config.predictions:
+                rows = _row_builder(spec, model, index)
+                write = stack.enter_context(predictions.writer_of_ranks(config.predictions, group))
+
+                def observer(batch: "Batch", logits_NK: "np.ndarray") -> None:
+                    write(rows(batch, logits_NK))
+
+            counts = evaluate(model.classifier, images, len(index), group, smoothing(model.num_outputs), observer)
+            assert counts is not None  # never interrupted
+            if not counts.seen:
+                raise UserError(f"--data: none of the {len(index)} images in {index.root} decodes")
         group.close()
         seconds = time.perf_counter() - start
     if world.is_main:
@@ -155,6 +178,12 @@ def evaluate_folder(
         if kinds := file_tree.describe_ignored(index.ignored_kinds):
             print(f"note: ignored in {index.root}: {kinds}", flush=True)
     return counts, model.num_outputs
+
+
+def _row_builder(spec: ModelSpec, model: EvalModel, index: "FolderIndex") -> predictions.RowBuilder:
+    background = spec.background_columns(model.num_outputs)
+    names = class_names.names(model.classes or index.classes or None, model.num_outputs - background)
+    return predictions.RowBuilder(index, names, background)
 
 
 def prepare(spec: ModelSpec, config: EvalConfig, device: "Device", world: "World") -> "tuple[EvalModel, FolderIndex]":

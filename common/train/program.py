@@ -102,6 +102,8 @@ class TrainProgram:
             transform_input=config.transform_input,
             full_fp32=config.full_fp32,
             use_ema=config.use_ema,
+            on_bad_image=config.on_bad_image,
+            predictions=config.predictions,
         )
 
     # ---- the program ---------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from support import (
 
 from common.deploy import ais_bench, front_end
 from common.errors import UserError
-from common.evaluation import class_names, om_session
+from common.evaluation import class_names, om_session, predictions
 
 SCRIPT = "tools/run_ais_bench.py"
 
@@ -559,10 +559,11 @@ def test_om_engine_of_eval(chain, fake_tools, tmp_path):
         "310P3",
         env=fake_tools,
     )
-    out = run_ok(
-        "inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om", env=fake_tools
-    )
+    words = ["--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om", "--predictions", tmp_path / "p.csv"]
+    out = run_ok("inception_v4/eval.py", *words, env=fake_tools)
     assert hits_printed(out) == list(chain[1001]["hits"])
+    ranks = [row.rank for row in predictions.read(tmp_path / "p.csv")]
+    assert [sum(rank in range(k) for rank in ranks) for k in range(1, 6)] == list(chain[1001]["hits"])
     named = run_ok("inception_v4/demo.py", chain["files"][0], "--resume", tmp_path / "net_bs5.om", env=fake_tools)
     best = int(chain["logits"][0, 1:].argmax())
     first = next(line for line in named.splitlines() if " %  " in line)
