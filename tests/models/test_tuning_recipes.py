@@ -5,6 +5,7 @@ import torch
 from support import REAL_DATA, final, metrics_of
 
 from common.evaluation.program import EvalConfig, evaluate_folder
+from common.train import schedules
 from common.train.freeze import frozen_names
 from inception_v3.train import PROGRAM as V3
 from tools import models
@@ -32,6 +33,25 @@ def test_each_network_has_both_recipes(name):
     assert (tune.freeze_norm, tune.head_lr_scale, tune.num_classes) == (True, 10, None)
     assert (probe.freeze, probe.cache_features, probe.epochs, probe.lr) == ("head", True, 200, 0.01)
     assert (probe.optimizer, probe.label_smoothing, probe.num_classes) == ("adamw", 0, None)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_modern_recipe_of_each_network_is_for_1024_images_and_the_published_evaluation(name):
+    program = models.program(name)
+    recipe, default = program.recipes["modern"], next(iter(program.recipes.values())).config
+    config = recipe.config
+    assert (recipe.images_per_step, config.lr, config.epochs) == (1024, 0.5, 600)
+    assert config.warm_up_epochs == 5 > default.warm_up_epochs
+    assert config.image_size < config.eval_size == program.spec.input_size
+    assert (config.auto_augment, config.mixup, config.cutmix) == ("trivialaugment", 0.2, 1.0)
+    assert (config.random_erasing, config.repeated_aug, config.ema, config.label_smoothing) == (0.1, 4, 0.9999, 0.1)
+    assert (config.weight_decay, config.decay_norm, config.smoothing_targets) == (2e-5, False, "all")
+    # Rises over five epochs, then falls to about nothing.
+    lr = schedules.make(config, 1000, program.extra_schedules)
+    assert (
+        lr(0, 0) < 0.001 and lr(2, 499) == pytest.approx(0.25, rel=0.01) and lr(4, 999) == pytest.approx(0.5, rel=0.01)
+    )
+    assert lr(300, 0) < 0.3 and lr(599, 999) < 0.001
 
 
 @pytest.fixture(scope="module")
