@@ -138,7 +138,7 @@ def test_help_lists_the_recipes_with_hardware_and_accuracy_and_shows_the_default
 
 def test_an_unknown_recipe_is_an_error_that_lists_the_known(run):
     message = user_error(run(V3 / "train.py", "--recipe=full", check=2))
-    known = "default, full_1p, full_8p, performance_1p, performance_8p, quickstart, finetune, probe"
+    known = "default, full_1p, full_8p, performance_1p, performance_8p, quickstart, modern, finetune, probe"
     assert message == f"--recipe: full, must be one of {known}"
 
 
