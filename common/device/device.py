@@ -7,8 +7,10 @@ silent fallback.
 import contextlib
 import ctypes
 import dataclasses
+import inspect
 import os
 import re
+import typing
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -18,6 +20,8 @@ from common.device import amp, cann_failure, diagnosis
 from common.errors import UserError
 from common.parallel import usable_cores
 
+_Optimizer = typing.TypeVar("_Optimizer", bound=torch.optim.Optimizer)
+_UNCOMPILED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")  # methods of optimizers
 TORCHAIR_CHIPS = r"Ascend(910B\d|910_93|950)"  # Atlas A2, A3 and 950, by its overview
 
 
@@ -155,7 +159,7 @@ class Device:
             if hasattr(torch_npu.optim, "NpuFusedSGD"):
                 return torch_npu.optim.NpuFusedSGD(groups, lr=options.lr, momentum=options.momentum)
         fused = (native and self.has_fused_optimizers) or None
-        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=fused)
+        return eager(torch.optim.SGD)(groups, lr=options.lr, momentum=options.momentum, fused=fused)
 
     def memory_format(self, wanted: str) -> str:
         """Resolve --memory-format: channels_last is faster on cpu and cuda; npu has formats of its own."""
@@ -184,6 +188,16 @@ class Device:
 
     def _has_bf16(self) -> bool:
         return self.kind != "npu" or torch.get_device_module("npu").is_bf16_supported()
+
+
+def eager(optimizer: type[_Optimizer]) -> type[_Optimizer]:
+    """An optimizer class of torch.optim that never imports torch.compile, which takes more than a second.
+
+    torch wraps these methods so that torch.compile leaves them alone; no optimizer is compiled here.
+    """
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in _UNCOMPILED}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return typing.cast("type[_Optimizer]", type(optimizer.__name__, (optimizer,), methods))
 
 
 def _keep_freed_memory() -> None:

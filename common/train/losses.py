@@ -92,13 +92,13 @@ def mixer(config: TrainConfig, num_classes: int) -> Mixer | None:
 
     Both draw from torch's global generator, which the trainer seeds for every micro-batch.
     """
-    from torchvision.transforms import v2
+    if not config.mixup and not config.cutmix:
+        return None
+    from torchvision.transforms import v2  # takes a second
 
     kinds = [
         kind(alpha=alpha, num_classes=num_classes)
         for kind, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
         if alpha
     ]
-    if not kinds:
-        return None
     return kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)

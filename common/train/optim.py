@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import swa_utils
 
 from common.config import TrainConfig
-from common.device.device import Device
+from common.device.device import Device, eager
 
 
 def make_optimizer(
@@ -43,10 +43,10 @@ def make_optimizer(
     if heads:
         groups.append(dict(params=heads, weight_decay=config.weight_decay, lr_scale=config.head_lr_scale))
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum, alpha=0.9, eps=1.0)
+        return eager(torch.optim.RMSprop)(groups, lr=config.lr, momentum=config.momentum, alpha=0.9, eps=1.0)
     if config.optimizer == "adamw":
         betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=device.has_fused_optimizers or None)
+        return eager(torch.optim.AdamW)(groups, lr=config.lr, betas=betas, fused=device.has_fused_optimizers or None)
     return device.make_sgd(groups, config)
 
 

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+from support import ROOT
 from timm.loss import BinaryCrossEntropy
 
 from common.config import TrainConfig
@@ -131,3 +134,27 @@ def test_two_steps_of_each_optimizer_by_hand(options, expected):
         layer.weight.grad = torch.full((1, 1), gradient)
         optimizer.step()
     assert layer.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+SLOW_IMPORTS = """
+import sys, torch
+from common.config import TrainConfig
+from common.device.device import Device
+from common.train import losses, optim
+layer = torch.nn.Linear(1, 1)
+for kind in ("sgd", "rmsprop", "adamw"):
+    config = TrainConfig(optimizer=kind)
+    optimizer = optim.make_optimizer(layer, config, Device("cpu"))
+    layer(torch.ones(1, 1)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optim.load_state(optimizer, optimizer.state_dict())
+    assert losses.mixer(config, 10) is None
+print([name for name in ("torch._dynamo", "torchvision", "onnx") if name in sys.modules])
+"""
+
+
+def test_optimizers_and_losses_import_neither_torch_compile_nor_torchvision():
+    """Each takes about a second of every rank's start."""
+    command = [sys.executable, "-c", SLOW_IMPORTS]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
