@@ -73,7 +73,7 @@ def tensors(value):
 
 
 def test_fake_npu_a_dynamic_loss_scale_falls_with_each_overflow_and_is_resumed(train):
-    options = ["--device=npu", "--amp", "--loss-scale=dynamic", "--lr=20"]
+    options = ["--device=npu", "--amp", "--loss-scale=dynamic", "--lr=10"]
     folder, done = train("run", *options, "--epochs=1")
     assert "0 GradScaler init_scale=65536 dynamic=True" in done.calls
     state = final(folder)
