@@ -1,4 +1,4 @@
-"""Write the result tables of the READMEs and of docs/ from results.json and docs/benchmarks.json.
+"""Write the result tables of the READMEs and of docs/ from results.json, study.json and docs/benchmarks.json.
 
     python tools/make_tables.py            rewrite what lies between `<!-- table:NAME -->` and `<!-- /table -->`
     python tools/make_tables.py --check    change nothing; exit status 1 and the list of stale files
@@ -10,6 +10,8 @@ import dataclasses
 import json
 import pathlib
 import re
+import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,10 +26,13 @@ from common.errors import UserError
 Row = Mapping[str, Any]
 
 # Fields of a row, the same for all tables. A row has at least one of RESULTS.
-RESULTS = "acc1 acc5 loss fps step_ms ratio zoo".split()
-NUMBERS = [*RESULTS, *"devices batch_size epochs hours minutes seed pairs baseline".split()]
+RESULTS = "acc1 acc1_last acc5 loss fps step_ms ratio zoo".split()
+NUMBERS = [
+    *RESULTS,
+    *"devices batch_size epochs hours minutes seconds image_size eval_size seed pairs baseline".split(),
+]
 REQUIRED = "source device software commit command".split()
-TEXTS = [*REQUIRED, *"name what against stage origin date note unit amp_type".split()]
+TEXTS = [*REQUIRED, *"name what against stage origin date note unit amp_type options".split()]
 
 _BLOCK = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 _MARKER = re.compile(r"<!-- table:|<!-- /table -->")
@@ -114,6 +119,51 @@ def _reported_at(row: Row) -> str:
 
 def _batch(row: Row) -> str:
     return f"{row['batch_size']} ({row['devices']} x {row['batch_size'] // row['devices']})"
+
+
+def _study_rows(path: str) -> list[Row]:
+    """One row for each recipe of a study: mean and spread over its seeds."""
+    groups: dict[str, list[Row]] = {}
+    for row in read_rows(path):
+        groups.setdefault(row["name"], []).append(row)
+    return [_over_seeds(rows) for rows in groups.values()]
+
+
+def _over_seeds(rows: Sequence[Row]) -> Row:
+    accuracies, seconds = ([row[field] for row in rows] for field in ("acc1", "seconds"))
+    first = rows[0]
+    return {
+        "name": first["name"],
+        "options": f"`{first['options']}`" if first["options"] else "none",
+        "epochs": first["epochs"],
+        "sizes": "{image_size} / {eval_size}".format(**first),
+        "seeds": len(rows),
+        "mean": statistics.fmean(accuracies),
+        "deviation": statistics.stdev(accuracies) if len(rows) > 1 else None,
+        "range": f"{min(accuracies):.2f} to {max(accuracies):.2f}",
+        "last": statistics.fmean(row["acc1_last"] for row in rows),
+        "seconds": f"{min(seconds):.0f} to {max(seconds):.0f}",
+    }
+
+
+def study_table(path: str) -> "Table":
+    """The table of a file that tools/study.py wrote."""
+    return Table(
+        path,
+        (
+            Column("Recipe", "name"),
+            Column("Options", "options"),
+            Column("Epochs", "epochs"),
+            Column("Pixels, training / evaluation", "sizes"),
+            Column("Seeds", "seeds"),
+            Column("Top-1, mean", "mean", "{:.2f} %"),
+            Column("Standard deviation", "deviation", "{:.2f}"),
+            Column("Min to max", "range"),
+            Column("Last epoch, mean", "last", "{:.2f} %"),
+            Column("Seconds of a run", "seconds"),
+        ),
+        read=lambda: _study_rows(path),
+    )
 
 
 _ACCURACY = (Column("Top-1", "acc1", "{:.4g} %"), Column("Top-5", "acc5", "{:.4g} %"))
@@ -287,6 +337,22 @@ def _problem(row: Row) -> str:
     if not row["commit"] or not row["command"]:
         return "a measured row needs commit and command"
     return "" if row.get("seed") is not None or row.get("pairs") else "a measured row needs seed, or pairs and range"
+
+
+def write_rows(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Write a results file, one row per line."""
+    files.write_atomic(path, "[\n" + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]\n")
+
+
+def commit() -> str:
+    """Short hash of the measured commit; `-dirty` where tracked files differ from it, recorded rows excepted."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    rows = (":!docs/benchmarks.json", ":!*/study.json")
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", *rows)
+    return git("describe", "--always", "--exclude=*") + ("-dirty" if dirty else "")
 
 
 def documents() -> list[pathlib.Path]:

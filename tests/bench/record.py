@@ -7,13 +7,12 @@ import pathlib
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common.files import write_atomic
+from tools import make_tables
 
 PACKAGES = ("torch", "torchvision", "onnxruntime", "pillow", "numpy")
 
@@ -40,7 +39,7 @@ def record(path, name, what, against, **result):
         return
     path = pathlib.Path(path)
     row = dict(name=name, what=what, against=against, **result, source="measured", device=device())
-    row.update(software=software(), commit=commit(), command=shlex.join(["python", *relative(sys.argv)]))
+    row.update(software=software(), commit=make_tables.commit(), command=shlex.join(["python", *relative(sys.argv)]))
     rows = json.loads(path.read_text()) if path.exists() else []
     key = ("name", "what", "device")
     places = [i for i, other in enumerate(rows) if all(other.get(field) == row[field] for field in key)]
@@ -48,7 +47,7 @@ def record(path, name, what, against, **result):
         rows[places[0]] = row
     else:
         rows.append(row)
-    write_atomic(path, "[\n" + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]\n")
+    make_tables.write_rows(path, rows)
     print(f"{path}: {name} {'replaced' if places else 'appended'}")
 
 
@@ -65,15 +64,6 @@ def device():
 def software():
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return f"Python {platform.python_version()}, {versions}"
-
-
-def commit():
-    """Short hash of the measured commit; `-dirty` where tracked files differ from it, the record itself excepted."""
-    described = ["git", "describe", "--always", "--exclude=*"]
-    found = subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    changes = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/benchmarks.json"]
-    dirty = subprocess.run(changes, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return found + ("-dirty" if dirty else "")
 
 
 def relative(argv):

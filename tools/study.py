@@ -1,0 +1,213 @@
+"""Train each recipe of a model with several seeds and compare their accuracies.
+
+    python tools/study.py --data photos --weights torchvision
+    python tools/study.py --data photos --weights FILE --options=--transform-input --modern="--epochs=8 --image-size=96"
+
+The recipes: scratch (the model's first one), modern, finetune and probe; the last two start from --weights. Runs follow
+each other, in folders OUTPUT/RECIPE/seed-N. The same command continues an interrupted study; finished runs stay.
+OUTPUT/study.json has a row for each run, and the table with mean and spread is printed.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from any folder
+
+from common import cli, files, processes, run_folder
+from common.errors import RunError, UserError
+from tools import make_tables, models
+
+SCRATCH, MODERN, TUNED = "scratch", "modern", ("finetune", "probe")
+RECIPES = (SCRATCH, MODERN, *TUNED)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """Options of this program."""
+
+    model: str = cli.option("inception_v3", "model to train")
+    data: str = cli.option("", "folder that holds train/ and val/", required="the folder that holds train/ and val/")
+    weights: str = cli.option("", "--pretrained of finetune and probe")
+    recipes: str = cli.option(",".join(RECIPES), "recipes to train, separated by commas")
+    seeds: int = cli.option(5, "runs of each recipe: seeds 0, 1, ...", low=1)
+    output: str = cli.option("study", "folder for all runs")
+    json: str = cli.option("", "file for the rows; default: study.json in --output")
+    options: str = cli.option("", "options of train.py for all runs, in one quoted text")
+    scratch: str = cli.option("", "the same for scratch only")
+    modern: str = cli.option("", "the same for modern only")
+    finetune: str = cli.option("", "the same for finetune only")
+    probe: str = cli.option("", "the same for probe only")
+
+    def __post_init__(self) -> None:
+        cli.check_ranges(self)
+        if self.model not in models.names():
+            raise UserError(f"--model: {self.model}, must be one of {', '.join(models.names())}")
+        for name in self.recipe_names:
+            if name not in RECIPES:
+                raise UserError(f"--recipes: {name or 'empty'}, must be of {', '.join(RECIPES)}")
+            if name in TUNED and self.data and not self.weights:
+                raise UserError(f"--weights: missing, {name} starts from trained weights; name a file or leave it out")
+
+    @property
+    def recipe_names(self) -> list[str]:
+        return self.recipes.split(",")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+      words: options of train.py without those that say where files are.
+      paths: these.
+      folder: run folder; a file beside it, FOLDER.json, holds `words` and the seconds that the run has taken so far.
+    """
+
+    recipe: str
+    seed: int
+    words: list[str]
+    paths: list[str]
+    folder: pathlib.Path
+
+    @property
+    def record(self) -> pathlib.Path:
+        return self.folder.with_suffix(".json")
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / run_folder.SUMMARY).exists()
+
+
+def runs(config: StudyConfig) -> Iterator[Run]:
+    """The runs of a study, recipe by recipe.
+
+    Raises:
+      UserError: options that train.py does not take, or folders that hold runs with other options.
+    """
+    program = models.program(config.model)
+    fields = type(next(iter(program.recipes.values())).config).__dataclass_fields__
+    for recipe in config.recipe_names:
+        root, paths = pathlib.Path(config.data), [f"{cli.flag_of(fields['data'])}={config.data}"]
+        if "eval_path" in fields:  # one folder each instead of their parent
+            paths = [f"{cli.flag_of(fields[name])}={root / part}" for name, part in _PARTS.items()]
+        words = [] if recipe == SCRATCH else [f"--recipe={recipe}"]
+        paths += [f"--pretrained={config.weights}"] if recipe in TUNED else []
+        words += shlex.split(config.options) + shlex.split(getattr(config, recipe))
+        for seed in range(config.seeds):
+            folder = pathlib.Path(config.output) / recipe / f"seed-{seed}"
+            run = Run(recipe, seed, [*words, f"--seed={seed}"], [*paths, f"--output-dir={folder}"], folder)
+            program.parse([*run.words, *run.paths])
+            if run.record.exists() and (before := _recorded(run)["words"]) != run.words:
+                raise UserError(
+                    f"--output: {folder} was trained with {shlex.join(before)}, this study has "
+                    f"{shlex.join(run.words)}; name another folder or remove it"
+                )
+            yield run
+
+
+_PARTS = {"data": "train", "eval_path": "val"}
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    return json.loads(run.record.read_text()) if run.record.exists() else {"words": run.words, "seconds": 0.0}
+
+
+def train(config: StudyConfig, run: Run) -> None:
+    """Start or continue a run and wait for it; what it prints goes to FOLDER.txt.
+
+    Raises:
+      RunError: it failed.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    before, started = _recorded(run), time.perf_counter()
+    files.write_atomic(run.record, json.dumps(before))
+    with open(run.folder.with_suffix(".txt"), "a") as output:
+        status = start([config.model, *run.words, *run.paths, "--resume=auto"], output)
+    seconds = before["seconds"] + time.perf_counter() - started
+    files.write_atomic(run.record, json.dumps({"words": run.words, "seconds": round(seconds, 1)}))
+    if status in (130, 143):
+        sys.exit(status)  # a signal: the same command continues
+    if status:
+        raise RunError(f"{run.recipe}, seed {run.seed}: train.py ended with status {status}; see {output.name}")
+
+
+def start(words: Sequence[str], output: Any) -> int:
+    """Exit status of `MODEL/train.py OPTIONS`; its errors are shown here."""
+    command = [sys.executable, str(ROOT / words[0] / "train.py"), *words[1:]]
+    ends_with_this = processes.ending_with_this(signal.SIGTERM)
+    with subprocess.Popen(command, stdout=output, preexec_fn=ends_with_this) as process:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):  # the terminal sends it to train.py too, which saves and ends
+                return process.wait()
+
+
+def row(config: StudyConfig, run: Run, commit: str) -> dict[str, Any]:
+    """The row of a finished run; docs/benchmarks.md describes the fields."""
+    summary, used = (json.loads((run.folder / name).read_text()) for name in (run_folder.SUMMARY, run_folder.CONFIG))
+    records = [json.loads(line) for line in (run.folder / run_folder.METRICS).read_text().splitlines()]
+    last = [record["acc1"] for record in records if record["kind"] == "val"][-1]
+    weights = f" from {os.path.basename(config.weights)}" if run.recipe in TUNED else ""
+    paths = ["--data=DATA", *(["--pretrained=WEIGHTS"] if weights else [])]
+    return dict(
+        name=run.recipe,
+        stage="study",
+        what=f"{os.path.basename(os.path.normpath(config.data))}, {summary['val_images']} validation images{weights}",
+        options=shlex.join(shlex.split(getattr(config, run.recipe))),
+        seed=run.seed,
+        acc1=round(summary["best_acc1"], 3),
+        acc1_last=round(last, 3),
+        epochs=used["epochs"],
+        image_size=used["image_size"],
+        eval_size=used["eval_size"] or used["image_size"],
+        seconds=_recorded(run)["seconds"],
+        source="measured",
+        device=summary["device"],
+        software=f"Python {summary['python']}, torch {summary['torch']}",
+        commit=commit,
+        command=shlex.join(["python", f"{config.model}/train.py", *paths, *run.words]),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, _ = cli.parse(StudyConfig(), __doc__, argv)
+    target = pathlib.Path(config.json or pathlib.Path(config.output) / "study.json")
+    planned, rows, commit = list(runs(config)), list[dict[str, Any]](), make_tables.commit()
+    files.check_writable(config.output, "--output")
+    files.check_writable(str(target), "--json")
+    known = {(each["name"], each["seed"]): each for each in _read(target)}
+    for run in planned:
+        was_finished = run.is_finished
+        if not was_finished:
+            train(config, run)
+        made = row(config, run, commit)
+        if was_finished and (old := known.get((run.recipe, run.seed))):
+            made["commit"] = old["commit"]
+        rows.append(made)
+        print(
+            f"{run.recipe}, seed {run.seed}: {made['acc1']:.3f} %, last epoch {made['acc1_last']:.3f} %, "
+            f"{made['seconds']:.0f} s{', finished before' if was_finished else ''}",
+            flush=True,
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        make_tables.write_rows(target, rows)
+    print(f"{target}: {len(rows)} runs\n\n{make_tables.study_table(str(target.resolve())).render()}", end="")
+
+
+def _read(target: pathlib.Path) -> list[dict[str, Any]]:
+    return json.loads(target.read_text()) if target.exists() else []
+
+
+if __name__ == "__main__":
+    with cli.exit_on_error():
+        main()
