@@ -117,6 +117,7 @@ class TrainConfig:
     rendezvous_timeout: int = _run(600, "seconds to wait for all ranks of the run", low=1)
     print_freq: int = _run(100, "steps between progress lines", low=1)
     throughput_skip_steps: int = _run(10, "first steps that the throughput leaves out", "--warm-up-steps", low=0)
+    tensorboard: bool = _run(False, "write TensorBoard event files to the run folder, beside metrics.jsonl")
     evaluate: bool = _run(False, "evaluate --resume or --pretrained and stop", "-e")
     predictions: str = _run("", "with --evaluate: file to write the five best classes of each image to, .csv or .json")
     # fmt: on

@@ -26,7 +26,7 @@ label-smoothing loss-scale lr lr-schedule machines max-steps memory-format min-c
 npu num-classes on-bad-image on-save-error opt-level optimizer output-dir predictions pretrained print-freq
 random-erasing recipe reduce repeated-aug
 rendezvous-timeout resume run-name save-every seed smoothing-targets threads throughput-skip-steps
-train-crop transform-input use-ema
+tensorboard train-crop transform-input use-ema
 warm-up-epochs
 weight-decay workers
 """.split()

@@ -17,7 +17,7 @@ from common.config import AUTO, Recipe, TrainConfig
 from common.data import exclude, index
 from common.errors import NothingToDo, UserError
 from common.spec import ModelSpec
-from common.train import run_setup, schedules
+from common.train import event_files, run_setup, schedules
 from common.train.run_setup import RunSetup
 
 if TYPE_CHECKING:
@@ -217,6 +217,8 @@ class TrainProgram:
             setup = dataclasses.replace(setup, folder=folder)
             logger = self.make_logger(folder if group.world.is_main else None, setup)
             stack.callback(logger.close)
+            if setup.config.tensorboard and group.world.is_main:
+                logger.events = event_files.EventFiles(folder, setup)
             if setup.config.lr_find and setup.state is None:
                 from common.train import tuner
 
@@ -258,6 +260,8 @@ class TrainProgram:
           a RunSetup without its folder.
         """
         cli.check_required(config)
+        if config.tensorboard:
+            event_files.check_installed()
         state = run_setup.load_resume_state(config, self.run_name(config))
         splits = self.load_splits(config)
         num_classes = run_setup.class_count(config, explicit, splits, state)

@@ -13,6 +13,7 @@ from common.errors import discard_output, print_error
 from common.evaluation.metrics import Counts
 from common.files import write_atomic
 from common.run_folder import LOG, METRICS
+from common.train.event_files import EventFiles
 from common.train.meters import TimeLeft, TrainMetrics
 
 
@@ -22,11 +23,13 @@ class RunLogger:
     A model with another log format overrides the methods below `write_json`.
 
     Attributes:
+      events: of --tensorboard, where it is given.
       output_is_closed: whether nobody reads standard output any more (`| head`).
     """
 
     def __init__(self, folder: pathlib.Path | None) -> None:
         self.folder = folder and pathlib.Path(folder)
+        self.events: EventFiles | None = None
         self.output_is_closed = False
         self._bar: tqdm.tqdm | None = None
         self._unwritable: set[pathlib.Path] = set()
@@ -49,6 +52,8 @@ class RunLogger:
         """Append a record to metrics.jsonl, with the time in seconds since the Unix epoch."""
         if self.folder:
             self._append(self.folder / METRICS, json.dumps(dict(time=round(time.time(), 3), **values)) + "\n")
+            if self.events is not None:
+                self.events.add(values)
 
     def _append(self, path: pathlib.Path, text: str) -> None:
         """Append to a file of the run. A failure (full disk) is reported once, then ignored: the run continues."""
@@ -107,6 +112,8 @@ class RunLogger:
     def close(self) -> None:
         """End the output: what standard output did not take is in log.txt."""
         self.remove_bar()
+        if self.events is not None:
+            self.events.close()
         try:
             sys.stdout.flush()
         except OSError:

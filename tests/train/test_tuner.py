@@ -62,8 +62,9 @@ def test_a_resumed_run_keeps_what_was_found(images, tuned, tmp_path, monkeypatch
 
 def test_two_ranks_find_the_same(images, run, tmp_path):
     keys = [f"--data_path={images}", "--device=cpu", "--devices=2", f"--output_dir={tmp_path / 'two'}"]
-    out = run(*LAUNCH_TINY, *keys, "--batch_size=auto", "--", "--lr-find", "--epochs=1").stdout
+    out = run(*LAUNCH_TINY, *keys, "--batch_size=auto", "--", "--lr-find", "--epochs=1", "--tensorboard").stdout
     assert "--batch-size auto: 3 images per device and micro-batch; " in out
+    assert len(list((tmp_path / "two").glob("tensorboard/*/*"))) == 3  # rank 0 alone writes; three kinds of records
     found, lines = final(tmp_path / "two")["found"], [line for line in out.splitlines() if "--lr-find: 0" in line]
     assert found["batch_size"] == 6 and len(lines) == 1 and lines[0].startswith(f"--lr-find: {found['lr']:g}, a tenth")
 
