@@ -173,6 +173,24 @@ def test_help_imports_no_torch_and_shows_ranges_and_defaults(run, script):
         assert "images per step of one machine, over all its devices [at least 1, or auto;" in " ".join(text.split())
 
 
+HELP_OF_ALL = """
+import contextlib, io, runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    if slow := sys.modules.keys() & {"torch", "torchvision", "onnx", "onnxruntime"}:
+        sys.exit(f"{script} --help imports {slow}")
+"""
+
+
+def test_no_script_imports_torch_for_its_help(run):
+    folders = (ROOT / folder for folder in ("inception_v3", "inception_v4", "xception", "tools"))
+    scripts = [path for folder in folders for path in folder.glob("*.py") if "__main__" in path.read_text()]
+    assert len(scripts) > 20
+    run(sys.executable, "-c", HELP_OF_ALL, *scripts)
+
+
 @pytest.mark.parametrize("words", [["--data=nowhere"], ["--batch-size=0"], ["--data=IMAGES", "--batch-size=64"]])
 def test_mistakes_answer_before_torch_is_imported(run, images, words):
     words = [word.replace("IMAGES", str(images)) for word in words]

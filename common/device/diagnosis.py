@@ -6,8 +6,6 @@ import os
 import pathlib
 import re
 
-import torch
-
 from common.device import cann, versions
 
 _DRIVER_LIBRARIES = ("libascend_hal.so", "libdrvdsmi_host.so", "libdcmi.so")
@@ -20,6 +18,8 @@ def is_installed(kind: str) -> bool:
 
 def why_missing(kind: str) -> str | None:
     """Why "npu" or "cuda" cannot be used, or None if it can."""
+    import torch
+
     if kind == "cuda":
         if torch.version.cuda is None:
             return "this torch is a CPU build"
@@ -75,6 +75,8 @@ def why_import_failed(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]
     if "Two accelerators" in text:
+        import torch
+
         return (
             f"torch {torch.__version__} is a build for CUDA, torch_npu needs PyTorch's CPU build: "
             "`pip install -r requirements-npu.txt` in an environment of its own"

@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tqdm
 
@@ -14,7 +14,9 @@ from common.evaluation.metrics import Counts
 from common.files import write_atomic
 from common.run_folder import LOG, METRICS
 from common.train.event_files import EventFiles
-from common.train.meters import TimeLeft, TrainMetrics
+
+if TYPE_CHECKING:
+    from common.train.meters import TimeLeft, TrainMetrics
 
 
 class RunLogger:
@@ -85,7 +87,7 @@ class RunLogger:
                 self._bar.update()
 
     def progress(
-        self, epoch: int, epochs: int, step: int, num_steps: int, means: TrainMetrics, fps: float, left: TimeLeft
+        self, epoch: int, epochs: int, step: int, num_steps: int, means: "TrainMetrics", fps: float, left: "TimeLeft"
     ) -> None:
         """Log the progress within an epoch; `epoch` is counted from 0, `step` is the number of steps done in it."""
         self.info(

@@ -9,6 +9,7 @@ from typing import Any
 from common import cli
 from common.config import TrainConfig
 from common.data import index
+from common.device import diagnosis
 from common.errors import UserError
 from common.evaluation.program import EvalConfig
 from common.train.program import TrainProgram
@@ -33,8 +34,8 @@ class XceptionProgram(TrainProgram):
         parser.add_argument("--npu", default=None)
         given = parser.parse_known_args(argv)[0]
         kind = "npu" if given.npu is not None else DEVICES.get(given.device_target, given.device_target)
-        if kind == "auto":
-            from common.device import device as devices
+        if kind == "auto" and diagnosis.is_installed("npu"):
+            from common.device import device as devices  # imports torch, which --help must not wait for
 
             kind = devices.choose("auto").kind
         return "Ascend" if kind == "npu" else "GPU"

@@ -4,17 +4,20 @@ import os
 import pathlib
 import re
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common import run_folder
 from common.errors import UserError
 from common.evaluation.metrics import Counts
-from common.train.meters import TimeLeft, TrainMetrics
 from common.train.run_log import RunLogger
 from common.train.run_setup import RunSetup
 from xception.src import lr_generator
 from xception.src.config import XceptionConfig
+
+if TYPE_CHECKING:
+    from common.train.meters import TimeLeft, TrainMetrics
 
 NAME = re.compile(r"(Xception-rank0(?:_\d+)?)-(\d+)_(\d+)\.ckpt")
 LOGS = {"Ascend": "log.txt", "GPU": "log_gpu.txt"}
@@ -57,7 +60,7 @@ class XceptionLogger(RunLogger):
         self._first_step, self._epoch_started = first_step, time.perf_counter()
 
     def progress(
-        self, epoch: int, epochs: int, step: int, num_steps: int, means: TrainMetrics, fps: float, left: TimeLeft
+        self, epoch: int, epochs: int, step: int, num_steps: int, means: "TrainMetrics", fps: float, left: "TimeLeft"
     ) -> None:
         """The loss of this step alone, printed as a float32; at the end of the epoch its time; then the time left."""
         self.info(f"epoch: {epoch + 1} step: {step}, loss is {np.float32(means.last_loss)!s}")
