@@ -217,7 +217,7 @@ class TrainProgram:
             setup = dataclasses.replace(setup, folder=folder)
             logger = self.make_logger(folder if group.world.is_main else None, setup)
             stack.callback(logger.close)
-            if setup.config.tensorboard and group.world.is_main:
+            if setup.config.tensorboard:
                 logger.events = event_files.EventFiles(folder, setup)
             if setup.config.lr_find and setup.state is None:
                 from common.train import tuner

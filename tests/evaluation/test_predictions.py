@@ -26,6 +26,7 @@ ROWS = [
     Row("plain.jpg", "bee", 1, (Guess("bee", 1, 0.75), Guess("background", -1, 0.25))),
     Row(f"d/{ODD}", None, None, tuple(Guess(f'k"{k}\n', k, 1e-7 * k) for k in range(5))),
     Row("torn.jpg", "ant", 0, (), 'OSError: truncated, "at" 5'),
+    Row("line\rbreak.jpg", None, None, ()),
 ]
 
 
@@ -51,13 +52,15 @@ def test_csv_is_what_other_programs_read(tmp_path):
     assert heading[:6] == ["path", "label", "label_index", "class1", "index1", "probability1"]
     assert heading[-4:] == ["class5", "index5", "probability5", "error"]
     assert rows[0] == ["plain.jpg", "bee", "1", "bee", "1", "0.75", "background", "-1", "0.25", *10 * [""]]
-    assert [row[-1] for row in rows] == ["", "", ROWS[2].error] and {len(row) for row in rows} == {19}
-    assert b"\r" not in (tmp_path / "p.csv").read_bytes().replace(b'"d/a, ""b""\r\n', b"")
+    assert [row[-1] for row in rows] == ["", "", ROWS[2].error, ""] and {len(row) for row in rows} == {19}
+    assert b"\r" not in (tmp_path / "p.csv").read_bytes().replace(b'"d/a, ""b""\r\n', b"").replace(
+        b'"line\rbreak.jpg"', b""
+    )
 
 
 def test_json_is_a_list_of_objects(tmp_path):
     written(tmp_path / "p.json")
-    plain, odd, torn = json.loads((tmp_path / "p.json").read_bytes().decode("utf-8"))
+    plain, odd, torn, _ = json.loads((tmp_path / "p.json").read_bytes().decode("utf-8"))
     best = [dict(name="bee", index=1, probability=0.75), dict(name="background", index=-1, probability=0.25)]
     assert plain == dict(path="plain.jpg", label="bee", label_index=1, best=best, error=None)
     assert odd["path"] == 'd/a, "b"\r\nc\\udc5cudc9c \\udc9c\\.jpg' and odd["label"] is None
