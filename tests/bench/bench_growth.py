@@ -135,18 +135,22 @@ def main():
                     f"{mib['own']:9.1f} MiB own{mib['mapped']:9.1f} MiB mapped",
                     flush=True,
                 )
-            ratios = [b["seconds"] / a["seconds"] for a, b in zip(rounds["step"], rounds["smallest"], strict=True)]
+            step, smallest = (
+                round(1000 * statistics.median(result["seconds"] for result in rounds[what]), 2)
+                for what in ("step", "smallest")
+            )
             mib = max(result["own"] for result in rounds["step"]) / 2**20
             sort = rounds["sort"][0]
-            name = f"order of a step of {STEP:,} of {num_images:,} images"
-            note = f"{mib:.1f} MiB; sorting all images takes {sort['seconds']:.2f} s and {sort['own'] / 2**20:,.0f} MiB"
             record.record(
                 args.record,
                 f"order_{num_images}",
-                name,
+                f"order of a step of {STEP:,} of {num_images:,} images",
                 f"the same for {first:,} images",
-                **record.compared(ratios),
-                note=note,
+                zoo=step,
+                baseline=smallest,
+                unit="ms",
+                pairs=args.rounds,
+                note=f"{mib:.1f} MiB; sorting all images: {sort['seconds']:.2f} s, {sort['own'] / 2**20:,.0f} MiB",
             )
             start = [result["seconds"] for result in rounds["start"]]
             record.record(
