@@ -28,8 +28,14 @@ class TrainConfig:
     # Options that a resumed run takes from its checkpoint, that are checked against it, or that change no number.
     NOT_COMPARED_ON_RESUME: typing.ClassVar[frozenset[str]] = frozenset(
         "data workers image_size eval_size num_classes batch_size eval_batch_size exclude arch dropout transform_input "
-        "pretrained freeze freeze_norm cache_features head_lr_scale use_ema accumulate repeated_aug seed device_id npu "
+        "pretrained freeze freeze_norm cache_features head_lr_scale head_init use_ema accumulate repeated_aug seed device_id npu "
         "memory_format threads lr_find".split()
+    )
+
+    # Options that have no effect with --cache-features.
+    NO_EFFECT_ON_FEATURES: typing.ClassVar[tuple[str, ...]] = tuple(
+        "eval_size train_crop min_crop auto_augment color_jitter random_erasing repeated_aug mixup cutmix head_init "
+        "accumulate lr_find".split()
     )
 
     # fmt: off
@@ -64,6 +70,9 @@ class TrainConfig:
     freeze_norm: bool = _model(False, "keep the running statistics of all batch norms, not only those of frozen blocks")
     cache_features: bool = _model(
         False, "with --freeze head: compute the features of each image and its mirror image once; a step takes them all"
+    )
+    head_init: str = _model(
+        "weights", "classifier to start with: that of --pretrained, or probe: trained alone first, as by the recipe probe", choices=("weights", "probe")
     )
     use_ema: bool | None = _model(None, "take the averaged weights of --pretrained (or --evaluate); default: where it has them")
 
@@ -161,8 +170,7 @@ class TrainConfig:
             return
         if self.freeze != "head":
             raise UserError(f"--cache-features: needs --freeze head, not {self.freeze}")
-        names = "eval_size train_crop min_crop auto_augment color_jitter random_erasing repeated_aug mixup cutmix"
-        for name in [*names.split(), "accumulate", "lr_find"]:
+        for name in self.NO_EFFECT_ON_FEATURES:
             field, value = type(self).__dataclass_fields__[name], getattr(self, name)
             if value != TrainConfig.__dataclass_fields__[name].default:
                 raise UserError(f"{flag_of(field)}: {value}, has no effect with --cache-features; leave it out")
@@ -256,13 +264,15 @@ MODERN: dict[str, Any] = dict(
 # Options of the recipes for a few hundred to some thousand photographs and weights of another training. A model adds
 # the block to freeze below, and its README says what was measured.
 FINETUNE: dict[str, Any] = dict(
+    head_init="probe",
     batch_size=16,
-    epochs=6,
-    lr=1e-3,
+    epochs=4,
+    optimizer="adamw",
+    lr=5e-5,
     head_lr_scale=10.0,
     warm_up_epochs=1,
     label_smoothing=0.1,
-    weight_decay=1e-4,
+    weight_decay=0.01,
     freeze_norm=True,
     train_crop="center",
     print_freq=50,
@@ -274,8 +284,8 @@ PROBE: dict[str, Any] = dict(
     optimizer="adamw",
     lr=0.01,
     warm_up_epochs=0,
-    label_smoothing=0.0,
+    label_smoothing=0.1,
     weight_decay=0.01,
-    dropout=0.0,
+    dropout=0.5,
     print_freq=50,
 )

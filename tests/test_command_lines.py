@@ -20,7 +20,7 @@ TRAIN_FLAGS = """
 accumulate amp amp-backend amp-dtype arch auto-augment batch-size bce bce-target-thresh cache-features clip-grad
 color-jitter combine-grad compile cutmix
 data decay-norm device device-id dropout ema epochs eval-batch-size eval-size evaluate exclude freeze freeze-norm
-full-fp32 hang-timeout head-lr-scale image-size
+full-fp32 hang-timeout head-init head-lr-scale image-size
 keep-best keep-last label-numbers lr-find
 label-smoothing loss-scale lr lr-schedule machines max-steps memory-format min-crop mixup momentum
 npu num-classes on-bad-image on-save-error opt-level optimizer output-dir predictions pretrained print-freq

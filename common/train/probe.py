@@ -5,6 +5,7 @@ second sample. A step takes all of them, so an epoch is one step. They are cache
 depend on: weights, images (names, labels, sizes, modification times), input size, precision, device.
 """
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -15,12 +16,14 @@ import numpy as np
 import torch
 
 from common import distributed
-from common.data import cache, loader, transforms
+from common.config import PROBE, TrainConfig
+from common.data import cache, loader, sampling, transforms
 from common.data.index import FolderIndex
 from common.data.loader import Batch
-from common.distributed import Group
-from common.errors import Interrupted, print_error
+from common.distributed import Group, World
+from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, print_error
 from common.evaluation.metrics import Counts
+from common.train import schedules
 from common.train.run_log import RunLogger
 from common.train.run_setup import RunSetup
 from common.train.trainer import Trainer
@@ -146,6 +149,56 @@ class ProbeTrainer(Trainer):
         times = 2 if is_mirrored else 1
         features = torch.from_numpy(np.concatenate([*parts[0], *parts[1]]))
         return Batch(features, torch.cat(labels).repeat(times), torch.cat(indices).repeat(times), bad, False)
+
+
+class _ClassifierTrainer(ProbeTrainer):
+    """Of --head-init probe: it writes no checkpoint, so a signal leaves the run as it was."""
+
+    def _stop(self, action: int) -> None:
+        raise SystemExit(EXIT_RESTART if action == distributed.RESTART else EXIT_TERMINATED)
+
+    def classifier(self) -> dict[str, torch.Tensor]:
+        """Train, and return the classifier's part of the state dict, on the host."""
+        batch, step = self._features(self.setup.splits.train, self._weights_hash(), is_mirrored=True), self.train_step
+        step.train_classifier_alone()
+        step.train()
+        steps = self.setup.config.epochs
+        for epoch in range(steps):
+            self.watchdog.phase("training the classifier")
+            loss = float(step(epoch, 0, [batch]).losses[0])
+        self.logger.info(f"--head-init: the classifier was trained alone for {steps} steps, to a loss of {loss:.4f}")
+        name = self.setup.spec.classifiers[0]
+        return {
+            f"{name}.{key}": value.to("cpu", torch.float32)
+            for key, value in step.model.get_submodule(name).state_dict().items()
+        }
+
+
+def trained_classifier(setup: RunSetup, group: Group, logger: RunLogger) -> dict[str, torch.Tensor]:
+    """The classifier that the recipe probe finds for the weights of a run that is about to start.
+
+    Every rank computes it by itself; it is a function of weights, images and seed.
+    """
+    unused = {name: getattr(TrainConfig, name) for name in TrainConfig.NO_EFFECT_ON_FEATURES}
+    own: dict[str, Any] = dict(PROBE, head_lr_scale=1.0, ema=0.0, clip_grad=0.0, compile=False, max_steps=None)
+    config, options = dataclasses.replace(setup.config, **unused, **own), dict(setup.build_options)
+    if "dropout" in options:
+        options["dropout"] = PROBE["dropout"]
+    num_images = len(setup.splits.train)
+    trial = dataclasses.replace(
+        setup,
+        config=config,
+        splits=dataclasses.replace(setup.splits, val=None),
+        plan=sampling.StepPlan(num_images, 1, num_images),
+        build_options=options,
+        lr_at=schedules.cosine_step(config, 1),
+    )
+    alone = Group(World(local_size=group.world.local_size), group.device)
+    trainer = _ClassifierTrainer(trial, alone, logger)
+    try:
+        return trainer.classifier()
+    finally:
+        trainer.close()
 
 
 def _cut(batch: Batch, size: int) -> list[Batch]:

@@ -209,7 +209,7 @@ class TrainProgram:
                 group.close()
 
     def _train(self, setup: RunSetup, group: "Group") -> None:
-        from common.train.probe import ProbeTrainer
+        from common.train.probe import ProbeTrainer, trained_classifier
         from common.train.trainer import Trainer
 
         with contextlib.ExitStack() as stack:
@@ -219,6 +219,11 @@ class TrainProgram:
             stack.callback(logger.close)
             if setup.config.tensorboard:
                 logger.events = event_files.EventFiles(folder, setup)
+            if setup.config.head_init == "probe" and setup.state is None:
+                assert setup.weights is not None
+                setup = dataclasses.replace(
+                    setup, weights={**setup.weights, **trained_classifier(setup, group, logger)}
+                )
             if setup.config.lr_find and setup.state is None:
                 from common.train import tuner
 
@@ -312,6 +317,8 @@ class TrainProgram:
             notes += found + self._recipe_notes(config, explicit, len(splits.train))
         elif config.freeze != "none":
             raise UserError(f"--freeze: {config.freeze}, needs weights to keep; give --pretrained FILE")
+        elif config.head_init == "probe":
+            raise UserError("--head-init: probe, needs trained weights; give --pretrained FILE")
         if state is None:
             recipe = self.recipes[config.recipe]
             if not finds_batch_size:

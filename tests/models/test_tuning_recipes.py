@@ -31,8 +31,9 @@ def test_each_network_has_both_recipes(name):
         module for module, _ in model.named_modules() if module not in ("", program.spec.classifiers[0])
     }
     assert (tune.freeze_norm, tune.head_lr_scale, tune.num_classes) == (True, 10, None)
+    assert (tune.head_init, tune.optimizer, tune.lr) == ("probe", "adamw", 5e-5)
     assert (probe.freeze, probe.cache_features, probe.epochs, probe.lr) == ("head", True, 200, 0.01)
-    assert (probe.optimizer, probe.label_smoothing, probe.num_classes) == ("adamw", 0, None)
+    assert (probe.optimizer, probe.label_smoothing, probe.dropout, probe.num_classes) == ("adamw", 0.1, 0.5, None)
 
 
 @pytest.mark.parametrize("name", models.names())

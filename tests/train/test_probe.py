@@ -4,12 +4,16 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import signal
 
 import pytest
 import torch
 from support import differences, final, metrics_of
 from tiny import PROGRAM, SPEC
 
+from common.cli import flag_of
+from common.config import PROBE as RECIPE_PROBE
+from common.config import TrainConfig
 from common.data.transforms import eval_transform
 from common.errors import UserError
 from common.evaluation.program import EvalConfig, evaluate_folder
@@ -110,6 +114,43 @@ def test_a_resumed_probe_ends_with_the_same_bits(images, probe, tmp_path):
     PROGRAM.main([*words, "--optimizer=adamw", "--lr=0.05"])
     keys = ("state_dict", "ema_state_dict", "optimizer", "epoch", "step")
     assert differences({k: final(whole)[k] for k in keys}, {k: final(part)[k] for k in keys}) == []
+
+
+def test_head_init_starts_with_the_classifier_of_a_probe(images, weights, probe, tmp_path, capsys):
+    """The options of the recipe probe, whatever those of the run are; a resumed run does not train it again."""
+    own = [f"{flag_of(TrainConfig.__dataclass_fields__[key])}={value}" for key, value in RECIPE_PROBE.items()]
+    own = [word for word in own if "=True" not in word]
+    found = final(probe("probe", *own, "--lr-schedule=cosine-step"))["state_dict"]
+    words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), "--lr=1e-9", "--epochs=1", "--mixup=0.2"]
+    more = ["--ema=0.5", "--head-lr-scale=10", "--head-init=probe", "--freeze-norm", "--freeze=stem.3"]
+    PROGRAM.main([*words, *more, "--pretrained", str(weights), "--max-steps=2"])
+    state, before = final(tmp_path / "run"), final(weights.parent)["state_dict"]
+    for key, value in state["state_dict"].items():
+        start = found if key.startswith("fc.") else before
+        assert torch.allclose(value, start[key], rtol=1e-4, atol=1e-6), key
+    assert not torch.allclose(found["fc.weight"], before["fc.weight"], rtol=0.1)
+    line = "--head-init: the classifier was trained alone for 200 steps, to a loss of "
+    assert line in capsys.readouterr().out
+    assert not [record for record in metrics_of(tmp_path / "run") if record["step"] > 5]
+    PROGRAM.main([*words, *more, "--resume=auto"])
+    assert line not in (out := capsys.readouterr().out) and "before" not in out.replace("before 2", "", 1)
+    with pytest.raises(UserError, match="^--head-init: probe, needs trained weights; give --pretrained FILE"):
+        PROGRAM.prepare(*PROGRAM.parse(["--data", str(images), "--head-init=probe"]))
+
+
+def test_a_signal_during_head_init_writes_no_checkpoint(images, weights, tmp_path, monkeypatch):
+    compute = ProbeTrainer._compute
+
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGTERM)
+        return compute(self, *args)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(ProbeTrainer, "_compute", interrupted)
+    words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), "--pretrained", str(weights)]
+    with pytest.raises(SystemExit, match="143"):
+        PROGRAM.main([*words, "--head-init=probe"])
+    assert not list((tmp_path / "run").glob("*.tar"))
 
 
 def test_a_broken_image_can_be_skipped(images, probe, tmp_path, capsys):
