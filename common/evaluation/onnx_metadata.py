@@ -3,16 +3,21 @@
 import json
 import typing
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class OnnxMetadata(typing.TypedDict, total=False):
-    """mean and std normalize RGB values in [0, 1]; image_size is the side of the input in pixels."""
+    """mean and std normalize RGB values in [0, 1]; image_size is the side of the input in pixels.
+
+    quantization: how common.deploy.quantize made an int8 file, and what it lost.
+    """
 
     arch: str
     image_size: int
     mean: Sequence[float]
     std: Sequence[float]
     classes: Sequence[str]
+    quantization: Mapping[str, Any]
 
 
 def encode(metadata: OnnxMetadata) -> dict[str, str]:

@@ -1,0 +1,507 @@
+"""quantize.py: float32 ONNX -> int8 ONNX by ONNX Runtime's static quantization, written with its measured loss.
+
+docs/QUANTIZE.md says why this library and these settings.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from common import cli, files, parallel
+from common.data import labels
+from common.data.transforms import normalize_into
+from common.deploy import calibrate, int8_graph
+from common.errors import RunError, UserError
+from common.evaluation import engines, onnx_metadata, program
+from common.files import write_atomic
+from common.spec import ModelSpec
+
+if typing.TYPE_CHECKING:
+    import onnx
+
+    from common.evaluation.comparison import Comparison
+
+BATCH = 8  # images of one calibration batch, and of the speed that is printed
+DAMAGE_BATCHES = 4  # calibration batches that rank the layers
+# Operators with int8 kernels in ONNX Runtime. The classifier stays in float32: it takes no time, and costs the most.
+OPERATORS = ("Conv", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Add", "Flatten")
+EQUAL_SHARE = 1e-4  # of the largest logit, as in export: the rewritten float graph must compute the same
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeConfig:
+    """Options of tools/quantize.py."""
+
+    data: str = cli.option(
+        "",
+        "dataset root: train/ calibrates, val/ measures the accuracy",
+        required="the folder that holds train/ and val/",
+    )
+    agreement_data: str = cli.option("", "folder of further photographs without labels, for the agreement")
+    images: int = cli.option(128, "images of train/ to calibrate with", low=1)
+    calibration: str = cli.option(
+        "all", "how ranges are found; all: each is tried", choices=("all", *calibrate.METHODS)
+    )
+    max_drop: float = cli.option(0.5, "largest loss of top-1, points of percent", low=0, high=100)
+    min_agreement: float = cli.option(0.0, "smallest share of images with the same top-1, percent", low=0, high=100)
+    reduce_range: str = cli.option(
+        "auto",
+        "weights of 7 bits, for x86 processors without VNNI; auto: what this one has",
+        choices=("auto", "on", "off"),
+    )
+    arch: str = cli.option("", "folder of the model (default: stored in IN)")
+    label_numbers: str = labels.numbers_option()
+    workers: int = cli.option(2, "processes that decode", "-j", low=0)
+    threads: int = cli.option(0, "cores of the network; 0 is all", low=0)
+
+    def __post_init__(self) -> None:
+        cli.check_ranges(self)
+
+
+@dataclasses.dataclass
+class Trial:
+    """One quantized network and what was measured of it.
+
+    Attributes:
+      method: of calibrate.METHODS.
+      float_layers: names of convolutions that stay in float32.
+      accuracy: both networks on the validation images.
+      agreed, seen: images with the same top-1, over validation images and further photographs.
+    """
+
+    method: str
+    float_layers: list[str]
+    acc1_before: float
+    acc1_after: float
+    images: int
+    agreed: int
+    seen: int
+    relative_error: float
+
+    @property
+    def drop(self) -> float:
+        return self.acc1_before - self.acc1_after
+
+    @property
+    def agreement(self) -> float:
+        return 100.0 * self.agreed / self.seen
+
+    def meets(self, config: QuantizeConfig) -> bool:
+        # 1e-9: 95.5 - 95.0 is not exactly 0.5
+        return self.drop <= config.max_drop + 1e-9 and self.agreement >= config.min_agreement - 1e-9
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method:10}  {len(self.float_layers):12}  {self.acc1_after:7.3f} %  {self.drop:6.3f}  "
+            f"{self.agreement:7.3f} %  {self.relative_error:9.4f}"
+        )
+
+
+HEADER = f"{'method':10}  {'float layers':>12}  {'top-1':>9}  {'drop':>6}  {'agreement':>9}  {'error':>9}"
+
+
+def has_vnni() -> bool:
+    """Whether int8 products do not saturate here: VNNI on x86; other processors have no such limit."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags))
+
+
+def quantize(source: str, target: str, config: QuantizeConfig, spec_of: Callable[[str], ModelSpec]) -> Trial:
+    """Write the int8 file and print what it lost.
+
+    Args:
+      spec_of: ModelSpec of the name that the file or --arch gives.
+    Raises:
+      UserError: files, data and options that do not fit. RunError: no network meets --max-drop and --min-agreement.
+    """
+    if pathlib.Path(target).suffix != ".onnx":
+        raise UserError(f"OUT: {target}, must end in .onnx")
+    files.check_writable(target, "OUT")
+    if not pathlib.Path(target).parent.is_dir():
+        raise UserError(f"OUT: {pathlib.Path(target).parent} is not a folder; create it first")
+    network = FloatNetwork(source, config, spec_of)
+    search = Search(network, config, pathlib.Path(f"{target}.work"))
+    best = search.run()
+    print(f"{HEADER}\n" + "\n".join(map(str, search.trials)), flush=True)
+    if not best.meets(config):
+        raise RunError(
+            f"OUT: not written; the best found ({best.method}, {len(best.float_layers)} layers in float32) loses "
+            f"{best.drop:.3f} points of top-1 ({best.acc1_before:.3f} -> {best.acc1_after:.3f} %) and agrees on "
+            f"{best.agreement:.3f} % of {best.seen} images; allowed are --max-drop {config.max_drop:g} and "
+            f"--min-agreement {config.min_agreement:g}. {search.folder} keeps the trials"
+        )
+    proto = search.quantized(best.method, best.float_layers)
+    metadata = onnx_metadata.OnnxMetadata(
+        **{**network.engine.metadata, "quantization": _record(best, config, search, source)}
+    )
+    import onnx
+
+    onnx.helper.set_model_props(proto, onnx_metadata.encode(metadata))
+    with files.atomic_path(target, ".tmp.onnx") as draft:
+        onnx.save(proto, draft)
+        engine = engines.OnnxEngine(draft, threads=config.threads)
+        logits = engine.run(search.calibration_batch(0))
+        ratio = _speed_ratio(network.engine, engine, search.calibration_batch(0))
+    shutil.rmtree(search.folder)
+    sizes = [pathlib.Path(path).stat().st_size / 2**20 for path in (source, target)]
+    print(
+        f"{target}: int8 ({best.method}, {len(best.float_layers)} convolutions in float32), {sizes[0]:.1f} -> "
+        f"{sizes[1]:.1f} MiB, top-1 {best.acc1_before:.3f} -> {best.acc1_after:.3f} % of {best.images} images, "
+        f"agreement {best.agreement:.3f} % of {best.seen}, {ratio:.2f} times as fast (batch {BATCH})"
+    )
+    if line := _openvino_line(target, search.calibration_batch(0), logits):
+        print(line)
+    return best
+
+
+def _record(best: Trial, config: QuantizeConfig, search: "Search", source: str) -> dict[str, Any]:
+    """What the metadata of an int8 file says."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = ""
+    return {
+        "source": pathlib.Path(source).name,
+        "source_sha256": hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest(),
+        "library": f"onnxruntime {importlib.metadata.version('onnxruntime')}, QDQ",
+        "method": best.method,
+        "calibration_images": search.num_images,
+        "activations": "uint8",
+        "weights": "int8 per channel, symmetric" + (", 7 bits" if search.reduce_range else ""),
+        "float_layers": best.float_layers,
+        "images": best.images,
+        "acc1_before": best.acc1_before,
+        "acc1_after": best.acc1_after,
+        "agreement": best.agreement,
+        "agreement_images": best.seen,
+        "relative_error": best.relative_error,
+        "max_drop": config.max_drop,
+        "commit": commit,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+class FloatNetwork:
+    """The file to quantize.
+
+    Attributes:
+      prepared: rewritten by int8_graph, with the names of its convolutions in `layers`.
+    Raises:
+      UserError: a file that is no float32 classifier of a known network.
+    """
+
+    def __init__(self, source: str, config: QuantizeConfig, spec_of: Callable[[str], ModelSpec]) -> None:
+        import onnx
+
+        if pathlib.Path(source).suffix != ".onnx":
+            raise UserError(f"IN: {source} is no .onnx file; the export script of the model writes one")
+        engine = engines.open_engine(source, threads=config.threads)
+        assert isinstance(engine, engines.OnnxEngine)
+        proto = onnx.load(source)
+        if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in proto.graph.node):
+            raise UserError(f"IN: {source} is quantized already; give the float32 file")
+        if engine.dtype != np.float32 or any(
+            tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer
+        ):
+            raise UserError(f"IN: {source} computes in or takes float16; export it in float32")
+        name = config.arch or engine.metadata.get("arch", "")
+        if not name:
+            raise UserError("--arch: missing; IN does not say which model it is, name its folder")
+        self.path, self.engine, self.spec = source, engine, spec_of(name)
+        self.size = engine.metadata.get("image_size") or next(
+            (side for side in engine.sample_shape[1:] if isinstance(side, int)), self.spec.input_size
+        )
+        self.prepared = int8_graph.prepare(int8_graph.raised(proto))
+        self.layers = [node.name for node in self.prepared.graph.node if node.op_type == "Conv"]
+
+    def normalized(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        images = np.empty((len(pixels_NHWC), 3, self.size, self.size), np.float32)
+        for planes, pixels in zip(images, pixels_NHWC, strict=True):
+            normalize_into(planes, pixels, self.spec.mean, self.spec.std)
+        return images
+
+
+class _Recorded:
+    """A classifier that runs once over a stream and then repeats its logits."""
+
+    def __init__(self, classifier: Callable[[Any], np.ndarray]) -> None:
+        self._classifier, self._logits, self._next = classifier, list[np.ndarray](), 0
+
+    def rewind(self) -> None:
+        self._next = 0
+
+    def __call__(self, pixels_NHWC: Any) -> np.ndarray:
+        if self._next == len(self._logits):
+            self._logits.append(self._classifier(pixels_NHWC))
+        self._next += 1
+        return self._logits[self._next - 1]
+
+
+class Search:
+    """Tries methods and float layers until the loss is as small as asked for.
+
+    Attributes:
+      trials: what was measured, in order; kept in `folder`, so that an interrupted search goes on.
+    """
+
+    def __init__(self, network: FloatNetwork, config: QuantizeConfig, folder: pathlib.Path) -> None:
+        from common.data import decode, index
+        from common.data.transforms import eval_transform
+        from common.evaluation import predict
+
+        self._network, self._config, self.folder = network, config, folder
+        self.reduce_range = config.reduce_range == "on" or (config.reduce_range == "auto" and not has_vnni())
+        train = pathlib.Path(config.data) / "train"
+        if not train.is_dir():
+            raise UserError(f"--data: {config.data} has no train/; quantization calibrates with its images")
+        self._train = index.load_folder(train)
+        chosen = np.random.default_rng(0).permutation(len(self._train))[: config.images]
+        transform = eval_transform(network.spec, network.size)
+        self._pixels = [transform(decode.open_rgb(self._train.path(int(i)))) for i in sorted(chosen)]
+        self.num_images = len(self._pixels)
+        evaluated = program.EvalConfig(
+            data=config.data, resume=network.path, label_numbers=config.label_numbers, threads=config.threads
+        )
+        model = program.load_evaluated_model(network.spec, evaluated)
+        self._background = network.spec.background_columns(model.num_outputs)
+        self._streams = [program.load_index(evaluated, model, self._background)]
+        if config.agreement_data:
+            root = config.agreement_data
+            if not pathlib.Path(root).is_dir():
+                raise UserError(f"--agreement-data: {root} is not a folder")
+            paths = predict.list_images(root)
+            self._streams.append(index.of_files(paths, [0] * len(paths)))
+        self._recorded = [_Recorded(model.classifier) for _ in self._streams]
+        self._base: onnx.ModelProto | None = None
+        self._ranges: dict[str, calibrate.Ranges] = {}
+        self.trials: list[Trial] = []
+        self._damage: dict[str, float] = {}
+        content = [pathlib.Path(network.path).read_bytes(), *(each.fingerprint.encode() for each in self._streams)]
+        settings = (self._train.fingerprint, config.images, self.reduce_range, network.size, config.label_numbers)
+        digest = hashlib.sha256(repr(settings).encode())
+        for part in content:
+            digest.update(part)
+        self._key = digest.hexdigest()
+        folder.mkdir(exist_ok=True)
+        self._notes = folder / "trials.json"
+        try:
+            kept = json.loads(self._notes.read_text())
+        except (OSError, ValueError):
+            kept = {}
+        if kept.get("key") == self._key:
+            self.trials = [Trial(**each) for each in kept["trials"]]
+            self._damage = kept["damage"]
+            print(f"{len(self.trials)} trials are kept from before ({self._notes})", flush=True)
+
+    def calibration_batch(self, number: int) -> np.ndarray:
+        return self._network.normalized(np.stack(self._pixels[number * BATCH : (number + 1) * BATCH]))
+
+    def run(self) -> Trial:
+        """The first trial that meets the limits, else the best one."""
+        methods = calibrate.METHODS if self._config.calibration == "all" else (self._config.calibration,)
+        self._calibration = calibrate.Calibration(
+            self._network.prepared,
+            self.calibration_batch,
+            -(-self.num_images // BATCH),
+            self.folder / "calibration.npz",
+            self._key,
+        )
+        self._calibration.collect(with_histograms=tuple(methods) != ("minmax",))
+        self._check_prepared()
+        found = [self._try(method, []) for method in methods]
+        best = min(found, key=self._rank)
+        if best.meets(self._config):
+            return best
+        order = self._by_damage(best.method)
+        count = 1
+        while count < len(order):
+            trial = self._try(best.method, order[:count])
+            if trial.meets(self._config):
+                return trial
+            found.append(trial)
+            count *= 2
+        return min(found, key=self._rank)
+
+    def _rank(self, trial: Trial) -> tuple[bool, float, float]:
+        return not trial.meets(self._config), -trial.agreement, trial.relative_error
+
+    def _check_prepared(self) -> None:
+        """The rewritten float graph computes the same."""
+        images = self.calibration_batch(0)
+        expected, actual = self._network.engine.run(images), _run(self._network.prepared, images, self._config.threads)
+        difference, largest = float(np.abs(actual - expected).max()), float(np.abs(expected).max())
+        if not difference <= EQUAL_SHARE * max(1.0, largest):
+            raise RunError(f"IN: the graph rewritten for int8 differs by {difference:.3g} of {largest:.3g}")
+
+    def _try(self, method: str, float_layers: Sequence[str]) -> Trial:
+        """Measure one network, unless that was done before."""
+        for trial in self.trials:
+            if trial.method == method and trial.float_layers == list(float_layers):
+                return trial
+        path = self.folder / "trial.onnx"
+        import onnx
+
+        onnx.save(self.quantized(method, float_layers), path)
+        engine = engines.OnnxEngine(path, threads=self._config.threads)
+        classifier = engines.EngineClassifier(engine, self._network.spec)
+        found = [self._compare(stream, classifier) for stream in range(len(self._streams))]
+        trial = Trial(
+            method,
+            list(float_layers),
+            found[0].a.percent(1),
+            found[0].b.percent(1),
+            found[0].seen,
+            sum(each.agreed for each in found),
+            sum(each.seen for each in found),
+            found[-1].relative_error,
+        )
+        print(
+            f"tried: {trial.method}, {len(trial.float_layers)} layers in float32: drop {trial.drop:.3f}, "
+            f"agreement {trial.agreement:.3f} %, error {trial.relative_error:.4f}",
+            flush=True,
+        )
+        self.trials.append(trial)
+        self._keep()
+        return trial
+
+    def _compare(self, stream: int, classifier: engines.EngineClassifier) -> "Comparison":
+        from common.data.loader import EvalLoader
+        from common.data.transforms import eval_transform
+        from common.evaluation.comparison import compare
+
+        index, network = self._streams[stream], self._network
+        workers = parallel.dataloader_workers(self._config.workers, 1)
+        self._recorded[stream].rewind()
+        loader = EvalLoader(index, eval_transform(network.spec, network.size), 4 * BATCH, "fail", 0, 1, workers, False)
+        try:
+            return compare(self._recorded[stream], classifier, loader, (self._background, self._background))
+        finally:
+            loader.close()
+
+    def _by_damage(self, method: str) -> list[str]:
+        """Convolutions, the one first whose quantization alone changes the logits most."""
+        from common.progress import Progress
+
+        batches = [self.calibration_batch(i) for i in range(min(DAMAGE_BATCHES, -(-self.num_images // BATCH)))]
+        exact = [_run(self._network.prepared, images, self._config.threads) for images in batches]
+        with Progress(len(self._network.layers), "layers") as advance:
+            for layer in self._network.layers:
+                if layer not in self._damage:
+                    others = [each for each in self._network.layers if each != layer]
+                    session = _session(self.quantized(method, others, ("Conv",)), self._config.threads)
+                    name = session.get_inputs()[0].name
+                    error = sum(
+                        float(((session.run(None, {name: images})[0] - logits) ** 2).sum())
+                        for images, logits in zip(batches, exact, strict=True)
+                    )
+                    self._damage[layer] = error
+                    self._keep()
+                advance(1)
+        return sorted(self._network.layers, key=lambda layer: -self._damage[layer])
+
+    def quantized(
+        self, method: str, float_layers: Sequence[str], operators: Sequence[str] = OPERATORS
+    ) -> "onnx.ModelProto":
+        """The int8 network; `float_layers` keep their weights, and Gemm is in no `operators`."""
+        import onnx
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import TensorData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
+
+        logging.getLogger().setLevel(logging.ERROR)  # ONNX Runtime recommends its own preprocessing
+        if self._base is None:
+            self._base = save_and_reload_model_with_shape_infer(self._network.prepared)
+        if method not in self._ranges:
+            self._ranges[method] = self._calibration.ranges(method)
+        ranges = {
+            name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+            for name, (low, high) in self._ranges[method].items()
+        }
+        for node in self._base.graph.node:
+            if node.op_type == "Relu":  # its range is that of its input, which was not collected
+                ranges.setdefault(node.input[0], ranges[node.output[0]])
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self._base)
+        quantizer = QDQQuantizer(
+            copy,
+            True,  # per channel
+            self.reduce_range,
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            ranges,
+            [],
+            list(float_layers),
+            list(operators),
+            {},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()  # onnx.checker asks for it
+        return quantizer.model.model
+
+    def _keep(self) -> None:
+        trials = [dataclasses.asdict(trial) for trial in self.trials]
+        write_atomic(self._notes, json.dumps(dict(key=self._key, trials=trials, damage=self._damage)))
+
+
+def _session(proto: "onnx.ModelProto", threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _run(proto: "onnx.ModelProto", images: np.ndarray, threads: int) -> np.ndarray:
+    session = _session(proto, threads)
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def _speed_ratio(before: engines.Engine, after: engines.Engine, images: np.ndarray, pairs: int = 5) -> float:
+    """Median of the ratios of time, in turns."""
+
+    def seconds(engine: engines.Engine) -> float:
+        start = time.perf_counter()
+        engine.run(images)
+        return time.perf_counter() - start
+
+    seconds(before), seconds(after)
+    return statistics.median(seconds(before) / seconds(after) for _ in range(pairs))
+
+
+def _openvino_line(path: str, images: np.ndarray, logits: np.ndarray) -> str:
+    """How far OpenVINO's logits are from ONNX Runtime's, or nothing where it is not installed."""
+    if importlib.util.find_spec("openvino") is None:
+        return ""
+    import openvino
+
+    found = openvino.Core().compile_model(path, "CPU")(images)[0]
+    share = float(np.abs(found - logits).max() / (np.abs(logits).max() or 1))
+    same = int((found.argmax(1) == logits.argmax(1)).sum())
+    return (
+        f"OpenVINO {openvino.__version__.split('-')[0]}: the same top-1 for {same} of {len(images)} images of train/, "
+        f"largest difference from ONNX Runtime {share:.1e} of the largest logit"
+    )

@@ -1,0 +1,213 @@
+"""int8 files: what is rewritten before, that the loss is measured and bounded, and that a run resumes."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+from support import draw_images, fails, run_script
+from torch import nn
+
+from common.data.transforms import eval_transform
+from common.deploy import calibrate, export, int8_graph, quantize
+from common.errors import RunError, UserError
+from common.evaluation import engines, program
+from common.spec import ModelSpec
+
+SIDE = 32
+
+
+class Small(nn.Module):
+    """Input scaling, both kinds of average pool before a 1 x 1 convolution, Concat, classifier."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2)
+        self.counted, self.uncounted = nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        self.a, self.b, self.c = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 3, padding=1)
+        self.fc = nn.Linear(12, num_classes)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x * 0.5 + 0.25))
+        parts = [self.a(self.counted(x)), self.b(self.uncounted(x)), self.c(x)]
+        return self.fc(nn.functional.adaptive_avg_pool2d(torch.relu(torch.cat(parts, 1)), 1).flatten(1))
+
+
+SPEC = ModelSpec(
+    name="small", builder=Small, build_options={"num_classes": 3}, input_size=SIDE, min_size=16, eval_resize=36
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A data set, and a classifier that is right for most of it."""
+    folder = tmp_path_factory.mktemp("int8")
+    draw_images(folder / "data" / "train", ("ant", "bee", "cat"), 8)
+    draw_images(folder / "data" / "val", ("ant", "bee", "cat"), 8, seed=1)
+    torch.manual_seed(0)
+    model = Small()
+    transform, model_data = eval_transform(SPEC), []
+    for index, name in enumerate(("ant", "bee", "cat")):
+        for path in sorted((folder / "data" / "train" / name).iterdir()):
+            pixels = torch.from_numpy(transform(Image.open(path)).copy()).permute(2, 0, 1) / 255
+            model_data.append(((pixels - 0.5) / 0.5, index))
+    images, targets = torch.stack([x for x, _ in model_data]), torch.tensor([y for _, y in model_data])
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+    export.export_onnx(model, SPEC, folder / "net.onnx", SIDE, classes=["ant", "bee", "cat"])
+    return folder
+
+
+def config(work, **options):
+    return quantize.QuantizeConfig(data=str(work / "data"), images=16, workers=0, threads=1, **options)
+
+
+def int8(work, target, **options):
+    return quantize.quantize(str(work / "net.onnx"), str(target), config(work, **options), lambda name: SPEC)
+
+
+def counts(work, model):
+    options = program.EvalConfig(data=str(work / "data"), resume=str(model), workers=0)
+    return program.evaluate_folder(SPEC, options)[0]
+
+
+def test_the_file_carries_the_loss_that_eval_finds(work, tmp_path, capsys):
+    target = tmp_path / "net_int8.onnx"
+    best = int8(work, target, max_drop=10)
+    proto = onnx.load(target)
+    onnx.checker.check_model(proto, full_check=True)
+    assert proto.opset_import[0].version == 13  # the float file has 11
+    kinds = [node.op_type for node in proto.graph.node]
+    assert kinds.count("Conv") == 5 and kinds.count("Gemm") == 1 and "Mul" not in kinds
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    dequantized = [
+        weights[node.input[0]]
+        for node in proto.graph.node
+        if node.input
+        and node.input[0] in weights
+        and node.op_type == "DequantizeLinear"
+        and weights[node.input[0]].data_type == TensorProto.INT8
+    ]
+    assert len(dequantized) == 5  # all convolutions, not the classifier
+    scales = [weights[node.input[1]] for node in proto.graph.node if node.input[0] in {w.name for w in dequantized}]
+    assert all(len(scale.dims) == 1 for scale in scales)  # one per channel
+
+    note = engines.OnnxEngine(target).metadata["quantization"]
+    before, after = counts(work, work / "net.onnx"), counts(work, target)
+    assert (note["acc1_before"], note["acc1_after"]) == (before.percent(1), after.percent(1))
+    assert before.percent(1) > 60 and note["images"] == 24 and note["calibration_images"] == 16
+    assert note["method"] == best.method and note["float_layers"] == [] and note["agreement"] >= 90
+    assert engines.OnnxEngine(target).metadata["classes"] == ["ant", "bee", "cat"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net_int8.onnx"]
+    printed = capsys.readouterr().out
+    assert all(f"tried: {method}, 0 layers" in printed for method in calibrate.METHODS)
+    assert "OpenVINO" in printed
+
+
+def test_a_loss_beyond_the_limit_is_an_error_and_writes_nothing(work, tmp_path, monkeypatch):
+    """The search leaves 1, 2 and 4 of 5 convolutions in float32, those first that change the logits most."""
+    monkeypatch.setattr(quantize.Trial, "meets", lambda self, config: False)
+    with pytest.raises(RunError, match="not written; the best found .* loses .* points of top-1 .* --max-drop 0"):
+        int8(work, tmp_path / "x.onnx", max_drop=0, calibration="minmax")
+    assert not (tmp_path / "x.onnx").exists()
+    kept = json.loads((tmp_path / "x.onnx.work" / "trials.json").read_text())
+    order = sorted(kept["damage"], key=lambda name: -kept["damage"][name])
+    assert [trial["float_layers"] for trial in kept["trials"]] == [[], order[:1], order[:2], order[:4]]
+    errors = [trial["relative_error"] for trial in kept["trials"]]
+    assert errors[-1] < errors[0]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(work, tmp_path, monkeypatch, capsys):
+    real, seen = quantize.Search.calibration_batch, []
+
+    def batch(self, number):
+        seen.append(number)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return real(self, number)
+
+    monkeypatch.setattr(quantize.Search, "calibration_batch", batch)
+    with pytest.raises(KeyboardInterrupt):
+        int8(work, tmp_path / "x.onnx", max_drop=10)
+    resumed = int8(work, tmp_path / "x.onnx", max_drop=10)
+    assert "goes on after 3 of 4 batches" in capsys.readouterr().out
+    assert seen[:5] == [0, 1, 0, 1, 1]
+    monkeypatch.setattr(quantize.Search, "calibration_batch", real)
+    assert resumed == int8(work, tmp_path / "y.onnx", max_drop=10)
+    one, other = [onnx.load(tmp_path / name).graph for name in ("x.onnx", "y.onnx")]
+    assert one.SerializeToString() == other.SerializeToString()
+
+
+def test_further_photographs_count_for_the_agreement_only(work, tmp_path):
+    best = int8(
+        work, tmp_path / "x.onnx", max_drop=10, calibration="minmax", agreement_data=str(work / "data" / "train")
+    )
+    assert (best.images, best.seen) == (24, 48)
+
+
+def test_the_rewritten_graph_computes_the_same(work):
+    """Pools behind the 1 x 1 convolutions, the one that counts the padding as a convolution; no input scaling."""
+    proto = int8_graph.prepare(int8_graph.raised(onnx.load(work / "net.onnx")))
+    assert [node.op_type for node in proto.graph.node if "Pool" in node.op_type] == ["AveragePool", "GlobalAveragePool"]
+    convs = [node for node in proto.graph.node if node.op_type == "Conv"]
+    assert len(convs) == 5 and proto.graph.node[0].op_type == "Conv"
+    images = np.random.default_rng(0).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
+    expected = engines.OnnxEngine(work / "net.onnx").run(images)
+    np.testing.assert_allclose(quantize._run(proto, images, 1), expected, atol=1e-5)
+
+
+def test_ranges_of_values_known_in_advance(tmp_path):
+    """Of 20,000 values 0..1 and one of 9: min-max keeps it, the percentile of 99.999 and the entropy cut it off."""
+    graph = helper.make_graph(
+        [helper.make_node("Sigmoid", ["x"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    values = np.random.default_rng(0).random((2, 300_000, 1), np.float32)
+    values[1, 7] = 9
+    found = calibrate.Calibration(proto, lambda i: values[i], 2, tmp_path / "kept.npz", "key")
+    found.collect()
+    low, high = found.ranges("minmax")["x"]
+    assert low == values.min() and high == 9
+    assert found.ranges("percentile")["x"][1] < 1.05 and found.ranges("entropy")["x"][1] < 5
+    assert found.ranges("minmax")["y"][1] == pytest.approx(1 / (1 + np.exp(-9)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target": "out.bin"}, ["OUT: out.bin", ".onnx"]),
+        ({"target": "no/such/out.onnx"}, ["OUT: no/such is not a folder"]),
+        ({"source": "missing.onnx"}, ["missing.onnx does not exist"]),
+        ({"source": "net.pth"}, ["IN: net.pth is no .onnx file"]),
+        ({"data": "{val}"}, ["--data", "has no train/"]),
+        ({"agreement": "nowhere"}, ["--agreement-data: nowhere is not a folder"]),
+        ({"arch": "vgg"}, ["--arch: vgg", "inception_v3"]),
+        ({"flag": "--max-drop=-1"}, ["--max-drop: -1", "at least 0"]),
+    ],
+)
+def test_bad_input_is_one_line(change, words, work, tmp_path):
+    arguments = [
+        change.get("source", work / "net.onnx"),
+        change.get("target", "out.onnx"),
+        f"--data={change.get('data', work / 'data')}".replace("{val}", str(work / "data" / "val")),
+        f"--arch={change.get('arch', 'inception_v3')}",
+        *([f"--agreement-data={change['agreement']}"] if "agreement" in change else []),
+        *([change["flag"]] if "flag" in change else []),
+    ]
+    fails(run_script("tools/quantize.py", *arguments, cwd=tmp_path), *words)
+    assert not list(tmp_path.glob("out*.onnx"))
+
+
+def test_a_quantized_file_is_not_quantized_again(work, tmp_path):
+    int8(work, tmp_path / "x.onnx", max_drop=10, calibration="minmax")
+    with pytest.raises(UserError, match="is quantized already"):
+        quantize.quantize(str(tmp_path / "x.onnx"), str(tmp_path / "y.onnx"), config(work), lambda name: SPEC)
