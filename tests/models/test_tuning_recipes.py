@@ -32,6 +32,10 @@ def test_each_network_has_both_recipes(name):
     }
     assert (tune.freeze_norm, tune.head_lr_scale, tune.num_classes) == (True, 10, None)
     assert (tune.head_init, tune.optimizer, tune.lr) == ("probe", "adamw", 5e-5)
+    lr = schedules.make(tune, 10, program.extra_schedules)
+    rates = [lr(epoch, step) for epoch in range(tune.epochs) for step in range(10)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[0] < tune.lr / 5 and 0.9 * tune.lr < max(rates) <= tune.lr * 1.001 and rates[-1] < tune.lr / 5
     assert (probe.freeze, probe.cache_features, probe.epochs, probe.lr) == ("head", True, 200, 0.01)
     assert (probe.optimizer, probe.label_smoothing, probe.dropout, probe.num_classes) == ("adamw", 0.1, 0.5, None)
 

@@ -159,7 +159,7 @@ GPU = dataclasses.replace(ASCEND, recipe="GPU", batch_size=64, save_checkpoint_p
 _TUNING: dict[str, Any] = dict(
     num_classes=None, amp=False, lr_schedule="cosine", smoothing_targets="all", color_jitter=0.0, decay_norm=True
 )
-_FINETUNE = dataclasses.replace(GPU, **_TUNING, **FINETUNE, recipe="finetune", lr_init=1e-4, freeze="block12")
+_FINETUNE = dataclasses.replace(GPU, **_TUNING, **FINETUNE, recipe="finetune", lr_init=0.0, freeze="block12")
 _PROBE = dataclasses.replace(GPU, **_TUNING, **PROBE, recipe="probe")
 _MODERN = dataclasses.replace(GPU, **{**_TUNING, **MODERN}, recipe="modern", batch_size=128, loss_scale="dynamic")
 
