@@ -58,6 +58,7 @@ class TrainConfig:
     color_jitter: float = _data(0.0, "strength of brightness, contrast and saturation jitter", low=0, high=1)
     random_erasing: float = _data(0.0, "probability of erasing a rectangle", low=0, high=1)
     repeated_aug: int = _data(1, "times that each image of a step occurs, augmented anew; an epoch takes an n-th of the images", low=1)
+    decoder: str = _data("auto", "of training images; pil: as in evaluation; fast: the same pixels of JPEG files, other resize; auto: fast where it works", choices=("auto", "fast", "pil"))
     mixup: float = _data(0.0, "alpha of mixup; 0: off", low=0)
     cutmix: float = _data(0.0, "alpha of cutmix; 0: off; with mixup too, one of both at random", low=0)
 

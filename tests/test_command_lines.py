@@ -18,7 +18,7 @@ V3 = ROOT / "inception_v3"
 # Adding a flag is fine and belongs here; renaming or removing one breaks somebody's script.
 TRAIN_FLAGS = """
 accumulate amp amp-backend amp-dtype arch auto-augment batch-size bce bce-target-thresh cache-features clip-grad
-color-jitter combine-grad compile cutmix
+color-jitter combine-grad compile cutmix decoder
 data decay-norm device device-id dropout ema epochs eval-batch-size eval-size evaluate exclude freeze freeze-norm
 full-fp32 hang-timeout head-init head-lr-scale image-size
 keep-best keep-last label-numbers lr-find

@@ -1,5 +1,7 @@
 """Decoding as the published accuracies did it: PIL, converted to RGB, EXIF orientation ignored."""
 
+import io
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +23,7 @@ _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # PIL's own threshold of a decompression bomb, 1 GiB / 4 / 3, about 9459 x 9459: far above the images of ImageNet. A
 # decoded pixel takes 4 bytes, and 4 more while its mode is converted, so no file costs a process more than 716 MB.
 MAX_PIXELS = 89_478_485
+MAX_BYTES = 1 << 26  # of a file that is read at once; photographs have fewer
 
 
 class BadImage(UserError):
@@ -43,12 +46,29 @@ class GiantImage(BadImage):
     """An image of more than MAX_PIXELS, which was not decoded."""
 
 
-def open_rgb(path: StrPath) -> Image.Image:
+def read_file(path: StrPath) -> bytes | None:
+    """Content of a file of at most MAX_BYTES; None for larger ones, of which a decoder reads a part at a time.
+
+    Raises:
+      BadImage: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                return None
+            return file.read()
+    except OSError as error:
+        raise _bad_image(path, error) from error
+
+
+def open_rgb(path: StrPath, content: bytes | None = None) -> Image.Image:
     """Decode one file to a fully loaded RGB image.
 
     Grayscale, palette, CMYK and RGBA files are converted by PIL, of 16-bit files the high byte is taken. The content
     decides the format, not the extension.
 
+    Args:
+      content: of the file, where it was read already; `path` is then only its name.
     Raises:
       BadImage: unreadable, truncated, not an image, or of values whose range is not known.
       GiantImage: the header states more than MAX_PIXELS; nothing was decoded.
@@ -58,7 +78,9 @@ def open_rgb(path: StrPath) -> Image.Image:
             # Harmless warnings about metadata in ImageNet's own files (broken EXIF, palette with bytes transparency).
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS replaces it
-            with Image.open(path, formats=_FORMATS) as image:  # reads the header only
+            with Image.open(
+                path if content is None else io.BytesIO(content), formats=_FORMATS
+            ) as image:  # reads the header only
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
                 if reason := _misread(image):
@@ -72,11 +94,15 @@ def open_rgb(path: StrPath) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise GiantImage(path, f"{error}; at most {MAX_PIXELS:,} are decoded") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage(path, _unidentified(path)) from error
+        raise BadImage(path, _unidentified(path, content)) from error
     except (OSError, SyntaxError, ValueError, TypeError) as error:
         # SyntaxError for broken PNG chunks, TypeError for TIFF tags of a wrong type, OSError and ValueError for the
         # rest (140,000 files with random damage raised nothing else).
-        raise BadImage(path, f"{type(error).__name__}: {error}".replace(str(path), "the file")) from error
+        raise _bad_image(path, error) from error
+
+
+def _bad_image(path: StrPath, error: Exception) -> BadImage:
+    return BadImage(path, f"{type(error).__name__}: {error}".replace(str(path), "the file"))
 
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
@@ -128,9 +154,11 @@ _CONTENTS = (
 )
 
 
-def _unidentified(path: StrPath) -> str:
+def _unidentified(path: StrPath, content: bytes | None) -> str:
     """What a file holds that PIL cannot identify."""
-    with open(path, "rb") as file:
-        begin = file.read(32)
+    if content is None:
+        with open(path, "rb") as file:
+            content = file.read(32)
+    begin = content[:32]
     found = [name for magic, offset, name in _CONTENTS if begin.startswith(magic, offset)]
     return f"it holds {found[0]}" if found else "cannot identify image file"

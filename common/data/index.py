@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data import cache, exclude, file_tree, labels
-from common.data.decode import EXTENSIONS
+from common.data.decode import EXTENSIONS, read_file
 from common.errors import UserError
 from common.files import StrPath
 
@@ -62,6 +62,14 @@ class FolderIndex:
     def path(self, i: int) -> str:
         """Path of image i."""
         return os.path.join(self.root, self.name(i))
+
+    def read(self, i: int) -> bytes | None:
+        """Content of image i; None for a large file, which a decoder reads a part at a time.
+
+        Raises:
+          BadImage: it cannot be read.
+        """
+        return read_file(self.path(i))
 
     def names(self) -> Iterator[str]:
         """Yield all names in order, much faster than one by one."""

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -34,8 +35,12 @@ from common.data.index import FolderIndex
 _MAX_SUBSTITUTES = 16
 
 Transform = Callable[[Image.Image], np.ndarray]
-# Pixels (None: the file does not decode), label, index, and (path, reason) of every broken file.
-_Item = tuple[np.ndarray | None, int, int, list[tuple[str, str]]]
+
+
+class FileTransform(typing.Protocol):
+    """Content of a file (None: not read yet) to uint8 [H, W, C], which is written to `out_HWC` where that is given."""
+
+    def __call__(self, path: str, content: bytes | None, out_HWC: torch.Tensor | None) -> np.ndarray: ...
 
 
 class Batch(typing.NamedTuple):
@@ -63,8 +68,8 @@ class Batch(typing.NamedTuple):
             raise BadImage(*self.bad[0])
 
 
-class _EvalDataset(data.Dataset[_Item]):
-    """Decodes and transforms an image.
+class _EvalDataset(data.Dataset[Batch]):
+    """Decodes and transforms the images of a batch.
 
     Attributes:
       in_progress: one number per worker, in shared memory: 1 + index of the image it is decoding, or 0.
@@ -72,22 +77,42 @@ class _EvalDataset(data.Dataset[_Item]):
 
     in_progress: "ctypes.Array[ctypes.c_longlong] | list[int]"
 
-    def __init__(self, index: FolderIndex, transform: Transform, on_bad_image: str) -> None:
+    def __init__(self, index: FolderIndex, transform: FileTransform, on_bad_image: str) -> None:
         self.index, self.transform, self.skips = index, transform, on_bad_image == "skip"
 
-    def _decode(self, i: int) -> np.ndarray:
+    def _candidates(self, key: typing.Any) -> Iterable[int]:
+        """Indices of the image of a key and of those that may replace it."""
+        return [key]
+
+    def __getitems__(self, keys: Sequence[typing.Any]) -> Batch:
+        """The images of `keys` that decode; torch's fetcher calls it with all keys of a batch."""
         worker = data.get_worker_info()
         slot = worker.id if worker else 0
-        self.in_progress[slot] = i + 1
-        pixels = self.transform(open_rgb(self.index.path(i)))
-        self.in_progress[slot] = 0
-        return pixels
-
-    def __getitem__(self, i: typing.Any) -> _Item:
-        try:
-            return self._decode(i), int(self.index.labels[i]), i, []
-        except BadImage as error:
-            return None, -1, i, [(error.path, error.reason)]
+        pixels_NHWC: torch.Tensor | None = None
+        labels, indices, lost, bad = list[int](), list[int](), list[int](), list[tuple[str, str]]()
+        for key in keys:
+            for i in self._candidates(key):
+                self.in_progress[slot] = i + 1
+                try:
+                    path, content = self.index.path(i), self.index.read(i)
+                    out_HWC = None if pixels_NHWC is None else pixels_NHWC[len(labels)]
+                    pixels = self.transform(path, content, out_HWC)
+                except BadImage as error:
+                    bad.append((error.path, error.reason))
+                    continue
+                finally:
+                    self.in_progress[slot] = 0
+                if pixels_NHWC is None:
+                    pixels_NHWC = _empty_uint8((len(keys), *pixels.shape), is_shared=worker is not None)
+                    pixels_NHWC.numpy()[0] = pixels
+                labels.append(int(self.index.labels[i]))
+                indices.append(i)
+                break
+            else:
+                lost.append(i)
+        good = torch.zeros((0, 1, 1, 3), dtype=torch.uint8) if pixels_NHWC is None else pixels_NHWC[: len(labels)]
+        labels_N, indices_N = torch.tensor(labels, dtype=torch.int64), torch.tensor(indices, dtype=torch.int64)
+        return Batch(good, labels_N, indices_N, bad, bool(lost), lost)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -96,34 +121,37 @@ class _EvalDataset(data.Dataset[_Item]):
 class _TrainDataset(_EvalDataset):
     """Keys are (epoch, index, repeat); the random numbers of the transform depend on the key and the seed alone."""
 
-    def __init__(self, index: FolderIndex, transform: Transform, on_bad_image: str, seed: int) -> None:
+    def __init__(self, index: FolderIndex, transform: FileTransform, on_bad_image: str, seed: int) -> None:
         super().__init__(index, transform, on_bad_image)
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int, int]) -> _Item:
+    def _candidates(self, key: tuple[int, int, int]) -> Iterator[int]:
         epoch, first, repeat = key
-        bad = []
-        for i in range(first, first + _MAX_SUBSTITUTES):
+        for i in range(first, first + (_MAX_SUBSTITUTES if self.skips else 1)):
             i %= len(self.index)
-            torch.manual_seed(sampling.image_seed(self.seed, epoch, i, repeat))
-            pixels, label, _, broken = super().__getitem__(i)
-            bad += broken
-            if pixels is not None or not self.skips:
-                break
-        return pixels, label, i, bad
+            # torch.manual_seed would also seed the generators of accelerators, which takes longer than a crop.
+            torch.default_generator.manual_seed(sampling.image_seed(self.seed, epoch, i, repeat))
+            yield i
 
 
-def _collate(items: list[_Item]) -> Batch:
-    """Stack the items that decoded."""
-    good = [(pixels, label, i) for pixels, label, i, _ in items if pixels is not None]
-    return Batch(
-        torch.from_numpy(np.stack([pixels for pixels, _, _ in good]) if good else np.zeros((0, 1, 1, 3), np.uint8)),
-        torch.tensor([label for _, label, _ in good], dtype=torch.int64),
-        torch.tensor([i for _, _, i in good], dtype=torch.int64),
-        [broken for item in items for broken in item[3]],
-        len(good) < len(items),
-        [i for pixels, _, i, _ in items if pixels is None],
-    )
+def _empty_uint8(shape: tuple[int, ...], is_shared: bool) -> torch.Tensor:
+    """A tensor that a worker fills and sends without a copy, as torch's own collate function makes it."""
+    if not is_shared:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+
+
+def _of_file(transform: Transform) -> FileTransform:
+    """A transform of decoded images as one of files."""
+
+    def read(path: str, content: bytes | None, out_HWC: torch.Tensor | None) -> np.ndarray:
+        pixels = transform(open_rgb(path, content))
+        if out_HWC is not None:
+            out_HWC.numpy()[...] = pixels
+        return pixels
+
+    return read
 
 
 # A terminal or a scheduler signals every process of a job. Workers ignore these: the trainer saves, then ends them. A
@@ -197,6 +225,10 @@ class _DeathWatch:
 _death_watch = _DeathWatch()
 
 
+def _unchanged(batch: typing.Any) -> typing.Any:
+    return batch
+
+
 class _Loader:
     """A DataLoader whose workers live as long as the loader, or this process.
 
@@ -213,11 +245,11 @@ class _Loader:
         except OSError as error:
             raise processes.worker_failure(error, processes.SHARED_MEMORY) from error
         self._in_progress = dataset.in_progress
-        self._loader: data.DataLoader[_Item] = data.DataLoader(
+        self._loader: data.DataLoader[Batch] = data.DataLoader(
             dataset,
             batch_sampler=batch_sampler,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=_unchanged,  # __getitems__ makes the batch
             pin_memory=pin_memory,
             worker_init_fn=_init_worker,
             persistent_workers=workers > 0,
@@ -302,7 +334,7 @@ class TrainLoader(_Loader):
     def __init__(
         self,
         index: FolderIndex,
-        transform: Transform,
+        transform: FileTransform,
         plan: sampling.StepPlan,
         seed: int,
         on_bad_image: str,
@@ -342,7 +374,7 @@ class EvalLoader(_Loader):
     ) -> None:
         share = range(rank, len(index), world_size)
         batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
-        super().__init__(_EvalDataset(index, transform, on_bad_image), batches, workers, pin_memory)
+        super().__init__(_EvalDataset(index, _of_file(transform), on_bad_image), batches, workers, pin_memory)
         self.skips = on_bad_image == "skip"
 
     def __iter__(self) -> Iterator[Batch]:

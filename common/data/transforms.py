@@ -16,23 +16,6 @@ if typing.TYPE_CHECKING:
     import numpy as np
 
 
-class AugmentationOptions(typing.Protocol):
-    """The options that train_transform reads; documented in TrainConfig."""
-
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def train_crop(self) -> str: ...
-    @property
-    def min_crop(self) -> float: ...
-    @property
-    def color_jitter(self) -> float: ...
-    @property
-    def auto_augment(self) -> str: ...
-    @property
-    def random_erasing(self) -> float: ...
-
-
 def center_crop_offset(size: int, crop: int, rounding: str) -> int:
     """First pixel of a center crop. (342 - 299) / 2 is 22 with "round" (half to even, torchvision), 21 with "floor"."""
     border = (size - crop) / 2
@@ -98,42 +81,3 @@ def normalize_into(
         plane /= np.float32(255)
         plane -= np.float32(center)
         plane /= np.float32(scale)
-
-
-def train_transform(
-    options: AugmentationOptions, spec: ModelSpec | None = None
-) -> "Callable[[Image.Image], np.ndarray]":
-    """The training augmentation: RGB image to uint8 [image_size, image_size, 3].
-
-    Random resized crop (scale min_crop to 1, ratio 3/4 to 4/3) or, with train_crop "center", the evaluation's crop of
-    `spec`: objects have the size that they have in evaluation (https://arxiv.org/abs/1906.06423). Horizontal flip,
-    then the optional color jitter, policy and erasing, all torchvision's. They draw from torch's global generator,
-    which the loader seeds for every image.
-    """
-    import numpy as np
-    import torch
-    from torchvision.transforms import v2
-
-    size, jitter = options.image_size, options.color_jitter
-    crop: Callable[[Image.Image], Image.Image] = v2.RandomResizedCrop(
-        size, scale=(options.min_crop, 1.0), antialias=True
-    )
-    if options.train_crop == "center":
-        assert spec is not None
-        crop = eval_crop_transform(spec, size)
-    steps = [crop, v2.RandomHorizontalFlip()]
-    if jitter:
-        steps.append(v2.ColorJitter(jitter, jitter, jitter))
-    if options.auto_augment != "none":
-        steps.append({"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}[options.auto_augment]())
-    on_image = v2.Compose(steps)
-    # 128 is mid-gray, which normalization maps to about zero.
-    erase = v2.RandomErasing(options.random_erasing, value=128) if options.random_erasing else None
-
-    def transform(image: Image.Image) -> np.ndarray:
-        pixels = np.asarray(on_image(image))
-        if erase is None:
-            return pixels
-        return erase(torch.from_numpy(pixels.copy()).permute(2, 0, 1)).permute(1, 2, 0).numpy()
-
-    return transform

@@ -175,6 +175,7 @@ class TrainProgram:
                 if setup.finished:
                     raise NothingToDo(setup.finished)
             from common import distributed
+            from common.data import augment
             from common.device import device as devices
 
             world = distributed.world_from_environment()
@@ -195,6 +196,7 @@ class TrainProgram:
 
                 setup = setup or prepare(config)
                 group.check_same(setup.splits.summary, "--data")
+                group.check_same(augment.decoder_fingerprint(config.decoder), "--decoder")
                 if setup.finds_batch_size:
                     from common.train import tuner
 

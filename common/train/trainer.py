@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from common import distributed, parallel, run_folder
-from common.data import loader, sampling, transforms
+from common.data import augment, loader, sampling
 from common.data.loader import Batch
 from common.distributed import Group
 from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, RunError, UserError, print_error
@@ -86,11 +86,14 @@ class Trainer:
                 f"resume: {self.train_step.threads} threads per process, before {setup.state['threads']}; "
                 "results may differ in the last bits"
             )
+        self.decoder = augment.decoder_fingerprint(config.decoder)
+        if setup.state is not None and (before := setup.state.get("decoder", augment.PIL)) != self.decoder:
+            logger.info(f"resume: training images are decoded by {self.decoder}, before by {before}; pixels may differ")
         self.save_schedule = SaveSchedule(*config.save_interval, self.state)
         self.workers = parallel.dataloader_workers(config.workers, world.local_size)
         self.train_loader = loader.TrainLoader(
             setup.splits.train,
-            transforms.train_transform(config, setup.spec),
+            augment.TrainTransform(config, setup.spec),
             setup.plan,
             config.seed,
             config.on_bad_image,
@@ -291,6 +294,7 @@ class Trainer:
             num_images=len(setup.splits.train),
             config=dataclasses.asdict(setup.config),
             found=dict(setup.found),
+            decoder=self.decoder,
             torch_version=str(torch.__version__),
             **self.train_step.state(),
         )

@@ -15,7 +15,7 @@ from support import ROOT, TESTS, run_program
 from tiny import RECIPE, SPEC
 
 from common import parallel, processes
-from common.data import index, loader, sampling, transforms
+from common.data import augment, index, loader, sampling, transforms
 from common.errors import RunError, UserError
 
 
@@ -37,13 +37,13 @@ def batches(images):
 
 def test_repeats_of_an_image_are_augmented_differently_and_alike_in_every_loader(images):
     train, plan = index.load_splits(str(images)).train, sampling.StepPlan(60, 1, 6, repeats=3)
-    augment = transforms.train_transform(RECIPE)
-    read = [next(loader.TrainLoader(train, augment, plan, 0, "fail", 0, 1, 0, False).epoch(0)) for _ in range(2)]
+    transform = augment.TrainTransform(RECIPE)
+    read = [next(loader.TrainLoader(train, transform, plan, 0, "fail", 0, 1, 0, False).epoch(0)) for _ in range(2)]
     pixels, ids = read[0].pixels_NHWC, read[0].indices_N.tolist()
     assert ids == [ids[0]] * 3 + [ids[3]] * 3 and torch.equal(pixels, read[1].pixels_NHWC)
     assert len({pixels[i].numpy().tobytes() for i in range(6)}) == 6
     plain = sampling.StepPlan(60, 1, 60)
-    all_once = next(loader.TrainLoader(train, augment, plain, 0, "fail", 0, 1, 0, False).epoch(0))
+    all_once = next(loader.TrainLoader(train, transform, plain, 0, "fail", 0, 1, 0, False).epoch(0))
     assert torch.equal(all_once.pixels_NHWC[all_once.indices_N == ids[0]][0], pixels[0])  # as without repeats
 
 

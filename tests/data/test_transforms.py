@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from common.config import TrainConfig
-from common.data import transforms
+from common.data import augment, transforms
 from common.device.device import Device
 from common.evaluation.torch_classifier import Normalizer
 from inception_v3.spec import SPEC
@@ -62,7 +62,7 @@ def test_normalization_on_the_device_is_to_tensor_and_normalize_bit_for_bit():
 
 
 def test_training_pixels_depend_on_torchs_generator_alone():
-    transform = transforms.train_transform(
+    transform = augment.TrainTransform(
         dataclasses.replace(
             TrainConfig(), image_size=64, auto_augment="randaugment", random_erasing=0.5, color_jitter=0.4
         )
@@ -70,18 +70,18 @@ def test_training_pixels_depend_on_torchs_generator_alone():
     image, seen = photograph(200, 150), []
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
-        seen.append(transform(image).copy())
+        seen.append(transform.from_image(image))
     assert np.array_equal(seen[0], seen[2])
     assert not np.array_equal(seen[0], seen[1])
     assert seen[0].shape == (64, 64, 3) and seen[0].dtype == np.uint8
 
 
 def test_a_center_crop_in_training_is_the_evaluations_or_its_mirror_image():
-    transform = transforms.train_transform(dataclasses.replace(TrainConfig(), train_crop="center", image_size=64), SPEC)
+    transform = augment.TrainTransform(dataclasses.replace(TrainConfig(), train_crop="center", image_size=64), SPEC)
     image, expected, seen = photograph(200, 150), transforms.eval_transform(SPEC, 64)(photograph(200, 150)), set()
     for seed in range(8):
         torch.manual_seed(seed)
-        pixels = transform(image)
+        pixels = transform.from_image(image)
         seen.add(
             next(name for name, step in (("same", 1), ("mirror", -1)) if np.array_equal(pixels, expected[:, ::step]))
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import transforms
+from common.data import augment
 from common.device import device as devices
 from common.errors import UserError
 from common.evaluation.metrics import Counts
@@ -156,12 +156,12 @@ def test_weight_decay_skips_batch_norm_alone():
 
 def test_brightness_jitter_is_uniform_from_06_to_14():
     """On a gray image contrast and saturation change nothing, so the level shows the brightness factor alone."""
-    transform = transforms.train_transform(dataclasses.replace(config.GPU, image_size=32))
+    transform = augment.TrainTransform(dataclasses.replace(config.GPU, image_size=32))
     gray = Image.new("RGB", (32, 32), (100, 100, 100))
     factors = []
     for seed in range(500):
         torch.manual_seed(seed)
-        factors.append(transform(gray)[0, 0, 0] / 100)
+        factors.append(transform.from_image(gray)[0, 0, 0] / 100)
     factors = np.sort(factors)
     assert 0.6 <= factors[0] < 0.62
     assert 1.38 < factors[-1] <= 1.4

@@ -33,7 +33,7 @@ from support import (
 from tiny import PROGRAM, RECIPE, SPEC
 
 from common import distributed, errors
-from common.data import index, loader, sampling, transforms
+from common.data import augment, index, loader, sampling
 from common.deploy import export
 from common.device import device
 from common.evaluation.program import EvalConfig, evaluate_folder
@@ -126,8 +126,8 @@ def first_micro_batches(images, number, size):
     """Batches of the first step of a run on `images`, as its one rank reads them."""
     splits = index.load_splits(str(images))
     plan, config = sampling.StepPlan(len(splits.train), number, size), dataclasses.replace(RECIPE, data=str(images))
-    augment = transforms.train_transform(config)
-    batches = loader.TrainLoader(splits.train, augment, plan, config.seed, "fail", 0, 1, 0, False).epoch(0)
+    transform = augment.TrainTransform(config)
+    batches = loader.TrainLoader(splits.train, transform, plan, config.seed, "fail", 0, 1, 0, False).epoch(0)
     return [next(batches) for _ in range(number)]
 
 

@@ -44,11 +44,11 @@ def create_dataset(
       for training a loader whose `epoch(n)` iterates over epoch n, else an iterable; both of common.data.loader.Batch,
       uint8 [N, 299, 299, 3]. Normalizer in common/evaluation makes (x - 127.5) / 127.5 of them on the device.
     """
-    from common.data import loader, sampling, transforms
+    from common.data import augment, loader, sampling, transforms
 
     images = index.load_folder(dataset_path, "--dataset-path")
     if not do_train:
-        transform = transforms.eval_transform(SPEC)
-        return loader.EvalLoader(images, transform, batch_size, "fail", rank, device_num, workers, False)
-    plan, augment = sampling.StepPlan(len(images), device_num, batch_size), transforms.train_transform(GPU)
-    return loader.TrainLoader(images, augment, plan, seed, GPU.on_bad_image, rank, device_num, workers, False)
+        crop = transforms.eval_transform(SPEC)
+        return loader.EvalLoader(images, crop, batch_size, "fail", rank, device_num, workers, False)
+    plan, transform = sampling.StepPlan(len(images), device_num, batch_size), augment.TrainTransform(GPU)
+    return loader.TrainLoader(images, transform, plan, seed, GPU.on_bad_image, rank, device_num, workers, False)
