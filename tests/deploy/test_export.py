@@ -1,7 +1,10 @@
 """ONNX files: what atc needs of them, and that a wrong one is never left behind."""
 
+import sys
+
 import numpy as np
 import onnx
+import openvino
 import pytest
 import torch
 from support import SIZE, fails, run_script
@@ -68,6 +71,77 @@ def test_float16_input(tmp_path):
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+class Deeper(torch.nn.Module):
+    """Two convolutions and an average pool that counts the padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AvgPool2d(3, 1, 1), torch.nn.Conv2d(8, 5, 3)
+        )
+
+    def forward(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(self.body(x * 2 + 1), 1).flatten(1)
+
+
+def in_openvino(path, images):
+    """In float32: by default OpenVINO computes in bfloat16 where the processor can."""
+    return openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
+
+
+@pytest.mark.parametrize("opset", [9, 13, 17, 18, 20])
+@pytest.mark.parametrize("simplify", [False, True])
+def test_every_opset_computes_the_same_in_onnx_runtime_and_openvino(opset, simplify, tmp_path):
+    torch.manual_seed(opset)
+    model, images = Deeper().eval(), torch.rand(2, 3, SIZE, SIZE)
+    export.export_onnx(model, SPEC, tmp_path / "net.onnx", SIZE, opset=opset, simplify=simplify)
+    proto = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    assert proto.opset_import[0].version == opset and engines.OnnxEngine(tmp_path / "net.onnx").metadata["arch"]
+    assert simplify == (not any(node.op_type == "Constant" for node in proto.graph.node))
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    for found in (
+        engines.OnnxEngine(tmp_path / "net.onnx").run(images.numpy()),
+        in_openvino(tmp_path / "net.onnx", images),
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("input_dtype", export.INPUT_DTYPES)
+def test_float16_is_accepted_by_the_checker_and_its_difference_is_reported(input_dtype, tmp_path):
+    torch.manual_seed(0)
+    model, images = Deeper().eval(), torch.rand(2, 3, SIZE, SIZE)
+    options = dict(precision="float16", input_dtype=input_dtype)
+    difference = export.export_onnx(model, SPEC, tmp_path / "net.onnx", SIZE, **options)
+    assert 1e-5 < difference < 0.01  # float16 has 11 bits
+    proto = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    assert {tensor.data_type for tensor in proto.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    engine = engines.OnnxEngine(tmp_path / "net.onnx")
+    assert engine.dtype == input_dtype
+    with torch.inference_mode():
+        expected = model(images.to(getattr(torch, input_dtype)).float()).numpy()
+    found = engine.run(images.numpy())
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(expected).max())
+
+
+def test_float16_whose_weights_overflow_is_not_written(tmp_path):
+    model = Deeper().eval()
+    with torch.no_grad():
+        model.body[0].weight.mul_(1e7)  # beyond 65504
+    with pytest.raises(UserError, match="ONNX Runtime differs from torch by"):
+        export.export_onnx(model, SPEC, tmp_path / "net.onnx", SIZE, precision="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_simplify_without_onnxslim_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxslim", None)
+    with pytest.raises(UserError, match="--simplify: needs onnxslim; pip install onnxslim"):
+        export.export_onnx(Deeper(), SPEC, tmp_path / "net.onnx", SIZE, simplify=True)
+
+
 class Noisy(torch.nn.Module):
     """Exports as a constant, computes something else every time."""
 
@@ -92,7 +166,8 @@ def test_file_that_computes_something_else_is_not_left(tmp_path):
     [
         (["--batch", "0"], ["--batch: 0"]),
         (["--batch", "many"], ["--batch: many", "dynamic"]),
-        (["--opset", "20"], ["--opset: 20", "at most 18"]),
+        (["--opset", "21"], ["--opset: 21", "at most 20"]),
+        (["--precision", "int8"], ["--precision: int8", "float16"]),
         (["--ckpt", "nowhere.pth"], ["nowhere.pth", "cannot be read"]),
         (["--chekpoint", "x"], ["--chekpoint", "unknown option"]),
         (["--image-size", "60"], ["--image-size: 60", "75"]),
