@@ -16,14 +16,20 @@ if typing.TYPE_CHECKING:
     import numpy as np
 
 
+# Fills float32 planes [3, H, W] from uint8 pixels [H, W, 3].
+NormalizeInto = Callable[["np.ndarray", "np.ndarray"], None]
+
+
 def center_crop_offset(size: int, crop: int, rounding: str) -> int:
     """First pixel of a center crop. (342 - 299) / 2 is 22 with "round" (half to even, torchvision), 21 with "floor"."""
     border = (size - crop) / 2
     return round(border) if rounding == "round" else int(border)
 
 
-def resize_short_side(image: Image.Image, short: int) -> Image.Image:
-    """Resize bilinearly: the short side to `short` pixels, the long side in proportion, rounded down."""
+def resize_short_side(
+    image: Image.Image, short: int, resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
+    """Resize: the short side to `short` pixels, the long side in proportion, rounded down."""
     width, height = image.size
     if min(width, height) == short:
         return image
@@ -31,10 +37,16 @@ def resize_short_side(image: Image.Image, short: int) -> Image.Image:
         size = (short, int(short * height / width))
     else:
         size = (int(short * width / height), short)
-    return image.resize(size, Image.Resampling.BILINEAR)
+    return image.resize(size, resample)
 
 
-def eval_crop(image: Image.Image, resize: int, crop: int, rounding: str) -> Image.Image:
+def eval_crop(
+    image: Image.Image,
+    resize: int,
+    crop: int,
+    rounding: str,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
     """The published evaluation transform up to the pixels.
 
     Args:
@@ -42,8 +54,13 @@ def eval_crop(image: Image.Image, resize: int, crop: int, rounding: str) -> Imag
       resize: short side after the resize, pixels, at least `crop`.
       crop: side of the square that is cut out of the center, pixels.
       rounding: see center_crop_offset.
+      resample: PIL's filter; the published one is bilinear.
     """
-    image = resize_short_side(image, resize)
+    return center_crop(resize_short_side(image, resize, resample), crop, rounding)
+
+
+def center_crop(image: Image.Image, crop: int, rounding: str) -> Image.Image:
+    """The square of `crop` pixels in the center; see center_crop_offset for `rounding`."""
     left = center_crop_offset(image.width, crop, rounding)
     top = center_crop_offset(image.height, crop, rounding)
     return image.crop((left, top, left + crop, top + crop))

@@ -3,6 +3,7 @@
 Importing this module imports neither. Legend: N batch, C channel, H W pixel, K column of the logits.
 """
 
+import copy
 import functools
 import pathlib
 import typing
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.data.transforms import normalize_into
+from common.data.transforms import NormalizeInto, normalize_into
 from common.errors import RunError, UserError
 from common.evaluation import om_session, onnx_metadata
 from common.evaluation.aipp import AippEmulator
@@ -161,10 +162,16 @@ class EngineClassifier:
 
     def __init__(self, engine: Engine, spec: ModelSpec, aipp: AippEmulator | None = None) -> None:
         self.engine = engine
-        self._normalize_into = (
+        self._normalize_into: NormalizeInto = (
             aipp.normalize_into if aipp else functools.partial(normalize_into, mean=spec.mean, std=spec.std)
         )
         self._batch: np.ndarray = np.empty(0)  # reused: fresh pages cost as much as the arithmetic
+
+    def with_normalization(self, normalize_into: NormalizeInto) -> "EngineClassifier":
+        """The same engine with another normalization, which one of uint8 ignores."""
+        other = copy.copy(self)
+        other._normalize_into = normalize_into
+        return other
 
     def __call__(self, pixels_NHWC: "torch.Tensor | np.ndarray") -> np.ndarray:
         pixels_NHWC = np.asarray(pixels_NHWC)

@@ -1,5 +1,6 @@
 """An nn.Module as a function from uint8 pixels to logits; normalization runs on the device."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.data.transforms import NormalizeInto
 from common.device import amp, cann_failure
 from common.device import device as devices
 from common.errors import RunError
@@ -49,6 +51,26 @@ class TorchClassifier:
     ) -> None:
         self.model, self._normalize, self._device, self._amp_type = model, normalize, device, amp_type
         self._compiled_batch = compiled_batch
+
+    def with_normalization(self, normalize_into: NormalizeInto) -> "TorchClassifier":
+        """The same network with another normalization, computed on the host."""
+
+        def normalize(pixels_NHWC: torch.Tensor) -> torch.Tensor:
+            count, height, width, channels = pixels_NHWC.shape
+            images = np.empty((count, channels, height, width), np.float32)
+            for planes, pixels in zip(images, pixels_NHWC.numpy(), strict=True):
+                normalize_into(planes, pixels)
+            return torch.from_numpy(images).to(self._device.torch_device)
+
+        return TorchClassifier(self.model, normalize, self._device, self._amp_type)
+
+    def with_batch_statistics(self) -> "TorchClassifier":
+        """A copy of the network that normalizes each batch by its own statistics, as without eval(); no dropout."""
+        model = copy.deepcopy(self.model)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.running_mean = module.running_var = None
+        return TorchClassifier(model, self._normalize, self._device, self._amp_type)
 
     def __call__(self, pixels_NHWC: torch.Tensor) -> np.ndarray:
         self.model.eval()

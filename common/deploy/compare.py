@@ -1,0 +1,327 @@
+"""tools/compare.py: accuracy and agreement of two models, and the known mistake that explains a difference.
+
+Legend: N batch, K column of the logits.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import time
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from common import cli, files, parallel
+from common.data import labels
+from common.errors import RunError, UserError
+from common.evaluation import class_names, program
+from common.evaluation.comparison import Comparison, aligned
+
+if typing.TYPE_CHECKING:
+    from common.data.index import FolderIndex
+    from common.deploy.sides import Side
+    from common.spec import ModelSpec
+
+# Relative error of the logits from which a difference is more than rounding: float32 has 1e-6, float16 1e-3.
+_ROUNDING = 5e-3
+_COLUMNS = ["path", "label", "class_a", "probability_a", "class_b", "probability_b", "largest_difference"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Options of tools/compare.py."""
+
+    data: str = cli.option(
+        "",
+        "folder with val/ as eval.py takes it, or any folder of images, which then have no labels",
+        required="a folder of images",
+    )
+    arch: str = cli.option("", "network of files that do not say it; default: the one that they fit")
+    label_numbers: str = labels.numbers_option()
+    max_images: int = cli.option(0, "compare at most this many images, evenly spread; 0: all", low=0)
+    batch_size: int = cli.option(16, "images per run; a model of fixed batch keeps its own", "-b", low=1)
+    workers: int = cli.option(2, "processes that decode", "-j", low=0)
+    threads: int = cli.option(0, "cores of a network on a CPU; 0 is all", low=0)
+    device: str = cli.option("auto", "device of a checkpoint", choices=cli.DEVICES)
+    device_id: int = cli.option(0, "index of the device", low=0, high=255)
+    provider: str = cli.option("cpu", "ONNX Runtime's execution provider", choices=tuple(program.engines.PROVIDERS))
+    image_size: int | None = cli.option(None, "side of the input, pixels (default: as stored)", low=1)
+    transform_input: bool | None = cli.option(None, "of a checkpoint: see eval.py; default: as stored")
+    num_classes: int | None = cli.option(None, "columns of a folder of results (default: the public weights')", low=1)
+    changes: str = cli.option("", "file to write the images whose top-1 differs to, .csv")
+    json: str = cli.option("", "file to write all numbers to, .json")
+    max_drop: float | None = cli.option(
+        None, "exit with 1 where top-1 of B is more than this many points below A's", low=0, high=100
+    )
+    min_agreement: float | None = cli.option(
+        None, "exit with 1 where less than this share of the images, percent, has the same top-1", low=0, high=100
+    )
+    diagnose: bool = cli.option(True, "where the two differ by more than rounding, look for a known mistake")
+    sample: int = cli.option(32, "images on which mistakes are looked for", low=8)
+    per_layer: bool = cli.option(
+        False, "print the error after each block, on 8 images; for checkpoints and .onnx files"
+    )
+
+    def __post_init__(self) -> None:
+        cli.check_ranges(self)
+        if self.changes and pathlib.Path(self.changes).suffix != ".csv":
+            raise UserError(f"--changes: {self.changes}, must end in .csv")
+
+
+def main(a: str, b: str, config: CompareConfig, spec_of: "Callable[[str], ModelSpec | None]") -> None:
+    """Compare two models and print the result.
+
+    Args:
+      a, b: checkpoint, .onnx file, .om file, folder of result files, torchvision:NAME or timm:NAME.
+      spec_of: the network of a file, or None where the file does not say it.
+    Raises:
+      UserError: a mistake in the arguments. RunError: a gate is not passed.
+    """
+    from common.deploy.sides import open_side
+
+    for path, flag in ((config.changes, "--changes"), (config.json, "--json")):
+        if path:
+            files.check_writable(path, flag)
+    options = program.EvalConfig(
+        data=config.data,
+        device=config.device,
+        device_id=config.device_id,
+        provider=config.provider,
+        threads=config.threads,
+        image_size=config.image_size,
+        label_numbers=config.label_numbers,
+    )
+    specs = [spec_of(argument) for argument in (a, b)]
+    sides = []
+    for argument, spec, other in ((a, specs[0], specs[1]), (b, specs[1], specs[0])):
+        sides.append(open_side(argument, spec, other, options, config.num_classes, config.transform_input))
+    left, right = _with_background(sides[0], sides[1])
+    index, is_labeled = _images(config, left, right)
+    found = _compare(config, left, right, index, is_labeled)
+    _print(left, right, found, is_labeled)
+    if is_labeled and (note := found.a.note_on_labels(int(index.labels.min()))):
+        print(note)
+    finding = None
+    if config.diagnose and found.relative_error > _ROUNDING:
+        finding = _diagnose(config, left, right, index)
+        print(finding or "cause: none of the known mistakes explains the difference")
+    layers = _per_layer(left, right, index) if config.per_layer else []
+    if config.json:
+        files.write_atomic(config.json, json.dumps(_summary(left, right, found, finding, layers), indent=2) + "\n")
+    _check_gates(config, found, is_labeled)
+
+
+def _with_background(a: "Side", b: "Side") -> "tuple[Side, Side]":
+    """Both sides; where one has a column more than the other's classes, that is a background column.
+
+    Raises:
+      UserError: numbers of classes that do not fit together.
+    """
+    classes = [side.num_outputs - side.background for side in (a, b)]
+    if classes[0] == classes[1] + 1 and not a.background:
+        return dataclasses.replace(a, background=1), b
+    if classes[1] == classes[0] + 1 and not b.background:
+        return a, dataclasses.replace(b, background=1)
+    if classes[0] != classes[1]:
+        raise UserError(f"{b.name}: has {classes[1]} classes, {a.name} has {classes[0]}; they cannot be compared")
+    return a, b
+
+
+def _images(config: CompareConfig, a: "Side", b: "Side") -> "tuple[FolderIndex, bool]":
+    """(images whose labels are classes, whether these are known)."""
+    from common.data import file_tree
+    from common.data.index import of_files
+    from common.evaluation.predict import list_images
+
+    root = pathlib.Path(config.data)
+    if not root.is_dir():
+        raise UserError(f"--data: {root} is not a folder")
+    folder = root / "val" if (root / "val").is_dir() else root
+    num_classes, names = a.num_outputs - a.background, a.classes or b.classes
+    is_labeled = (folder.parent / "val_label.txt").is_file() or bool(names)
+    if not is_labeled:
+        found = file_tree.class_names(str(folder))[0]
+        is_labeled = len(found) == num_classes
+    if is_labeled:
+        model = program.EvalModel(lambda pixels: np.empty(0), num_classes, 0, names)
+        index = program.load_index(program.EvalConfig(data=config.data, label_numbers=config.label_numbers), model, 0)
+    else:
+        paths = list_images(str(folder))
+        index = of_files(paths, [0] * len(paths))
+    if config.max_images and config.max_images < len(index):
+        chosen = set(np.linspace(0, len(index) - 1, config.max_images).round().astype(int).tolist())
+        index = index.without({index.name(i) for i in range(len(index)) if i not in chosen})
+    return index, is_labeled
+
+
+def _batches(
+    config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex"
+) -> "Iterator[tuple[Any, np.ndarray, np.ndarray, list[str]]]":
+    """(batch, pixels of A, pixels of B, paths); sides that crop alike share their pixels."""
+    from common.data.loader import EvalLoader
+    from common.deploy.sides import Crops
+
+    pipelines = [side.pipeline for side in (a, b) if side.pipeline is not None]
+    if len(pipelines) == 2 and pipelines[0].same_pixels(pipelines[1]):
+        del pipelines[1]
+    if not pipelines:
+        raise UserError(f"{b.name}: two folders of results; give the model of one of them as A")
+    crops = Crops(pipelines)
+    workers = parallel.dataloader_workers(config.workers, 1)
+    loader = EvalLoader(index, crops, config.batch_size, "fail", 0, 1, workers, False)
+    try:
+        for batch in loader:
+            batch.raise_if_failed()
+            pixels = crops.split(batch.pixels_NHWC.numpy())
+            own_a = pixels[0] if a.pipeline is not None else np.empty(0)
+            own_b = pixels[-1] if b.pipeline is not None else np.empty(0)
+            yield batch, own_a, own_b, [index.path(i) for i in batch.indices_N.tolist()]
+    finally:
+        loader.close()
+
+
+def _compare(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex", is_labeled: bool) -> Comparison:
+    found, first = Comparison(), True
+    num_classes = a.num_outputs - a.background
+    names = class_names.names(a.classes or b.classes, num_classes)
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if config.changes:
+            draft = stack.enter_context(files.atomic_path(pathlib.Path(config.changes)))
+            file = stack.enter_context(open(draft, "w", encoding="utf-8", errors="backslashreplace", newline=""))
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(_COLUMNS)
+        for batch, pixels_a, pixels_b, paths in _batches(config, a, b, index):
+            start = time.perf_counter()
+            logits_a = a.logits(pixels_a, paths)
+            middle = time.perf_counter()
+            logits_b = b.logits(pixels_b, paths)
+            if not first:
+                found.seconds_a += middle - start
+                found.seconds_b += time.perf_counter() - middle
+                found.timed += len(paths)
+            first = False
+            labels_N = batch.labels_N.numpy()
+            found.add(logits_a, logits_b, labels_N, (a.background, b.background))
+            if writer is not None:
+                writer.writerows(_changes(a, b, logits_a, logits_b, labels_N, paths, names, is_labeled))
+    return found
+
+
+def _changes(
+    a: "Side",
+    b: "Side",
+    logits_a: np.ndarray,
+    logits_b: np.ndarray,
+    labels_N: np.ndarray,
+    paths: Sequence[str],
+    names: Sequence[str],
+    is_labeled: bool,
+) -> Iterator[list[Any]]:
+    """Rows of --changes of a batch."""
+    a_NK, b_NK = aligned(logits_a, logits_b, (a.background, b.background))
+    for row_a, row_b, label, path in zip(a_NK, b_NK, labels_N.tolist(), paths, strict=True):
+        best_a, best_b = int(row_a.argmax()), int(row_b.argmax())
+        if best_a == best_b:
+            continue
+        label_name = names[label] if is_labeled else ""
+        difference = f"{np.abs(row_a - row_b).max():.4g}"
+        probabilities = [f"{_softmax(row)[best]:.6g}" for row, best in ((row_a, best_a), (row_b, best_b))]
+        yield [path, label_name, names[best_a], probabilities[0], names[best_b], probabilities[1], difference]
+
+
+def _softmax(row_K: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(row_K - row_K.max())
+    return exponentials / exponentials.sum()
+
+
+def _print(a: "Side", b: "Side", found: Comparison, is_labeled: bool) -> None:
+    for letter, side, counts in (("A", a, found.a), ("B", b, found.b)):
+        accuracy = ""
+        if is_labeled:
+            accuracy = ", ".join(f"top-{k} {counts.percent(k):.3f} % ({counts.correct[k - 1]})" for k in _ks(counts))
+            accuracy = f"{accuracy} of {counts.seen} images"
+        milliseconds = found.ms_per_image(letter.lower())
+        speed = f"{milliseconds:.2f} ms an image" if found.timed and side.pipeline is not None else ""
+        print(f"{letter}: {side.name}: {', '.join(part for part in (accuracy, speed) if part) or 'no labels'}")
+    print(
+        f"agreement of top-1: {found.agreement:.3f} % ({found.agreed} of {found.seen}); logits: largest difference "
+        f"{found.max_difference:.4g}, mean {found.mean_difference:.4g}, relative error {found.relative_error:.2g}, "
+        f"cosine {found.cosine:.6f}",
+        flush=True,
+    )
+
+
+def _ks(counts: Any) -> list[int]:
+    return [k for k in (1, 5) if k in counts.printed_k]
+
+
+def _summary(
+    a: "Side", b: "Side", found: Comparison, finding: Any, layers: Sequence[tuple[str, float]]
+) -> dict[str, Any]:
+    """Content of --json."""
+    sides = {
+        letter: dict(
+            name=side.name,
+            correct=counts.correct.tolist(),
+            milliseconds_per_image=found.ms_per_image(letter) if side.pipeline is not None else None,
+        )
+        for letter, side, counts in (("a", a, found.a), ("b", b, found.b))
+    }
+    numbers = dict(
+        images=found.seen,
+        agreed=found.agreed,
+        largest_difference=found.max_difference,
+        mean_difference=found.mean_difference,
+        relative_error=found.relative_error,
+        cosine=found.cosine,
+    )
+    causes = None if finding is None else list(finding.causes)
+    return {**sides, **numbers, "causes": causes, "layers": [dict(name=name, error=error) for name, error in layers]}
+
+
+def _check_gates(config: CompareConfig, found: Comparison, is_labeled: bool) -> None:
+    if config.max_drop is not None:
+        if not is_labeled:
+            raise UserError("--max-drop: the images of --data have no labels; use --min-agreement")
+        if found.drop > config.max_drop:
+            raise RunError(
+                f"--max-drop: top-1 of B is {found.drop:.3f} points below A's, allowed are {config.max_drop:g}"
+            )
+    if config.min_agreement is not None and found.agreement < config.min_agreement:
+        raise RunError(
+            f"--min-agreement: top-1 agrees for {found.agreement:.3f} % of the images, asked for are "
+            f"{config.min_agreement:g} %"
+        )
+
+
+def _diagnose(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex") -> Any:
+    from common.data.decode import open_rgb
+    from common.deploy.diagnosis import explain
+
+    chosen = sorted({int(i) for i in np.linspace(0, len(index) - 1, config.sample).round()})
+    paths = [index.path(i) for i in chosen]
+    if os.isatty(2):
+        print(f"looking for the cause on {len(paths)} images", flush=True)
+    images = [open_rgb(index.path(i), index.read(i)) for i in chosen]
+    return explain(a, b, images, paths, config.batch_size)
+
+
+def _per_layer(a: "Side", b: "Side", index: "FolderIndex") -> list[tuple[str, float]]:
+    from common.data.decode import open_rgb
+    from common.deploy.layer_errors import layer_errors
+
+    if a.pipeline is None or b.pipeline is None:
+        raise UserError("--per-layer: needs two models, and one side is a folder of results")
+    chosen = sorted({int(i) for i in np.linspace(0, len(index) - 1, 8).round()})
+    images = [open_rgb(index.path(i), index.read(i)) for i in chosen]
+    found = layer_errors(a, b, images)
+    print(f"{'block':40}  error of B, relative to the root mean square of A")
+    for name, error in sorted(found, key=lambda each: -each[1]):
+        print(f"{name:40}  {error:.2e}")
+    return found

@@ -1,0 +1,241 @@
+"""Why two models differ: known mistakes of conversions, each undone on a sample of the images.
+
+A hypothesis changes the input, the network or the columns of one side. One explains the difference if the other side's
+logits are then met, but for a quarter of the error at most. Several mistakes at once are found one after the other.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from common.deploy.sides import ModelSide, Side
+from common.evaluation.comparison import aligned
+from common.evaluation.input_pipeline import IMAGENET, NO_ANTIALIAS, InputPipeline
+from common.evaluation.torch_classifier import TorchClassifier
+
+_EXPLAINS = 0.25  # share of the error that may be left
+_ROUNDS = 3  # mistakes at once
+_NO_STD = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+_BYTES = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Finding(typing.NamedTuple):
+    """What explains a difference.
+
+    Attributes:
+      causes: of _hypotheses, in the order in which they were found.
+      agreement, error: share of equal top-1 in percent, and relative error of the logits, before and with the causes.
+    """
+
+    causes: tuple[str, ...]
+    num_images: int
+    agreement_before: float
+    agreement: float
+    error_before: float
+    error: float
+
+    def __str__(self) -> str:
+        return (
+            f"cause: {'; and '.join(self.causes)}. On {self.num_images} images top-1 then agrees for "
+            f"{self.agreement:.1f} % instead of {self.agreement_before:.1f} %, error of the logits {self.error:.2g} "
+            f"instead of {self.error_before:.2g}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """Both sides as a hypothesis sees them; `columns` maps B's class columns to A's."""
+
+    a: Side
+    b: Side
+    columns: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = lambda a_NK, b_NK: (a_NK, b_NK)
+
+
+class _Sample:
+    """Images, and the logits of both sides on them.
+
+    Args:
+      batch_size: of the comparison; it matters to a network without eval().
+    """
+
+    def __init__(self, images: Sequence[Image.Image], paths: Sequence[str], batch_size: int) -> None:
+        self.images, self.paths, self._batch_size = images, paths, batch_size
+        self._known: dict[int, tuple[Side, np.ndarray]] = {}
+
+    def logits(self, side: Side) -> np.ndarray:
+        if id(side) not in self._known:
+            rows = []
+            for i in range(0, len(self.images), self._batch_size):
+                part = self.images[i : i + self._batch_size]
+                crops = [side.pipeline.crop(image) for image in part] if side.pipeline else []
+                rows.append(
+                    side.logits(np.stack(crops) if crops else np.empty(0), self.paths[i : i + self._batch_size])
+                )
+            self._known[id(side)] = (side, np.concatenate(rows))  # the side is kept, so that its id stays its own
+        return self._known[id(side)][1]
+
+    def pair(self, state: _State) -> tuple[np.ndarray, np.ndarray]:
+        a_NK, b_NK = aligned(self.logits(state.a), self.logits(state.b), (state.a.background, state.b.background))
+        return state.columns(a_NK, b_NK)
+
+    def error(self, state: _State) -> float:
+        """Root mean square of the differences, relative to that of A's logits about the mean of each class."""
+        a_NK, b_NK = self.pair(state)
+        scale = np.sqrt(((a_NK - a_NK.mean(axis=0)) ** 2).mean()) or 1.0
+        return float(np.sqrt(((a_NK - b_NK) ** 2).mean()) / scale)
+
+    def agreement(self, state: _State) -> float:
+        a_NK, b_NK = self.pair(state)
+        return 100.0 * float((a_NK.argmax(axis=1) == b_NK.argmax(axis=1)).mean())
+
+
+def explain(
+    a: Side,
+    b: Side,
+    images: Sequence[Image.Image],
+    paths: Sequence[str],
+    batch_size: int,
+) -> Finding | None:
+    """The known mistakes that explain the difference between two sides, or None.
+
+    Args:
+      images, paths: the sample; at least 8 images of different classes tell mistakes apart.
+    """
+    sample, state, causes = _Sample(images, paths, batch_size), _State(a, b), list[str]()
+    first = error = sample.error(state)
+    for _ in range(_ROUNDS):
+        best: tuple[float, list[str], _State] | None = None
+        for found_causes, changed in _hypotheses(state, sample):
+            found = sample.error(changed)
+            # Where two explain equally well, the first one: it changes fewer things, and rather B than A.
+            if np.isfinite(found) and (best is None or found < 0.9 * best[0]):
+                best = (found, found_causes, changed)
+        if best is None or not best[0] < 0.8 * error:
+            break
+        error, state = best[0], best[2]
+        causes += best[1]
+        if error <= _EXPLAINS * first and error < 0.05:
+            break
+    if not causes or not error <= _EXPLAINS * first:
+        return None
+    before = sample.agreement(_State(a, b))
+    return Finding(tuple(causes), len(images), before, sample.agreement(state), first, error)
+
+
+def _hypotheses(state: _State, sample: _Sample) -> Iterator[tuple[list[str], _State]]:
+    """One mistake in the input or the network, or in the columns, or one of each: columns cost no computation."""
+    for causes, changed in [([], state), *(([cause], changed) for cause, changed in _inputs(state))]:
+        if causes:
+            yield causes, changed
+        yield from ((causes + [cause], reordered) for cause, reordered in _columns(changed, sample))
+
+
+def _inputs(state: _State) -> Iterator[tuple[str, _State]]:
+    for name, side in (("b", state.b), ("a", state.a)):
+        if not isinstance(side, ModelSide) or side.pipeline is None:
+            continue
+        other = state.a if name == "b" else state.b
+        for cause, pipeline in _pipelines(side.pipeline, other.pipeline):
+            changed = side.with_pipeline(pipeline)
+            yield cause, dataclasses.replace(state, **{name: changed})  # type: ignore[arg-type]
+        if isinstance(side.classifier, TorchClassifier):
+            training = dataclasses.replace(side, classifier=side.classifier.with_batch_statistics())
+            yield (
+                "train mode: batch norm takes the statistics of each batch, eval() was forgotten",
+                dataclasses.replace(state, **{name: training}),  # type: ignore[arg-type]
+            )
+
+
+def _columns(state: _State, sample: _Sample) -> Iterator[tuple[str, _State]]:
+    """Hypotheses about the order of the classes."""
+    before = state.columns
+
+    def shifted(by: int) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        def columns(a_NK: np.ndarray, b_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            a_NK, b_NK = before(a_NK, b_NK)
+            return (a_NK[:, :-1], b_NK[:, 1:]) if by > 0 else (a_NK[:, 1:], b_NK[:, :-1])
+
+        return columns
+
+    a_NK, b_NK = sample.pair(state)
+    if a_NK.shape[1] > 2:
+        yield (
+            "column shift: B's columns come one later than A's (1001 classes with a background, read as 1000)",
+            dataclasses.replace(state, columns=shifted(1)),
+        )
+        yield (
+            "column shift: B's columns come one earlier than A's (a background column was cut off twice)",
+            dataclasses.replace(state, columns=shifted(-1)),
+        )
+    order = _order(state, a_NK, b_NK)
+    if order is not None and not (order == np.arange(len(order))).all():
+
+        def reordered(a_NK: np.ndarray, b_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            a_NK, b_NK = before(a_NK, b_NK)
+            return a_NK, b_NK[:, order]
+
+        moved = int((order != np.arange(len(order))).sum())
+        yield (
+            f"class order: {moved} of {len(order)} columns stand elsewhere in B; A's column 0 is B's {order[0]}",
+            dataclasses.replace(state, columns=reordered),
+        )
+
+
+def _order(state: _State, a_NK: np.ndarray, b_NK: np.ndarray) -> np.ndarray | None:
+    """B's column of each of A's: by the names of the classes, else by the logits on the sample; None if none fits."""
+    a_names, b_names = state.a.classes, state.b.classes
+    is_same_set = bool(a_names and b_names) and sorted(a_names or ()) == sorted(b_names or ())
+    if a_names and b_names and is_same_set and list(a_names) != list(b_names) and len(a_names) == a_NK.shape[1]:
+        return np.array([list(b_names).index(name) for name in a_names])
+    squares = (a_NK**2).sum(axis=0)[:, None] + (b_NK**2).sum(axis=0)[None]
+    order = np.argmin(squares - 2 * a_NK.T @ b_NK, axis=1)
+    return order if len(set(order.tolist())) == len(order) else None
+
+
+def _pipelines(pipeline: InputPipeline, other: InputPipeline | None) -> Iterator[tuple[str, InputPipeline]]:
+    """Inputs that programs are known to make instead."""
+
+    def changed(cause: str, **fields: typing.Any) -> Iterator[tuple[str, InputPipeline]]:
+        found = dataclasses.replace(pipeline, **fields)
+        if found != pipeline:
+            yield cause, found
+
+    size, colors = pipeline.size, "BGR" if pipeline.colors == "RGB" else "RGB"
+    yield from changed("color order: one side takes BGR, the other RGB", colors=colors)
+    norms = {
+        "ImageNet's mean and std": IMAGENET,
+        "0.5/0.5": _HALF,
+        "values in 0..1": _NO_STD,
+        "values in 0..255": _BYTES,
+    }
+    if other is not None:
+        norms.setdefault("the other side's", (other.mean, other.std))
+    current = next((name for name, pair in norms.items() if pair == (pipeline.mean, pipeline.std)), "another")
+    for name, (mean, std) in norms.items():
+        yield from changed(f"normalization: one side takes {name}, the other {current}", mean=mean, std=std)
+    yield from changed("layout: HWC pixels are read as CHW", layout="HWC")
+    yield from changed("layout: height and width are exchanged", layout="CWH")
+    yield from changed("EXIF: one side turns images upright by their EXIF orientation", exif=not pipeline.exif)
+    rounding = "floor" if pipeline.rounding == "round" else "round"
+    yield from changed("crop rounding: the center crops start one pixel apart", rounding=rounding)
+    resizes = {size, round(size / 0.875), int(size / 0.875), round(size / 0.897), round(size * 256 / 224)}
+    if other is not None and other.size == size:
+        resizes.add(other.resize)
+    for resize in sorted(resizes - {pipeline.resize}):
+        yield from changed(f"crop: one side resizes to {resize} pixels, the other to {pipeline.resize}", resize=resize)
+    for geometry, name in (
+        ("center", "crops the center"),
+        ("squash", "squashes to a square"),
+        ("central", "cuts out the central 87.5 % and squashes it"),
+    ):
+        fields = dict(geometry=geometry) if geometry != "squash" else dict(geometry=geometry, resize=size)
+        yield from changed(f"crop: one side {name}", **fields)
+    for interpolation in ("bilinear", "bicubic", "nearest", "lanczos", NO_ANTIALIAS):
+        yield from changed(
+            f"interpolation: one side resizes by {interpolation}, the other by {pipeline.interpolation}",
+            interpolation=interpolation,
+        )

@@ -1,0 +1,144 @@
+"""tools/compare.py --per-layer: what two models compute after each block, from the same images.
+
+Blocks are matched by the names that the TorchScript exporter gives to nodes (/Mixed_5b/branch1x1/conv/Conv), which
+converters to float16 and int8 keep. Legend: N batch, C channel, H W pixel.
+"""
+
+import copy
+import pathlib
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from common.errors import UserError
+from common.evaluation.engines import Engine, EngineClassifier
+
+if typing.TYPE_CHECKING:
+    import onnx
+
+    from common.deploy.sides import Side
+
+_NOT_A_RESULT = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity", "Shape", "Reshape", "Flatten")
+
+
+def layer_errors(a: "Side", b: "Side", images: Sequence[Image.Image]) -> list[tuple[str, float]]:
+    """(block, root mean square of the difference relative to that of A) in the order of the network.
+
+    Raises:
+      UserError: a side that is no checkpoint or .onnx file, or no blocks of the same name.
+    """
+    fixed = [batch for side in (a, b) if (batch := _fixed_batch(side))]
+    outputs = [_outputs(side, images[: min(fixed, default=len(images))]) for side in (a, b)]
+    errors = []
+    for name, value in outputs[0].items():
+        other = outputs[1].get(name)
+        if other is not None and other.shape == value.shape:
+            scale = float(np.sqrt((value**2).mean())) or 1.0
+            errors.append((name, float(np.sqrt(((value - other) ** 2).mean())) / scale))
+    if not errors:
+        raise UserError(
+            f"--per-layer: {a.name} and {b.name} have no blocks of the same names; the export scripts keep the names"
+        )
+    return errors
+
+
+def _fixed_batch(side: "Side") -> int | None:
+    classifier = getattr(side, "classifier", None)
+    return classifier.engine.batch if isinstance(classifier, EngineClassifier) else None
+
+
+def _outputs(side: "Side", images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+    from common.deploy.sides import ModelSide
+    from common.evaluation.torch_classifier import TorchClassifier
+
+    assert isinstance(side, ModelSide) and side.pipeline is not None
+    pixels = np.stack([side.pipeline.crop(image) for image in images])
+    if isinstance(side.classifier, TorchClassifier):
+        return _torch_outputs(side.classifier, pixels)
+    if isinstance(side.classifier, EngineClassifier) and pathlib.Path(side.name).suffix == ".onnx":
+        return _onnx_outputs(side.name, side.classifier, pixels)
+    raise UserError(f"--per-layer: {side.name} is neither a checkpoint nor an .onnx file")
+
+
+def _torch_outputs(classifier: Any, pixels_NHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs of all modules, by their names; that of a convolution includes the batch norm behind it, as in ONNX."""
+    import torch
+
+    found: dict[str, np.ndarray] = {}
+    returned_by: dict[
+        int, tuple[torch.Tensor, list[str]]
+    ] = {}  # by id; the tensor is kept, so that its id stays its own
+
+    def keep(name: str) -> Any:
+        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, torch.Tensor):
+                return
+            value = output.float().cpu().numpy().copy()  # a following in-place ReLU would change it
+            returned_by.setdefault(id(output), (output, []))[1].append(name)
+            found[name] = value
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and id(inputs[0]) in returned_by:
+                found.update((producer, value) for producer in returned_by[id(inputs[0])][1])
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in classifier.model.named_modules() if name]
+    try:
+        classifier(torch.from_numpy(pixels_NHWC))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _onnx_outputs(path: str, classifier: EngineClassifier, pixels_NHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """The last result within the scope of each module, by the module's name."""
+    import onnx
+    import onnxruntime
+
+    proto = onnx.shape_inference.infer_shapes(onnx.load(path))
+    known = {value.name: value for value in (*proto.graph.value_info, *proto.graph.output)}
+    tensors = {module: tensor for module, tensor in _last_results(proto) if tensor in known}
+    names = [proto.graph.output[0].name]
+    names += [tensor for tensor in dict.fromkeys(tensors.values()) if tensor not in names]
+    del proto.graph.output[:]
+    proto.graph.output.extend(known[name] for name in names)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    recorder = _Recorder(classifier.engine, session)
+    observed = copy.copy(classifier)
+    observed.engine = recorder
+    observed(pixels_NHWC)
+    values = dict(zip(names, recorder.outputs, strict=True))
+    return {module: values[tensor].astype(np.float32) for module, tensor in tensors.items()}
+
+
+class _Recorder:
+    """An Engine whose session puts out further tensors; keeps those of the last run."""
+
+    def __init__(self, engine: Engine, session: Any) -> None:
+        self.sample_shape, self.dtype, self.batch = engine.sample_shape, engine.dtype, engine.batch
+        self.num_outputs, self.metadata = engine.num_outputs, engine.metadata
+        self._session, self.outputs = session, list[np.ndarray]()
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        self.outputs = self._session.run(None, {self._session.get_inputs()[0].name: np.asarray(images, self.dtype)})
+        return self.outputs[0]
+
+
+def _last_results(proto: "onnx.ModelProto") -> Iterator[tuple[str, str]]:
+    """(module, output of the last node in its scope)."""
+    for node in proto.graph.node:
+        if node.op_type in _NOT_A_RESULT or not node.name.startswith("/"):
+            continue
+        scopes = node.name.split("/")[1:-1]
+        path: list[str] = []
+        for scope in scopes:
+            # A child of a Sequential is written as PARENT.NUMBER below its parent.
+            path.append(scope.rpartition(".")[2] if path and scope.startswith(f"{_last_word(path)}.") else scope)
+            yield ".".join(path), node.output[0]
+
+
+def _last_word(path: Sequence[str]) -> str:
+    return next((part for part in reversed(path) if not part.isdigit()), "")

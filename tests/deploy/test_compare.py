@@ -1,0 +1,295 @@
+"""tools/compare.py: counts of both sides, gates, each planted mistake named, and none for equal models."""
+
+import csv
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from support import SIZE, fails, hits_printed, run_ok, run_script
+
+from common.data.decode import open_rgb
+from common.deploy import compare, export, reference_models
+from common.errors import RunError, UserError
+from common.evaluation.input_pipeline import IMAGENET, InputPipeline
+from common.weights.load import load_model
+
+SPEC = dataclasses.replace(
+    tiny.SPEC,
+    name="tiny_for_compare",
+    eval_resize=39,  # (39 - 32) / 2: 4 rounded, 3 floored
+    build_options={"num_classes": 10, "aux": False, "dropout": 0.5},
+    classifiers=("fc",),
+    training_modules=(),
+)
+CLASSES = 10
+PIPELINE = InputPipeline.of(SPEC, 32)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """Images (half of them with an EXIF rotation), a network whose logits differ between them, and its labels."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "data" / "val").mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    for i in range(24):
+        height, width = (int(side) for side in rng.integers(45, 80, 2))
+        small = rng.integers(0, 256, (5, 6, 3)).astype(np.uint8) * np.array([1, 0.7, 0.4])
+        image = Image.fromarray(small.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = 6 if i % 2 else 1
+        image.save(folder / "data" / "val" / f"{i:02d}.png", exif=exif)
+    paths = sorted((folder / "data" / "val").iterdir())
+    torch.manual_seed(5)
+    model = SPEC.build(num_classes=CLASSES, aux=False, dropout=0.5)
+    inputs = torch.from_numpy(inputs_of(PIPELINE, paths))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(inputs)
+        model.eval()
+        logits = model(inputs)
+        model.fc.weight.mul_(3 / logits.std(0).mean())
+        model.fc.bias.copy_(-(model(inputs) - model.fc.bias).mean(0))
+    torch.save(model.state_dict(), folder / "net.pth")
+    rows = logits_of(model, PIPELINE, paths)
+    assert len(set(rows.argmax(axis=1))) >= 5
+    labels = np.where(np.arange(24) % 3, rows.argmax(axis=1), (rows.argmax(axis=1) + 1) % CLASSES)
+    write_labels(folder / "data", paths, labels)
+    return dict(folder=folder, paths=paths, model=model, logits=rows, ckpt=str(folder / "net.pth"))
+
+
+def write_labels(data, paths, labels):
+    lines = [f"{path.name} {label}\n" for path, label in zip(paths, labels, strict=True)]
+    (data / "val_label.txt").write_text("".join(lines))
+
+
+def inputs_of(pipeline, paths):
+    planes = np.empty((len(paths), 3, pipeline.size, pipeline.size), np.float32)
+    for each, path in zip(planes, paths, strict=True):
+        pipeline.normalize_into(each, pipeline.crop(open_rgb(path)))
+    return planes
+
+
+def logits_of(model, pipeline, paths):
+    with torch.inference_mode():
+        return model(torch.from_numpy(inputs_of(pipeline, paths))).numpy()
+
+
+def write_results(folder, paths, rows):
+    folder.mkdir()
+    for path, row in zip(paths, rows, strict=True):
+        np.save(folder / f"{path.stem}_0.npy", row[None])
+    return str(folder)
+
+
+def run(case, b, a=None, **options):
+    """Options of compare -> --json's content."""
+    target = case["folder"] / "out.json"
+    target.unlink(missing_ok=True)
+    config = compare.CompareConfig(
+        data=str(case["folder"] / "data"), workers=0, num_classes=CLASSES, device="cpu", json=str(target), **options
+    )
+    compare.main(a or case["ckpt"], b, config, lambda path: SPEC)
+    return json.loads(target.read_text())
+
+
+MISTAKES = [
+    ("color order", dict(colors="BGR")),
+    ("normalization: one side takes ImageNet's", dict(mean=IMAGENET[0], std=IMAGENET[1])),
+    ("normalization: one side takes values in 0..255", dict(mean=(0.0,) * 3, std=(1 / 255,) * 3)),
+    ("layout: HWC", dict(layout="HWC")),
+    ("layout: height and width", dict(layout="CWH")),
+    ("EXIF", dict(exif=True)),
+    ("crop rounding", dict(rounding="floor")),
+    ("crop: one side resizes to 32", dict(resize=32)),
+    ("crop: one side squashes", dict(geometry="squash", resize=32)),
+    ("interpolation: one side resizes by bicubic", dict(interpolation="bicubic")),
+]
+
+
+@pytest.mark.parametrize(("cause", "fields"), MISTAKES, ids=[cause for cause, _ in MISTAKES])
+def test_a_mistake_in_the_input_of_results_is_named(cause, fields, case, tmp_path):
+    rows = logits_of(case["model"], dataclasses.replace(PIPELINE, **fields), case["paths"])
+    found = run(case, write_results(tmp_path / "result", case["paths"], rows))
+    assert len(found["causes"]) == 1 and found["causes"][0].startswith(cause), found["causes"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "change"),
+    [
+        ("column shift: B's columns come one later", lambda rows: np.roll(rows, 1, axis=1)),
+        ("column shift: B's columns come one earlier", lambda rows: np.roll(rows, -1, axis=1)),
+        ("class order: 9 of 10 columns", lambda rows: rows[:, [0, 9, 1, 8, 2, 7, 3, 5, 4, 6]]),
+        ("class order: 2 of 10 columns", lambda rows: rows[:, [1, 0, *range(2, 10)]]),
+    ],
+)
+def test_a_mistake_in_the_columns_is_named(cause, change, case, tmp_path, capsys):
+    found = run(case, write_results(tmp_path / "result", case["paths"], change(case["logits"])))
+    assert len(found["causes"]) == 1 and found["causes"][0].startswith(cause), found["causes"]
+    assert "top-1 then agrees for 100.0 % instead of" in capsys.readouterr().out
+
+
+def test_a_background_column_is_not_compared(case, tmp_path):
+    rows = np.hstack([np.full((24, 1), 9, np.float32), case["logits"]])
+    config = dict(data=str(case["folder"] / "data"), workers=0, device="cpu", num_classes=CLASSES + 1)
+    target = tmp_path / "out.json"
+    compare.main(
+        case["ckpt"],
+        write_results(tmp_path / "result", case["paths"], rows),
+        compare.CompareConfig(**config, json=str(target)),
+        lambda path: SPEC,
+    )
+    assert json.loads(target.read_text())["agreed"] == 24
+
+
+def test_a_forgotten_eval_is_named(case, tmp_path):
+    """Each batch of 8 was normalized by its own statistics."""
+    model = load_model(case["ckpt"], SPEC)[0]
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train()
+    rows = [logits_of(model, PIPELINE, case["paths"][i : i + 8]) for i in range(0, 24, 8)]
+    result = write_results(tmp_path / "result", case["paths"], np.concatenate(rows))
+    found = run(case, result, batch_size=8)
+    assert len(found["causes"]) == 1 and found["causes"][0].startswith("train mode"), found["causes"]
+
+
+def test_two_mistakes_at_once_are_named(case, tmp_path):
+    pipeline = dataclasses.replace(PIPELINE, colors="BGR")
+    rows = np.roll(logits_of(case["model"], pipeline, case["paths"]), 1, axis=1)
+    found = run(case, write_results(tmp_path / "result", case["paths"], rows))
+    assert sorted(cause.split(":")[0] for cause in found["causes"]) == ["color order", "column shift"]
+
+
+def test_equal_models_and_small_errors_have_no_cause(case, tmp_path, capsys):
+    noise = np.random.default_rng(0).normal(0, 0.2, case["logits"].shape).astype(np.float32)
+    for name, rows in (("equal", case["logits"]), ("noisy", case["logits"] + noise)):
+        found = run(case, write_results(tmp_path / name, case["paths"], rows))
+        assert found["causes"] is None
+    out = capsys.readouterr().out
+    assert out.count("none of the known mistakes explains the difference") == 1  # of the noisy one
+    assert "(16)" in out and "agreement of top-1: 100.000 % (24 of 24)" in out
+
+
+def test_labels_counted_from_1_are_named(case, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "val").symlink_to(case["folder"] / "data" / "val")
+    rows = case["logits"][:, :-1]  # so that label + 1 is a class too
+    write_labels(data, case["paths"], rows.argmax(axis=1) + 1)
+    result = write_results(tmp_path / "result", case["paths"], case["logits"])
+    config = compare.CompareConfig(data=str(data), workers=0, device="cpu", num_classes=CLASSES)
+    compare.main(case["ckpt"], result, config, lambda path: SPEC)
+    assert "if every label were one smaller" in capsys.readouterr().out
+
+
+def test_gates_end_with_one_line(case, tmp_path):
+    rows = case["logits"].copy()
+    rows[1] = np.roll(rows[1], 1)  # image 1 was right, and changes its class
+    result = write_results(tmp_path / "result", case["paths"], rows)
+    run(case, result, max_drop=4.2, min_agreement=95.8)  # one of 24 is 4.17 %
+    with pytest.raises(RunError, match="^--max-drop: top-1 of B is 4.167 points below A's, allowed are 4"):
+        run(case, result, max_drop=4.0)
+    with pytest.raises(RunError, match="^--min-agreement: top-1 agrees for 95.833 % of the images, asked for are 96 %"):
+        run(case, result, min_agreement=96.0)
+
+
+def test_changed_images_are_listed(case, tmp_path):
+    rows = case["logits"].copy()
+    rows[[1, 5]] = np.roll(rows[[1, 5]], 1, axis=1)
+    run(case, write_results(tmp_path / "result", case["paths"], rows), changes=str(tmp_path / "changes.csv"))
+    with open(tmp_path / "changes.csv", newline="") as file:
+        changed = list(csv.DictReader(file))
+    assert [row["path"] for row in changed] == [str(case["paths"][i]) for i in (1, 5)]
+    best = [int(case["logits"][i].argmax()) for i in (1, 5)]
+    assert [row["class_a"] for row in changed] == [f"class {k}" for k in best]
+    assert [row["class_b"] for row in changed] == [f"class {(k + 1) % CLASSES}" for k in best]
+
+
+def test_images_without_labels_are_compared_by_agreement_alone(case, tmp_path, capsys):
+    config = compare.CompareConfig(
+        data=str(case["folder"] / "data" / "val"), workers=0, device="cpu", num_classes=CLASSES, max_images=10
+    )
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    for path in case["paths"]:
+        (tmp_path / "photos" / "deep" / path.name).symlink_to(path)
+    config = dataclasses.replace(config, data=str(tmp_path / "photos"))
+    result = write_results(tmp_path / "result", case["paths"], case["logits"])
+    compare.main(case["ckpt"], result, config, lambda path: SPEC)
+    out = capsys.readouterr().out
+    assert "top-5" not in out and "(10 of 10)" in out
+    with pytest.raises(UserError, match="^--max-drop: the images of --data have no labels"):
+        compare.main(case["ckpt"], result, dataclasses.replace(config, max_drop=1.0), lambda path: SPEC)
+
+
+def test_an_onnx_file_agrees_and_its_layers_do(case, tmp_path, capsys):
+    path = tmp_path / "net.onnx"
+    export.export_onnx(load_model(case["ckpt"], SPEC)[0], SPEC, path, 32)
+    found = run(case, str(path), per_layer=True)
+    assert found["causes"] is None and found["agreed"] == 24
+    assert {"stem", "fc"} <= {layer["name"] for layer in found["layers"]}
+    assert max(layer["error"] for layer in found["layers"]) < 1e-5
+    assert "ms an image" in capsys.readouterr().out
+
+
+def test_a_block_that_differs_leads_the_list(case, tmp_path, capsys):
+    model = load_model(case["ckpt"], SPEC)[0]
+    with torch.no_grad():
+        model.fc.weight.mul_(1.5)
+    torch.save(model.state_dict(), tmp_path / "other.pth")
+    found = run(case, str(tmp_path / "other.pth"), per_layer=True)
+    errors = {layer["name"]: layer["error"] for layer in found["layers"]}
+    assert errors["stem"] == 0 and errors["fc"] > 0.1
+    listed = capsys.readouterr().out.partition("block ")[2].splitlines()[1:]
+    assert listed[0].startswith("fc ")
+
+
+def test_the_program_prints_the_counts_of_eval(chain, tmp_path):
+    """Inception v4 with a background column, as a checkpoint of 1001 and an ONNX file of 1000 columns."""
+    small = ("--image-size", SIZE, "--workers", 0, "--device", "cpu")
+    case = chain[1001]
+    out = run_ok("tools/compare.py", chain["ckpt"], chain[1000]["onnx"], "--data", case["data"], *small)
+    evaluated = run_ok("inception_v4/eval.py", "--data", case["data"], "--resume", chain["ckpt"], *small)
+    counts = hits_printed(evaluated)
+    assert re.findall(r"top-1 [\d.]+ % \((\d+)\), top-5 [\d.]+ % \((\d+)\)", out)[0] == (str(counts[0]), str(counts[4]))
+    assert "agreement of top-1: 100.000 % (24 of 24)" in out and "cause" not in out
+
+
+def test_a_reference_of_timm_has_its_own_transform(chain, monkeypatch):
+    found = reference_models.load(f"timm:inception_v4={chain['ckpt']}")
+    assert found.num_classes == 1001
+    published = dict(size=299, resize=341, interpolation="bicubic", geometry="center")  # floor(299 / 0.875)
+    assert {name: getattr(found.pipeline, name) for name in published} == published
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: (_ for _ in ()).throw(OSError("no route to host")))
+    with pytest.raises(
+        UserError, match="^timm:inception_v4: its weights cannot be downloaded .*timm:inception_v4=FILE"
+    ):
+        reference_models.load("timm:inception_v4")
+
+
+def test_a_reference_beside_a_checkpoint(case, capsys, monkeypatch):
+    """The same network under the transform of another package."""
+    pipeline = dataclasses.replace(PIPELINE, interpolation="bicubic")
+    reference = reference_models.Reference(case["model"], pipeline, CLASSES)
+    monkeypatch.setattr(reference_models, "load", lambda argument: reference)
+    found = run(case, "timm:tiny")
+    assert found["causes"][0].startswith("interpolation: one side resizes by bilinear, the other by bicubic")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("missing.pth", "b.onnx"), "missing.pth: does not exist"),
+        (("timm:no_such_model", "torchvision:nothing"), "timm:no_such_model: timm has no model no_such_model"),
+        (("a.onnx",), "the following arguments are required: B"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_one_line(words, message, tmp_path):
+    done = run_script("tools/compare.py", *words, "--data", tmp_path)
+    fails(done, message)
