@@ -64,12 +64,15 @@ class EvalConfig:
         choices=("fail", "skip"),
     )
     predictions: str = cli.option("", "file to write the five best classes of each image to, .csv or .json")
+    class_names: str = cli.option("", "names of the classes in --predictions: one per line, or class_index.json")
     metrics_json: str = cli.option("", "file to write the accuracies to, as postprocess.py does")
 
     def __post_init__(self) -> None:
         cli.check_ranges(self)
         if self.predictions:
             predictions.check_format(self.predictions)
+        elif self.class_names:
+            raise UserError(f"--class-names: {self.class_names}, has no effect without --predictions; leave it out")
 
 
 class EvalModel(typing.NamedTuple):
@@ -149,7 +152,7 @@ def evaluate_folder(
             stack.callback(images.close)
             observer: Observer | None = None
             if config.predictions:
-                rows = _row_builder(spec, model, index)
+                rows = _row_builder(spec, config, model, index)
                 write = stack.enter_context(predictions.writer_of_ranks(config.predictions, group))
 
                 def observer(batch: "Batch", logits_NK: "np.ndarray") -> None:
@@ -180,9 +183,10 @@ def evaluate_folder(
     return counts, model.num_outputs
 
 
-def _row_builder(spec: ModelSpec, model: EvalModel, index: "FolderIndex") -> predictions.RowBuilder:
+def _row_builder(spec: ModelSpec, config: EvalConfig, model: EvalModel, index: "FolderIndex") -> predictions.RowBuilder:
     background = spec.background_columns(model.num_outputs)
-    names = class_names.names(model.classes or index.classes or None, model.num_outputs - background)
+    stored = model.classes or index.classes or None
+    names = class_names.names(stored, model.num_outputs - background, config.class_names)
     return predictions.RowBuilder(index, names, background)
 
 

@@ -186,6 +186,16 @@ def test_counts_of_the_file_are_those_of_eval(broken, tmp_path, capsys, model, s
     assert capsys.readouterr().err.count("skipped: ") == 2
 
 
+def test_other_names_of_the_classes(broken, tmp_path):
+    (tmp_path / "names").write_text("Ameise\nBiene\nKatze\n")
+    evaluated(broken, "x.pth", tmp_path / "p.csv", class_names=str(tmp_path / "names"))
+    first, *_, last = predictions.read(tmp_path / "p.csv")
+    assert (first.label, first.label_index, last.label) == ("Ameise", 0, "Katze")
+    assert {guess.name for guess in first.best} == {"Ameise", "Biene", "Katze"}
+    with pytest.raises(UserError, match="^--class-names: n, has no effect without --predictions; leave it out$"):
+        program.EvalConfig(data="d", resume="x.pth", class_names="n")
+
+
 def test_a_broken_image_ends_eval_without_a_file_unless_it_is_to_be_skipped(broken, tmp_path):
     with pytest.raises(UserError, match="0003.jpg: does not decode"):
         evaluated(broken, "x.pth", tmp_path / "p.csv", on_bad_image="fail")
