@@ -37,10 +37,11 @@ def main() -> None:
     files.check_writable(log, "--log-file")
     from common.train.losses import torch_smoothing
 
-    counts, _ = program.evaluate_folder(
+    counts, model = program.evaluate_folder(
         recipes.SPEC, config, lambda num_outputs: torch_smoothing(config.label_smooth_factor, "others", num_outputs)
     )
     print(result_line(counts))
+    program.write_metrics(config, counts, model)
     with open(log, "a", encoding="utf-8") as file:
         file.write(result_line(counts) + "\n")
 

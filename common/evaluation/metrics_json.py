@@ -2,16 +2,18 @@
 
 import json
 import os
+from collections.abc import Mapping
 
 from common.errors import UserError
 from common.evaluation.metrics import TOP_K, Counts
 from common.files import write_atomic
 
 
-def write_metrics(path: str, counts: Counts, num_outputs: int) -> None:
-    """Write metrics.json; `num_outputs` counts a background class too."""
+def write_metrics(path: str, counts: Counts, num_outputs: int, further: Mapping[str, str] | None = None) -> None:
+    """Write metrics.json; `num_outputs` counts a background class too, `further` are pairs to append."""
     pairs = {"Number of images": str(counts.seen), "Number of classes": str(num_outputs)}
     pairs |= {f"Top{k} accuracy": f"{counts.percent(k):.2f}%" for k in range(1, TOP_K + 1)}
+    pairs |= further or {}
     content = {
         "title": "Overall statistical evaluation",
         "value": [{"key": key, "value": value} for key, value in pairs.items()],

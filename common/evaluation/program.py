@@ -12,7 +12,7 @@ from typing import Any
 from common import cli, files, parallel
 from common.data import labels
 from common.errors import UserError
-from common.evaluation import aipp, class_names, engines, metrics_json, predictions
+from common.evaluation import aipp, class_names, engine_choice, engines, metrics_json, predictions
 from common.spec import ModelSpec
 from common.weights.load import load_model
 
@@ -46,6 +46,17 @@ class EvalConfig:
     device: str = cli.option("auto", "device of a checkpoint", choices=cli.DEVICES)
     device_id: int = cli.option(0, "index of the device", low=0, high=255)
     provider: str = cli.option("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
+    engine: str = cli.option(
+        "default",
+        "what computes on a CPU; default: torch for a checkpoint, onnxruntime for .onnx; auto: the fastest in float32, "
+        "by a measurement that is kept for this machine and file",
+        choices=engine_choice.ENGINES,
+    )
+    fast: bool = cli.option(
+        False,
+        "compute with the engine and precision (bfloat16 too) that are the fastest on this CPU, if a sample of images "
+        "has nearly the same results; both are printed",
+    )
     batch_size: int = cli.option(64, "images per run; a model of fixed batch keeps its own", "-b", low=1)
     workers: int = cli.option(2, "processes that decode", "-j", low=0)
     threads: int = cli.option(0, "cores of the network on a CPU; 0 is all", low=0)
@@ -82,6 +93,7 @@ class EvalModel(typing.NamedTuple):
       classes: class names, where the file has them.
       taken: see common.weights.load.Checkpoint.
       run_options: options of the training run that wrote a checkpoint; empty for other files.
+      engine, precision: what computes the logits.
     """
 
     classifier: "Classifier"
@@ -90,6 +102,8 @@ class EvalModel(typing.NamedTuple):
     classes: Sequence[str] | None
     taken: str = ""
     run_options: Mapping[str, Any] = types.MappingProxyType({})
+    engine: str = "torch"
+    precision: str = engine_choice.FLOAT32
 
 
 def main(spec: ModelSpec, description: str) -> None:
@@ -98,11 +112,17 @@ def main(spec: ModelSpec, description: str) -> None:
         config, _ = cli.parse(EvalConfig(), description)
         if config.metrics_json:
             files.check_writable(config.metrics_json, "--metrics-json")
-        counts, num_outputs = evaluate_folder(spec, config)
+        counts, model = evaluate_folder(spec, config)
         print(counts)
         print(metrics_json.format_table(counts))
-        if config.metrics_json:
-            metrics_json.write_metrics(config.metrics_json, counts, num_outputs)
+        write_metrics(config, counts, model)
+
+
+def write_metrics(config: EvalConfig, counts: "Counts", model: EvalModel) -> None:
+    """Write the file of --metrics-json, if it is given."""
+    if config.metrics_json:
+        computed = {"Engine": model.engine, "Precision": model.precision}
+        metrics_json.write_metrics(config.metrics_json, counts, model.num_outputs, computed)
 
 
 def evaluate_folder(
@@ -110,14 +130,14 @@ def evaluate_folder(
     config: EvalConfig,
     smoothing: Callable[[int], float] = lambda num_outputs: 0.0,
     world: "World | None" = None,
-) -> "tuple[Counts, int]":
+) -> "tuple[Counts, EvalModel]":
     """Score the validation images of a folder.
 
     Args:
       smoothing: number of columns -> label smoothing of the reported loss.
       world: of this process; every rank scores its share and rank 0 prints.
     Returns:
-      (Counts over all ranks, number of columns).
+      (Counts over all ranks, the model).
     Raises:
       UserError: model, data and options that do not fit together, or an image that does not decode.
     """
@@ -141,6 +161,8 @@ def evaluate_folder(
         model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
         if world.is_main and model.taken:
             print(model.taken, flush=True)
+        if config.engine != "default" or config.fast:
+            model = group.local_rank0_first(lambda: _with_chosen_engine(spec, config, model, index, device, world))
         group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
         transform = eval_transform(spec, model.image_size)
         workers = parallel.dataloader_workers(config.workers, world.local_size)
@@ -168,7 +190,8 @@ def evaluate_folder(
         left_out = f" ({index.excluded} left out by --exclude)" if config.exclude else ""
         print(
             f"{config.resume}: {counts.seen} images of {config.data}{left_out} in {seconds:.1f} s "
-            f"({counts.seen / seconds:.1f} images/s), {model.num_outputs} columns, {model.image_size} pixels",
+            f"({counts.seen / seconds:.1f} images/s), {model.num_outputs} columns, {model.image_size} pixels, "
+            f"{model.engine} {model.precision}",
             flush=True,
         )
         lowest = int(index.labels.min()) - spec.background_columns(model.num_outputs)
@@ -180,7 +203,7 @@ def evaluate_folder(
             print(note, flush=True)
         if kinds := file_tree.describe_ignored(index.ignored_kinds):
             print(f"note: ignored in {index.root}: {kinds}", flush=True)
-    return counts, model.num_outputs
+    return counts, model
 
 
 def _row_builder(spec: ModelSpec, config: EvalConfig, model: EvalModel, index: "FolderIndex") -> predictions.RowBuilder:
@@ -188,6 +211,27 @@ def _row_builder(spec: ModelSpec, config: EvalConfig, model: EvalModel, index: "
     stored = model.classes or index.classes or None
     names = class_names.names(stored, model.num_outputs - background, config.class_names)
     return predictions.RowBuilder(index, names, background)
+
+
+def _with_chosen_engine(
+    spec: ModelSpec, config: EvalConfig, model: EvalModel, index: "FolderIndex", device: "Device", world: "World"
+) -> EvalModel:
+    """The model with the engine and precision of --engine and --fast."""
+    from common.data.transforms import eval_transform
+    from common.evaluation.torch_classifier import TorchClassifier
+
+    network = model.classifier.model if isinstance(model.classifier, TorchClassifier) else None
+    threads = config.threads or max(1, parallel.usable_cores() // world.local_size)
+    own = engine_choice.Way(model.engine, model.precision, threads)
+    file = pathlib.Path(config.resume)
+    subject = engine_choice.Subject(spec, device, file, network, own, model.image_size, config.batch_size, threads)
+    transform = eval_transform(spec, model.image_size)
+    choice = engine_choice.choose(subject, config.engine, config.fast, index, transform)
+    if choice.note and world.is_main:
+        print(choice.note, flush=True)
+    way = choice.way
+    classifier = model.classifier if way == own else subject.build(way)
+    return model._replace(classifier=classifier, engine=way.engine, precision=way.precision)
 
 
 def prepare(spec: ModelSpec, config: EvalConfig, device: "Device", world: "World") -> "tuple[EvalModel, FolderIndex]":
@@ -211,6 +255,10 @@ def load_evaluated_model(
     Raises:
       UserError: the first mistake.
     """
+    if config.engine != "default" or config.fast:
+        kind = device.kind if device else config.device
+        plain = not config.compile and not config.aipp_config and config.provider == "cpu"
+        engine_choice.check(config.engine, config.fast, config.resume, kind, plain)
     if pathlib.Path(config.resume).suffix in (".onnx", ".om"):
         return _load_engine(spec, config)
     from common.device import device as devices
@@ -228,7 +276,12 @@ def _load_engine(spec: ModelSpec, config: EvalConfig) -> EvalModel:
     size = config.image_size or engine.metadata.get("image_size") or max(sides, default=spec.input_size)
     emulator = aipp.AippEmulator(config.aipp_config) if config.aipp_config else None
     classifier = engines.EngineClassifier(engine, spec, emulator)
-    return EvalModel(classifier, engine.num_outputs, size, engine.metadata.get("classes"))
+    file = pathlib.Path(config.resume)
+    name = "ais_bench" if file.suffix == ".om" else "onnxruntime"
+    precision = engine_choice.precision_of(file, engine.dtype) if name == "onnxruntime" else "as compiled"
+    return EvalModel(
+        classifier, engine.num_outputs, size, engine.metadata.get("classes"), engine=name, precision=precision
+    )
 
 
 def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", local_size: int) -> EvalModel:
@@ -253,7 +306,16 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
     network = device.compile_for_evaluation(model) if config.compile else model
     amp_type = device.stored_amp_type(meta.get("amp_type"))
     classifier = TorchClassifier(network, normalizer, device, amp_type, config.batch_size if config.compile else 0)
-    return EvalModel(classifier, meta["num_classes"], size, meta["classes"], meta["taken"], meta.get("config") or {})
+    precision = {"bf16": engine_choice.BFLOAT16, "fp16": "float16"}.get(amp_type or "", engine_choice.FLOAT32)
+    return EvalModel(
+        classifier,
+        meta["num_classes"],
+        size,
+        meta["classes"],
+        meta["taken"],
+        meta.get("config") or {},
+        precision=precision,
+    )
 
 
 def load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "FolderIndex":
