@@ -62,6 +62,9 @@ class AtcConfig:
     keep_dtype: str = cli.option(
         "", "file of node names, one a line, that keep float32 (run_onnx.py --simulate-fp16 finds them)"
     )
+    compression_optimize_conf: str = cli.option(
+        "", "atc's own file of this name: calibration to int8, int8 in the first layer (docs/QUANTIZE.md)"
+    )
     output_type: str = cli.option("", "type of the logits", choices=("", *OUTPUT_TYPES))
     log: str = cli.option("error", "what atc logs", choices=("debug", "info", "warning", "error", "null"))
     dry_run: bool = cli.option(False, "check everything, write the AIPP file, print the commands, start nothing")
@@ -138,6 +141,8 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
             )
     if config.keep_dtype:
         model.check_nodes("--keep-dtype", config.keep_dtype)
+    if config.compression_optimize_conf:
+        _check_compression(config)
     if not config.dry_run and shutil.which("atc") is None:
         raise UserError(f"atc: not on the PATH; {INSTALL_CANN}")
     _check_cann(config, model, soc_version)
@@ -148,7 +153,8 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
     commands = {
         batch: atc_command(config, model, target, batch, soc_version, aipp_file) for batch, target in targets.items()
     }
-    sources = om_metadata.sources_of([*model.files, *filter(None, [aipp_file])])
+    compression = [pathlib.Path(config.compression_optimize_conf)] if config.compression_optimize_conf else []
+    sources = om_metadata.sources_of([*model.files, *filter(None, [aipp_file]), *compression])
     kept = {  # all are checked before the first is built
         batch: om
         for batch, target in targets.items()
@@ -273,6 +279,26 @@ class OnnxModel:
             )
 
 
+def _check_compression(config: AtcConfig) -> None:
+    """Raise UserError for a file of --compression-optimize-conf that atc cannot read or whose int8 would be lost."""
+    flag, path = "--compression-optimize-conf", pathlib.Path(config.compression_optimize_conf)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}: {path}: {error}") from error
+    file_names.check_characters(flag, path.absolute(), "atc")
+    calibrates = re.search(r"^\s*calibration\s*:", text, re.MULTILINE)
+    if not calibrates and not re.search(r"^\s*enable_first_layer_quantization\s*:", text, re.MULTILINE):
+        raise UserError(f"{flag}: {path} holds neither calibration: nor enable_first_layer_quantization:")
+    missing = [key for key in ("input_data_dir", "input_shape", "infer_soc") if not re.search(rf"\b{key}\s*:", text)]
+    if calibrates and missing:
+        raise UserError(f"{flag}: {path}: calibration needs {', '.join(missing)}")
+    if calibrates and config.mode in (*KEEP_ALL_MODES, "force_fp32"):
+        raise UserError(f"{flag}: {path} calibrates to int8, which --precision-mode {config.mode} undoes")
+    if calibrates and config.dynamic_batch:
+        raise UserError(f"{flag}: {path} calibrates to int8, which has no dynamic batch; use --batch")
+
+
 def normalization(
     metadata: onnx_metadata.OnnxMetadata, spec: ModelSpec | None
 ) -> tuple[Sequence[float], Sequence[float]]:
@@ -339,6 +365,8 @@ def atc_command(
         "insert_op_conf": aipp_file or "",
         config.mode_option: config.mode,
         "keep_dtype": config.keep_dtype and pathlib.Path(config.keep_dtype).absolute(),
+        "compression_optimize_conf": config.compression_optimize_conf
+        and pathlib.Path(config.compression_optimize_conf).absolute(),
         "output_type": config.output_type,
     }
     return command + [f"--{name}={value}" for name, value in optional.items() if value]

@@ -47,6 +47,9 @@ EQUAL_SHARE = 1e-4  # of the largest logit, as in export: the rewritten float gr
 class QuantizeConfig:
     """Options of tools/quantize.py."""
 
+    target: str = cli.option(
+        "cpu", "what OUT is for: ONNX Runtime and OpenVINO, or CANN's atc", name="--for", choices=("cpu", "om")
+    )
     data: str = cli.option(
         "",
         "dataset root: train/ calibrates, val/ measures the accuracy",
@@ -105,6 +108,16 @@ class Trial:
         # 1e-9: 95.5 - 95.0 is not exactly 0.5
         return self.drop <= config.max_drop + 1e-9 and self.agreement >= config.min_agreement - 1e-9
 
+    def check(self, config: QuantizeConfig, folder: pathlib.Path) -> None:
+        """Raise RunError for a loss above the limits."""
+        if not self.meets(config):
+            raise RunError(
+                f"OUT: not written; the best found ({self.method}, {len(self.float_layers)} layers in float32) loses "
+                f"{self.drop:.3f} points of top-1 ({self.acc1_before:.3f} -> {self.acc1_after:.3f} %) and agrees on "
+                f"{self.agreement:.3f} % of {self.seen} images; allowed are --max-drop {config.max_drop:g} and "
+                f"--min-agreement {config.min_agreement:g}. {folder} keeps the trials"
+            )
+
     def __str__(self) -> str:
         return (
             f"{self.method:10}  {len(self.float_layers):12}  {self.acc1_after:7.3f} %  {self.drop:6.3f}  "
@@ -127,6 +140,15 @@ def has_vnni() -> bool:
     return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags))
 
 
+def check_target(target: str) -> None:
+    """Raise UserError for a file that cannot be written."""
+    if pathlib.Path(target).suffix != ".onnx":
+        raise UserError(f"OUT: {target}, must end in .onnx")
+    files.check_writable(target, "OUT")
+    if not pathlib.Path(target).parent.is_dir():
+        raise UserError(f"OUT: {pathlib.Path(target).parent} is not a folder; create it first")
+
+
 def quantize(source: str, target: str, config: QuantizeConfig, spec_of: Callable[[str], ModelSpec]) -> Trial:
     """Write the int8 file and print what it lost.
 
@@ -135,25 +157,15 @@ def quantize(source: str, target: str, config: QuantizeConfig, spec_of: Callable
     Raises:
       UserError: files, data and options that do not fit. RunError: no network meets --max-drop and --min-agreement.
     """
-    if pathlib.Path(target).suffix != ".onnx":
-        raise UserError(f"OUT: {target}, must end in .onnx")
-    files.check_writable(target, "OUT")
-    if not pathlib.Path(target).parent.is_dir():
-        raise UserError(f"OUT: {pathlib.Path(target).parent} is not a folder; create it first")
+    check_target(target)
     network = FloatNetwork(source, config, spec_of)
     search = Search(network, config, pathlib.Path(f"{target}.work"))
     best = search.run()
     print(f"{HEADER}\n" + "\n".join(map(str, search.trials)), flush=True)
-    if not best.meets(config):
-        raise RunError(
-            f"OUT: not written; the best found ({best.method}, {len(best.float_layers)} layers in float32) loses "
-            f"{best.drop:.3f} points of top-1 ({best.acc1_before:.3f} -> {best.acc1_after:.3f} %) and agrees on "
-            f"{best.agreement:.3f} % of {best.seen} images; allowed are --max-drop {config.max_drop:g} and "
-            f"--min-agreement {config.min_agreement:g}. {search.folder} keeps the trials"
-        )
+    best.check(config, search.folder)
     proto = search.quantized(best.method, best.float_layers)
     metadata = onnx_metadata.OnnxMetadata(
-        **{**network.engine.metadata, "quantization": _record(best, config, search, source)}
+        **{**network.engine.metadata, "quantization": record(best, config, search, source)}
     )
     import onnx
 
@@ -175,8 +187,10 @@ def quantize(source: str, target: str, config: QuantizeConfig, spec_of: Callable
     return best
 
 
-def _record(best: Trial, config: QuantizeConfig, search: "Search", source: str) -> dict[str, Any]:
-    """What the metadata of an int8 file says."""
+def record(
+    best: Trial, config: QuantizeConfig, search: "Search", source: str, library: str = "", activations: str = "uint8"
+) -> dict[str, Any]:
+    """What the metadata of an int8 file says; `library` is ONNX Runtime by default."""
     root = pathlib.Path(__file__).resolve().parents[2]
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
@@ -186,10 +200,10 @@ def _record(best: Trial, config: QuantizeConfig, search: "Search", source: str) 
     return {
         "source": pathlib.Path(source).name,
         "source_sha256": hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest(),
-        "library": f"onnxruntime {importlib.metadata.version('onnxruntime')}, QDQ",
+        "library": library or f"onnxruntime {importlib.metadata.version('onnxruntime')}, QDQ",
         "method": best.method,
         "calibration_images": search.num_images,
-        "activations": "uint8",
+        "activations": activations,
         "weights": "int8 per channel, symmetric" + (", 7 bits" if search.reduce_range else ""),
         "float_layers": best.float_layers,
         "images": best.images,
@@ -316,8 +330,12 @@ class Search:
             self._damage = kept["damage"]
             print(f"{len(self.trials)} trials are kept from before ({self._notes})", flush=True)
 
+    def images(self, first: int, count: int) -> np.ndarray:
+        """Calibration images as the network takes them."""
+        return self._network.normalized(np.stack(self._pixels[first : first + count]))
+
     def calibration_batch(self, number: int) -> np.ndarray:
-        return self._network.normalized(np.stack(self._pixels[number * BATCH : (number + 1) * BATCH]))
+        return self.images(number * BATCH, BATCH)
 
     def run(self) -> Trial:
         """The first trial that meets the limits, else the best one."""
@@ -365,10 +383,21 @@ class Search:
         import onnx
 
         onnx.save(self.quantized(method, float_layers), path)
-        engine = engines.OnnxEngine(path, threads=self._config.threads)
+        trial = self.measure(engines.OnnxEngine(path, threads=self._config.threads), method, float_layers)
+        print(
+            f"tried: {trial.method}, {len(trial.float_layers)} layers in float32: drop {trial.drop:.3f}, "
+            f"agreement {trial.agreement:.3f} %, error {trial.relative_error:.4f}",
+            flush=True,
+        )
+        self.trials.append(trial)
+        self._keep()
+        return trial
+
+    def measure(self, engine: engines.Engine, method: str, float_layers: Sequence[str] = ()) -> Trial:
+        """Accuracy and agreement of an engine, compared with the float32 file."""
         classifier = engines.EngineClassifier(engine, self._network.spec)
         found = [self._compare(stream, classifier) for stream in range(len(self._streams))]
-        trial = Trial(
+        return Trial(
             method,
             list(float_layers),
             found[0].a.percent(1),
@@ -378,14 +407,6 @@ class Search:
             sum(each.seen for each in found),
             found[-1].relative_error,
         )
-        print(
-            f"tried: {trial.method}, {len(trial.float_layers)} layers in float32: drop {trial.drop:.3f}, "
-            f"agreement {trial.agreement:.3f} %, error {trial.relative_error:.4f}",
-            flush=True,
-        )
-        self.trials.append(trial)
-        self._keep()
-        return trial
 
     def _compare(self, stream: int, classifier: engines.EngineClassifier) -> "Comparison":
         from common.data.loader import EvalLoader

@@ -400,3 +400,35 @@ def test_stand_in_refuses_as_the_real_one(code, change, work):
         "tests/fake_bin/atc.py", *(f"--{key}={value}" for key, value in options.items() if value), cwd=work
     )
     assert done.returncode == 255 and f"\n{code}: " in done.stdout and "ATC run failed" in done.stdout
+
+
+CALIBRATION = (
+    "calibration:\n{\n  input_data_dir: data.bin\n  input_shape: image:8,3,75,75\n  infer_soc: Ascend310P3\n}\n"
+)
+
+
+def test_compression_configuration_is_passed_on(work, fake_tools):
+    (work / "int8.cfg").write_text(CALIBRATION)
+    options = ["--model", work / "net.onnx", "--soc-version", "Ascend310P3", "--compression-optimize-conf", "int8.cfg"]
+    done = run_script(SCRIPT, *options, cwd=work, env=fake_tools)
+    assert f"--compression_optimize_conf={work}/int8.cfg" in done.stdout, done.stderr
+    assert "kept" in run_script(SCRIPT, *options, cwd=work, env=fake_tools).stdout
+    (work / "int8.cfg").write_text("enable_first_layer_quantization: true\n" + CALIBRATION)
+    assert "kept" not in run_script(SCRIPT, *options, cwd=work, env=fake_tools).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "words"),
+    [
+        (None, [], ["int8.cfg", "No such file"]),
+        ("batch: 1\n", [], ["neither calibration:"]),
+        (CALIBRATION.replace("infer_soc", "log"), [], ["calibration needs infer_soc"]),
+        (CALIBRATION, ["--precision-mode", "must_keep_origin_dtype"], ["must_keep_origin_dtype undoes"]),
+        (CALIBRATION, ["--dynamic-batch", "1,4"], ["no dynamic batch; use --batch"]),
+    ],
+)
+def test_compression_that_atc_would_refuse_or_ignore(text, more, words, work):
+    if text:
+        (work / "int8.cfg").write_text(text)
+    options = ["--model", work / "net.onnx", "--soc-version", "Ascend310P3", "--compression-optimize-conf", "int8.cfg"]
+    fails(run_script(SCRIPT, *options, "--dry-run", *more, cwd=work), "--compression-optimize-conf", *words)

@@ -1,6 +1,9 @@
 """int8 files: what is rewritten before, that the loss is measured and bounded, and that a run resumes."""
 
 import json
+import os
+import pathlib
+import sys
 
 import numpy as np
 import onnx
@@ -8,13 +11,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from PIL import Image
-from support import draw_images, fails, run_script
+from support import FAKE_BIN, draw_images, fails, run_script
 from torch import nn
 
 from common.data.transforms import eval_transform
-from common.deploy import calibrate, export, int8_graph, quantize
+from common.deploy import calibrate, export, int8_graph, om_quantize, quantize
 from common.errors import RunError, UserError
-from common.evaluation import engines, program
+from common.evaluation import engines, onnx_metadata, program
 from common.spec import ModelSpec
 
 SIDE = 32
@@ -211,3 +214,51 @@ def test_a_quantized_file_is_not_quantized_again(work, tmp_path):
     int8(work, tmp_path / "x.onnx", max_drop=10, calibration="minmax")
     with pytest.raises(UserError, match="is quantized already"):
         quantize.quantize(str(tmp_path / "x.onnx"), str(tmp_path / "y.onnx"), config(work), lambda name: SPEC)
+
+
+@pytest.fixture
+def amct(tmp_path, monkeypatch):
+    """The stand-in on the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "amct_onnx").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_BIN / "amct_onnx.py"}" "$@"\n')
+    (folder / "amct_onnx").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def for_om(work, target, **options):
+    return om_quantize.quantize_for_om(str(work / "net.onnx"), str(target), config(work, **options), lambda name: SPEC)
+
+
+def test_for_om_amct_is_called_and_its_simulation_measured(work, tmp_path, amct, capsys):
+    best = for_om(work, tmp_path / "x.onnx", max_drop=10)
+    assert best.method == "amct" and best.images == 24
+    proto = onnx.load(tmp_path / "x.onnx")
+    assert proto.graph.node[0].op_type == "AscendQuant"
+    metadata = onnx_metadata.decode({entry.key: entry.value for entry in proto.metadata_props})
+    assert metadata["arch"] == "small" and metadata["quantization"]["library"] == "amct_onnx (AMCT)"
+    assert metadata["quantization"]["acc1_after"] == best.acc1_after
+    printed = capsys.readouterr().out
+    command = next(line for line in printed.splitlines() if line.startswith("amct_onnx calibration"))
+    assert "--input_shape=image:8,3,32,32" in command and "--batch_num=2" in command
+    assert "next: python tools/run_atc.py" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "x.onnx"]
+
+
+def test_for_om_a_loss_or_a_failure_of_amct_writes_nothing(work, tmp_path, amct, monkeypatch):
+    monkeypatch.setenv("FAKE_AMCT_BITS", "1")
+    with pytest.raises(RunError, match=r"not written; the best found \(amct"):
+        for_om(work, tmp_path / "x.onnx", max_drop=0, min_agreement=100)
+    monkeypatch.setenv("FAKE_AMCT_STATUS", "3")
+    with pytest.raises(RunError, match="amct_onnx: exit status 3, .*something is wrong"):
+        for_om(work, tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_for_om_without_amct_the_command_is_printed_and_its_data_kept(work, tmp_path, capsys):
+    with pytest.raises(UserError, match="amct_onnx: not on the PATH; .*; install it"):
+        for_om(work, tmp_path / "x.onnx")
+    line = capsys.readouterr().out.splitlines()[-1]
+    words = dict(word.lstrip("-").partition("=")[::2] for word in line.split() if word.startswith("--"))
+    kept = sorted(pathlib.Path(words["data_dir"]).iterdir())
+    assert [path.stat().st_size for path in kept] == [4 * 8 * 3 * SIDE * SIDE] * 2

@@ -18,7 +18,8 @@ MODES = (
 ).split()
 KNOWN = set(
     "framework model output soc_version input_format input_shape input_shape_range dynamic_batch_size "
-    "dynamic_image_size dynamic_dims insert_op_conf precision_mode precision_mode_v2 keep_dtype output_type log".split()
+    "dynamic_image_size dynamic_dims insert_op_conf precision_mode precision_mode_v2 keep_dtype output_type log "
+    "compression_optimize_conf".split()
 )
 LATER = {  # what only fails inside the compiler
     "E16002": "No ONNX parser is registered for optype ai.onnx::19::Conv.",
