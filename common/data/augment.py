@@ -9,13 +9,13 @@ those that it cannot read, are decoded and resized by PIL.
 import functools
 import hashlib
 import io
+import math
 import typing
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import v2
 
 from common.data import jpeg
 from common.data.decode import open_rgb
@@ -29,6 +29,7 @@ AUTO, FAST, PIL = DECODERS = ("auto", "fast", "pil")
 # A reduced resolution must still give this many decoded pixels per pixel of the output, in each direction: PIL's
 # reducing_gap, "2.0 or greater may be fast and fair".
 _REDUCING_GAP = 2
+_RATIOS = (3 / 4, 4 / 3)  # of the width and height of a crop
 _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's, ITU-R 601-2
 
 
@@ -84,6 +85,10 @@ def _resize_into(out_HWC: torch.Tensor, pixels_CHW: torch.Tensor) -> None:
     )
 
 
+def _uniform(low: float, high: float) -> float:
+    return torch.empty(1).uniform_(low, high).item()
+
+
 class TrainTransform:
     """The augmentation of `options`.
 
@@ -96,16 +101,20 @@ class TrainTransform:
         size, jitter = options.image_size, options.color_jitter
         self._shape = (size, size, 3)
         self._is_fast = options.train_crop != "center" and resolve_decoder(options.decoder) == FAST
-        self._crop = v2.RandomResizedCrop(size, scale=(options.min_crop, 1.0), antialias=True)
+        self._min_crop, self._log_ratios = options.min_crop, torch.tensor(_RATIOS).log().tolist()
         self._center: Callable[[Image.Image], Image.Image] | None = None
         if options.train_crop == "center":
             assert spec is not None
             self._center = eval_crop_transform(spec, size)
         self._jitter = _ColorJitter(jitter, size) if jitter else None
-        policies = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
-        self._policy = policies[options.auto_augment]() if options.auto_augment != "none" else None
-        # 128 is mid-gray, which normalization maps to about zero.
-        self._erase = v2.RandomErasing(options.random_erasing, value=128) if options.random_erasing else None
+        self._policy = self._erase = None
+        if options.auto_augment != "none" or options.random_erasing:
+            from torchvision.transforms import v2  # takes a second
+
+            policies = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
+            self._policy = policies[options.auto_augment]() if options.auto_augment != "none" else None
+            # 128 is mid-gray, which normalization maps to about zero.
+            self._erase = v2.RandomErasing(options.random_erasing, value=128) if options.random_erasing else None
 
     def __call__(self, path: StrPath, content: bytes | None, out_HWC: torch.Tensor | None = None) -> np.ndarray:
         """The augmented image of a file, uint8 [image_size, image_size, 3].
@@ -135,9 +144,17 @@ class TrainTransform:
         return out.numpy()
 
     def _draw(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a random crop."""
-        params = self._crop.make_params([torch.empty((3, height, width), dtype=torch.uint8, device="meta")])
-        return params["top"], params["left"], params["height"], params["width"]
+        """Top, left, height and width of a crop, with the numbers that torchvision's RandomResizedCrop draws."""
+        for _ in range(10):
+            area = width * height * _uniform(self._min_crop, 1.0)
+            ratio = torch.empty(1).uniform_(*self._log_ratios).exp().item()
+            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = int(torch.randint(height - crop_height + 1, (1,)))
+                return top, int(torch.randint(width - crop_width + 1, (1,))), crop_height, crop_width
+        # The largest crop of an allowed ratio, in the center.
+        crop_width, crop_height = min(width, round(height * _RATIOS[1])), min(height, round(width / _RATIOS[0]))
+        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
     def _crop_pil(
         self, image: Image.Image, box: tuple[int, int, int, int] | None, out_HWC: torch.Tensor, scale: int = 1
@@ -193,15 +210,15 @@ class _ColorJitter:
     """
 
     def __init__(self, strength: float, size: int) -> None:
-        self._params = v2.ColorJitter(strength, strength, strength)
+        self._range = max(0.0, 1 - strength), 1 + strength
         self._pixels = torch.empty(size * size, 3)  # reused: fresh pages cost as much as the arithmetic
         self._weights, self._ones = torch.tensor(_GRAY_WEIGHTS), torch.ones(1, 3)
 
     def __call__(self, pixels_HWC: torch.Tensor) -> None:
-        params, values = self._params.make_params([]), self._pixels
-        factors = [params[f"{name}_factor"] for name in ("brightness", "contrast", "saturation")]
+        order, values = torch.randperm(4).tolist(), self._pixels
+        factors = [_uniform(*self._range) for _ in range(3)]
         values.copy_(pixels_HWC.view(-1, 3))
-        for step in params["fn_idx"].tolist():
+        for step in order:
             if step == 3:  # hue, which is off
                 continue
             factor = factors[step]

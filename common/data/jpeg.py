@@ -5,16 +5,16 @@ the rest of each file to stderr.
 """
 
 import functools
-import importlib
+import importlib.util
 import io
 import pathlib
 import types
 import typing
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from common.data.decode import MAX_PIXELS
 
@@ -23,6 +23,7 @@ _CHECK_FILE = pathlib.Path(__file__).with_name("decoder_check.jpg")
 _BASELINE = (0xC0, 0xC1)  # sequential, Huffman: rows follow each other in the file
 _PROGRESSIVE = 0xC2
 _SKIPPED = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, comments and application data before the header
+_RGB = 3  # torchvision.io.ImageReadMode
 _END = b"\xff\xd9"
 # Rows below a crop that are decoded too: color planes of half the height are interpolated between rows.
 _MARGIN = 4
@@ -48,6 +49,22 @@ def _simplejpeg() -> types.ModuleType | None:
         return importlib.import_module("simplejpeg")
     except ImportError:
         return None
+
+
+@functools.cache
+def _torchvision_decode() -> Callable[[torch.Tensor, int, bool], torch.Tensor]:
+    """torchvision's operator (content, mode, whether to apply EXIF's orientation); `import torchvision` takes a second.
+
+    Raises:
+      AttributeError: torchvision was built without libjpeg.
+    """
+    package = importlib.util.find_spec("torchvision")
+    library = pathlib.Path(package.origin).with_name("image.so") if package and package.origin else pathlib.Path()
+    if library.is_file():
+        torch.ops.load_library(library)
+    else:  # other names on other systems
+        importlib.import_module("torchvision.io")
+    return torch.ops.image.decode_jpeg
 
 
 def header(content: bytes) -> Header | None:
@@ -78,7 +95,7 @@ def decode(content: bytes, head: Header, bottom: int) -> torch.Tensor:
       RuntimeError, ValueError: the decoder cannot read the file.
     """
     if (simplejpeg := _simplejpeg()) is None:
-        return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return _torchvision_decode()(torch.frombuffer(bytearray(content), dtype=torch.uint8), _RGB, False)
     data, rows = content, bottom + _MARGIN
     if is_part := head.is_baseline and rows < head.height and content.rfind(_END, -1024) >= 0:
         at = head.height_at
@@ -94,7 +111,7 @@ def check_pixels() -> torch.Tensor | None:
     assert head is not None
     try:
         found = decode(content, head, head.height)
-    except (RuntimeError, ValueError, AttributeError):  # torchvision was built without libjpeg
+    except (RuntimeError, ValueError, AttributeError, ImportError, OSError):  # torchvision without libjpeg
         return None
     with Image.open(io.BytesIO(content)) as image:
         return found if np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(image)) else None

@@ -120,6 +120,20 @@ def test_crops_and_flips_are_torchvisions_on_pil_within_one_level(kind, decoder)
         assert np.array_equal(new_way(JPEGS[kind], seed, decoder="pil"), expected)
 
 
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (1, 1), (3, 1000), (1000, 3), (9, 12)])
+@pytest.mark.parametrize("min_crop", [0.08, 1.0])
+def test_crops_are_drawn_with_the_random_numbers_of_torchvision(size, min_crop):
+    transform = augment.TrainTransform(dataclasses.replace(CONFIG, min_crop=min_crop))
+    theirs = v2.RandomResizedCrop(64, scale=(min_crop, 1.0))
+    for seed in range(30):
+        torch.manual_seed(seed)
+        found, then = transform._draw(*size), torch.rand(1)
+        torch.manual_seed(seed)
+        expected = theirs.make_params([torch.empty((3, size[1], size[0]), device="meta")])
+        assert found == tuple(expected[name] for name in ("top", "left", "height", "width"))
+        assert torch.equal(then, torch.rand(1))
+
+
 def test_a_file_that_is_cut_short_is_a_bad_image_whatever_the_crop(decoder):
     cut = JPEGS["4:2:0"][:-200]
     for seed in range(12):

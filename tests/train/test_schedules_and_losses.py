@@ -139,8 +139,11 @@ def test_two_steps_of_each_optimizer_by_hand(options, expected):
 SLOW_IMPORTS = """
 import sys, torch
 from common.config import TrainConfig
+from common.data import augment, jpeg
 from common.device.device import Device
 from common.train import losses, optim
+jpeg._simplejpeg = lambda: None
+augment.TrainTransform(TrainConfig(color_jitter=0.4, decoder="fast"))
 layer = torch.nn.Linear(1, 1)
 for kind in ("sgd", "rmsprop", "adamw"):
     config = TrainConfig(optimizer=kind)
@@ -154,7 +157,7 @@ print([name for name in ("torch._dynamo", "torchvision", "onnx") if name in sys.
 """
 
 
-def test_optimizers_and_losses_import_neither_torch_compile_nor_torchvision():
+def test_training_imports_neither_torch_compile_nor_torchvision():
     """Each takes about a second of every rank's start."""
     command = [sys.executable, "-c", SLOW_IMPORTS]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
