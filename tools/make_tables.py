@@ -214,6 +214,7 @@ _TORCH_NPU = (
 )
 
 TABLES = {
+    "inception_v3_study": study_table("inception_v3/study.json"),
     "versions": Table(_VERSIONS, _TORCH_NPU, read=_supported_rows),
     "torch_npu": Table(_VERSIONS, (Column("Release", "product"), *_TORCH_NPU), read=_torch_npu_rows),
     "cann": Table(

@@ -157,7 +157,7 @@ def row(config: StudyConfig, run: Run, commit: str) -> dict[str, Any]:
     summary, used = (json.loads((run.folder / name).read_text()) for name in (run_folder.SUMMARY, run_folder.CONFIG))
     records = [json.loads(line) for line in (run.folder / run_folder.METRICS).read_text().splitlines()]
     last = [record["acc1"] for record in records if record["kind"] == "val"][-1]
-    weights = f" from {os.path.basename(config.weights)}" if run.recipe in TUNED else ""
+    weights = f", weights {os.path.basename(config.weights)}" if run.recipe in TUNED else ""
     paths = ["--data=DATA", *(["--pretrained=WEIGHTS"] if weights else [])]
     return dict(
         name=run.recipe,
