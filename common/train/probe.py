@@ -7,6 +7,7 @@ depend on: weights, images (names, labels, sizes, modification times), input siz
 
 import dataclasses
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from common.data import cache, loader, sampling, transforms
 from common.data.index import FolderIndex
 from common.data.loader import Batch
 from common.distributed import Group, World
-from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, print_error
+from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, UserError, print_error
 from common.evaluation.metrics import Counts
 from common.train import schedules
 from common.train.run_log import RunLogger
@@ -166,6 +167,8 @@ class _ClassifierTrainer(ProbeTrainer):
         for epoch in range(steps):
             self.watchdog.phase("training the classifier")
             loss = float(step(epoch, 0, [batch]).losses[0])
+        if not math.isfinite(loss):
+            raise UserError(f"--head-init: the loss of the classifier is {loss}; the weights of --pretrained diverged")
         self.logger.info(f"--head-init: the classifier was trained alone for {steps} steps, to a loss of {loss:.4f}")
         name = self.setup.spec.classifiers[0]
         return {

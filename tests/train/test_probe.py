@@ -138,6 +138,24 @@ def test_head_init_starts_with_the_classifier_of_a_probe(images, weights, probe,
         PROGRAM.prepare(*PROGRAM.parse(["--data", str(images), "--head-init=probe"]))
 
 
+def test_head_init_names_weights_that_diverged(images, weights, tmp_path, capsys):
+    state = final(weights.parent)
+    state["state_dict"]["stem.0.weight"][:] = float("inf")
+    torch.save(state, tmp_path / "inf.pth.tar")
+    words = [
+        "--data",
+        str(images),
+        "--output-dir",
+        str(tmp_path / "run"),
+        "--pretrained",
+        str(tmp_path / "inf.pth.tar"),
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        PROGRAM.main([*words, "--head-init=probe"])
+    reason = "the loss of the classifier is nan; the weights of --pretrained diverged"
+    assert capsys.readouterr().err == f"error: --head-init: {reason}\n"
+
+
 def test_a_signal_during_head_init_writes_no_checkpoint(images, weights, tmp_path, monkeypatch):
     compute = ProbeTrainer._compute
 
