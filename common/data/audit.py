@@ -5,6 +5,7 @@ loses about a second of work, and pairs of files are found by queries.
 """
 
 import hashlib
+import io
 import os
 import pathlib
 import sqlite3
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator
 import PIL
 from PIL import Image
 
-from common.data import cache, decode, file_tree
+from common.data import cache, decode, file_tree, packed
 from common.errors import UserError
 
 # Results of another limit, another decoder or other rules of common/data/decode.py are dropped.
@@ -60,12 +61,14 @@ class Record(typing.NamedTuple):
     note: str
 
 
-# A row number, the path of its file, and the stamp of an earlier check.
-Task = tuple[int, str, str | None]
+# A row number, the path of its file, the stamp of an earlier check, and where the file is in a packed split.
+Task = tuple[int, str, str | None, packed.Place | None]
 
 
-def examine(path: str, known_stamp: str | None = None) -> Record | None:
+def examine(path: str, known_stamp: str | None = None, place: packed.Place | None = None) -> Record | None:
     """Check one file; None where it still has the stamp of an earlier check."""
+    if place is not None:
+        return _examine_packed(path, known_stamp, place)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
@@ -78,13 +81,33 @@ def examine(path: str, known_stamp: str | None = None) -> Record | None:
         digest = _digest(path)
     except OSError as error:
         return Record("", b"", "broken", f"cannot be read ({error.strerror})", "")
+    return _decoded(path, None, stamp, digest)
+
+
+def _examine_packed(path: str, known_stamp: str | None, place: packed.Place) -> Record | None:
     try:
-        decode.open_rgb(path)
+        stamp = place.stamp()
+        if stamp == known_stamp:
+            return None
+        content = place.read(path)
+    except OSError as error:
+        return Record("", b"", "broken", f"{place.tar_file} cannot be read ({error.strerror})", "")
+    except decode.BadImage as error:
+        return Record("", b"", "broken", error.reason, "")
+    if not content:
+        return Record(stamp, b"", "zero-byte", "is empty", "")
+    return _decoded(path, content, stamp, hashlib.blake2b(content, digest_size=16).digest())
+
+
+def _decoded(path: str, content: bytes | None, stamp: str, digest: bytes) -> Record:
+    """Record of a file that can be read; `content`: see decode.open_rgb."""
+    try:
+        decode.open_rgb(path, content)
     except decode.GiantImage as error:
         return Record(stamp, digest, "giant", error.reason, "")
     except decode.BadImage as error:
         return Record(stamp, digest, "broken", error.reason, "")
-    return Record(stamp, digest, "", "", _format_note(path))
+    return Record(stamp, digest, "", "", _format_note(path, content))
 
 
 def _digest(path: str) -> bytes:
@@ -95,18 +118,18 @@ def _digest(path: str) -> bytes:
     return digest.digest()
 
 
-def _format_note(path: str) -> str:
+def _format_note(path: str, content: bytes | None) -> str:
     """Format of an image whose extension states another one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             found = _CONTAINERS.get(image.format or "", image.format)
     return "" if found == Image.registered_extensions().get(pathlib.Path(path).suffix.lower()) else f"holds a {found}"
 
 
 def examine_many(tasks: Iterable[Task]) -> list[tuple[int, Record | None]]:
     """(row number, `examine` of the file) of every task."""
-    return [(row, examine(path, known_stamp)) for row, path, known_stamp in tasks]
+    return [(row, examine(path, known_stamp, place)) for row, path, known_stamp, place in tasks]
 
 
 class Store:
@@ -120,6 +143,7 @@ class Store:
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
+        self._places: dict[str, packed.Place] = {}  # of the images of packed splits
         try:
             self.path = cache.path(self.root, ".check")
             try:
@@ -177,6 +201,8 @@ class Store:
     def _list_split(self, name: str) -> Split:
         folder = os.path.join(self.root, name) if name else self.root
         prefix = f"{name}/" if name else ""
+        if packed.is_packed(folder):
+            return self._list_packed(name, folder, prefix)
         classes, files, _ = file_tree.class_names(folder)
         if name == "val" and os.path.isfile(os.path.join(self.root, "val_label.txt")):
             images = [file for file in files if file_tree.is_image(file)]
@@ -190,6 +216,17 @@ class Store:
             self._add(name, label, [prefix + image for image in listing.images])
             others += listing.others
         return Split(name, classes, [prefix + other for other in others])
+
+    def _list_packed(self, name: str, folder: str, prefix: str) -> Split:
+        listing = packed.load(folder, "DIR")
+        images = [prefix + image for image in listing.names]
+        self._places |= {image: listing.places.place(i) for i, image in enumerate(images)}
+        by_class: dict[str, list[str]] = {label: [] for label in listing.classes or [""]}
+        for image, label in zip(images, listing.labels.tolist(), strict=True):
+            by_class[listing.classes[label] if listing.classes else ""].append(image)
+        for label, paths in by_class.items():
+            self._add(name, label, paths)
+        return Split(name, listing.classes or None, [])
 
     def _add(self, split: str, label: str, paths: list[str]) -> None:
         self.db.executemany(
@@ -208,7 +245,10 @@ class Store:
             "SELECT rowid, path, stamp FROM files WHERE rowid > ? ORDER BY rowid LIMIT ?", (last, _BLOCK)
         ).fetchall():
             last = block[-1][0]
-            work = [(row, os.path.join(self.root, os.fsdecode(path)), stamp) for row, path, stamp in block]
+            work = [
+                (row, os.path.join(self.root, name), stamp, self._places.get(name))
+                for row, name, stamp in ((row, os.fsdecode(path), stamp) for row, path, stamp in block)
+            ]
             yield [work[i : i + _TASK] for i in range(0, len(work), _TASK)]
 
     def update(self, results: list[tuple[int, Record | None]]) -> int:

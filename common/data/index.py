@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 import numpy as np
 import numpy.typing as npt
 
-from common.data import cache, exclude, file_tree, labels
+from common.data import cache, exclude, file_tree, labels, packed
 from common.data.decode import EXTENSIONS, read_file
 from common.errors import UserError
 from common.files import StrPath
@@ -38,6 +38,7 @@ class FolderIndex:
       label_file: path of the label file of the flat layout.
       excluded: number of images that --exclude left out.
       folder_fingerprint: fingerprint before --exclude; empty where nothing was left out.
+      places: of the images in tar files, where the split is packed; `path` is then a name only.
     """
 
     root: str
@@ -50,6 +51,7 @@ class FolderIndex:
     label_file: str = ""
     excluded: int = 0
     folder_fingerprint: str = ""
+    places: packed.Places | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,7 +71,18 @@ class FolderIndex:
         Raises:
           BadImage: it cannot be read.
         """
-        return read_file(self.path(i))
+        return read_file(self.path(i)) if self.places is None else self.places.read(i, self.path(i))
+
+    def stamp(self, i: int) -> str:
+        """Text that changes when the content of image i does.
+
+        Raises:
+          OSError: its file is not there.
+        """
+        if self.places is not None:
+            return self.places.place(i).stamp()
+        status = os.stat(self.path(i))
+        return f"{status.st_size} {status.st_mtime_ns}"
 
     def names(self) -> Iterator[str]:
         """Yield all names in order, much faster than one by one."""
@@ -85,6 +98,8 @@ class FolderIndex:
         digest = hashlib.sha256(self._names.data)
         digest.update(self._ends.data)
         digest.update(np.ascontiguousarray(self.labels).data)
+        if self.places is not None:
+            digest.update(self.places.encoding.encode())  # unchanged files: the fingerprint of the folder
         return digest.hexdigest()[:16]
 
     @property
@@ -106,6 +121,13 @@ class FolderIndex:
         table = np.array([position[file_tree.nfc(name)] for name in self.classes], np.int32)
         return dataclasses.replace(self, classes=tuple(classes), labels=table[self.labels])
 
+    def only(self, positions: Sequence[int]) -> "FolderIndex":
+        """The index of these images, in this order."""
+        names = "\0".join([*(self.name(i) for i in positions), ""])
+        chosen = _pack(self.root, self.classes, [names], self.labels[list(positions)], ())
+        places = None if self.places is None else self.places.select(np.array(positions))
+        return dataclasses.replace(chosen, label_file=self.label_file, places=places)
+
     def without(self, names: Set[str]) -> "FolderIndex":
         """The index without the images of these names."""
         if not names:
@@ -125,6 +147,7 @@ class FolderIndex:
             folder_fingerprint=self.fingerprint,
             _names=self._names[np.repeat(keep, lengths)],
             _ends=np.cumsum(lengths[keep]) - 1,
+            places=None if self.places is None else self.places.select(keep),
         )
 
 
@@ -139,10 +162,14 @@ def load_folder(root: StrPath, flag: str = "--data") -> FolderIndex:
         raise UserError(f"{flag}: {root} is not a folder")
     index = _from_cache(root)
     if index is None:
-        index, folders = _walk(root, flag)
+        index, folders = _read_packed(root, flag) if packed.is_packed(root) else _walk(root, flag)
         header = dict(classes=index.classes, ignored=index.ignored, kinds=index.ignored_kinds, rules=_RULES)
         header |= dict(folders=folders, fingerprint=index.fingerprint)
-        cache.write(root, header, dict(ends=index._ends, labels=index.labels, names=index._names))
+        arrays = dict(ends=index._ends, labels=index.labels, names=index._names)
+        if (places := index.places) is not None:
+            header |= dict(shards=[os.path.basename(path) for path in places.shards], encoding=places.encoding)
+            arrays |= dict(shard=places.shard_N, offset=places.offset_N, size=places.size_N)
+        cache.write(root, header, arrays)
     return index
 
 
@@ -156,6 +183,10 @@ def _from_cache(root: str) -> FolderIndex | None:
         return None
     classes, ignored, kinds = tuple(header["classes"]), header["ignored"], header["kinds"]
     index = FolderIndex(root, classes, arrays["labels"], ignored, arrays["names"], arrays["ends"], kinds)
+    if "shards" in header:
+        shards = [os.path.join(root, name) for name in header["shards"]]
+        places = packed.Places(shards, header["encoding"], arrays["shard"], arrays["offset"], arrays["size"])
+        index = dataclasses.replace(index, places=places)
     return index if index.fingerprint == header["fingerprint"] else None
 
 
@@ -174,7 +205,8 @@ def load_flat(
     Raises:
       UserError: an image or a label is missing, or a mistake in the label file.
     """
-    present = set(os.listdir(folder))
+    listing = packed.load(str(folder), flag) if packed.is_packed(folder) else None
+    present = set(os.listdir(folder) if listing is None else listing.names)
     images = sorted(name for name in present if file_tree.is_image(name))
     found = labels.read(label_file, flag, classes=classes, numbers=numbers, images=images)
     image_of = labels.image_names(found, images)
@@ -198,7 +230,11 @@ def load_flat(
             "images elsewhere"
         )
     index = _pack(os.path.abspath(folder), (), ["\0".join([*names, ""])], list(found.values()), others)
-    return dataclasses.replace(index, label_file=str(label_file))
+    places = None
+    if listing is not None:
+        row_of = {name: row for row, name in enumerate(listing.names)}
+        places = listing.places.select(np.array([row_of[name] for name in names]))
+    return dataclasses.replace(index, label_file=str(label_file), places=places)
 
 
 def of_files(paths: Sequence[str], targets: Sequence[int] = ()) -> FolderIndex:
@@ -226,6 +262,16 @@ def _walk(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
         folders.update(listing.folders)
     targets = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
     return _pack(root, classes, blocks, targets, others), folders
+
+
+def _read_packed(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
+    """The index of a packed split; also {".": modification time} of its folder."""
+    _, _, modified_ns = file_tree.class_names(root)
+    classes, names, targets, ignored, places = packed.load(root, flag)
+    if not classes:
+        raise UserError(f"{flag}: {root} was packed without classes; put its val_label.txt beside it")
+    index = _pack(root, classes, ["\0".join([*names, ""])], targets, ())
+    return dataclasses.replace(index, ignored=ignored, places=places), {".": modified_ns}
 
 
 def _check_distinct(root: str, classes: Sequence[str], flag: str) -> None:

@@ -294,7 +294,9 @@ class Search:
         self._train = index.load_folder(train)
         chosen = np.random.default_rng(0).permutation(len(self._train))[: config.images]
         transform = eval_transform(network.spec, network.size)
-        self._pixels = [transform(decode.open_rgb(self._train.path(int(i)))) for i in sorted(chosen)]
+        self._pixels = [
+            transform(decode.open_rgb(self._train.path(i), self._train.read(i))) for i in sorted(chosen.tolist())
+        ]
         self.num_images = len(self._pixels)
         evaluated = program.EvalConfig(
             data=config.data, resume=network.path, label_numbers=config.label_numbers, threads=config.threads

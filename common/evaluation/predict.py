@@ -172,7 +172,8 @@ class Predictor:
         chosen = sorted({int(i) for i in np.linspace(0, len(found) - 1, NUM_SAMPLES).round()})
         resume = self._config.resume
         print(f"{resume}: {len(chosen)} of the {len(found)} validation images in {found.root}", flush=True)
-        return of_files([found.path(i) for i in chosen], [int(found.labels[i]) - self._background for i in chosen])
+        samples = found.only(chosen)
+        return dataclasses.replace(samples, labels=samples.labels - self._background)
 
     def _validation_images(self, validation_option: str) -> FolderIndex:
         resume, options = self._config.resume, self._model.run_options

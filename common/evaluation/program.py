@@ -324,7 +324,7 @@ def load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "Fold
     Raises:
       UserError: images and labels that do not fit the model.
     """
-    from common.data import exclude, file_tree, index
+    from common.data import exclude, file_tree, index, packed
 
     root, num_classes = pathlib.Path(config.data), model.num_outputs - label_offset
     folder = root / "val" if (root / "val").is_dir() else root
@@ -332,6 +332,8 @@ def load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "Fold
     if label_file.is_file():
         train = root / "train"
         classes = model.classes or (file_tree.class_names(str(train))[0] if train.is_dir() else ())
+        if not classes and packed.is_packed(train):
+            classes = packed.read_manifest(train, "--data")["classes"]
         found = index.load_flat(folder, label_file, classes=classes, numbers=config.label_numbers)
         labels.check_range(found.labels, num_classes, label_file)
     else:

@@ -8,7 +8,6 @@ depend on: weights, images (names, labels, sizes, modification times), input siz
 import dataclasses
 import hashlib
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -87,8 +86,7 @@ class ProbeTrainer(Trainer):
         config, options = self.setup.config, self.setup.build_options
         files = hashlib.sha256()
         for i in range(len(images)):
-            status = os.stat(images.path(i))
-            files.update(f"{status.st_size} {status.st_mtime_ns};".encode())
+            files.update(f"{images.stamp(i)};".encode())
         how = [config.image_size, is_mirrored, config.on_bad_image, config.full_fp32, self.train_step.amp_type]
         how += [self.group.device.kind, torch.__version__, options.get("transform_input")]
         key = f"features {weights} {images.fingerprint} {files.hexdigest()} {how}"

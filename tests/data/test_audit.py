@@ -244,7 +244,9 @@ def test_a_folder_of_class_folders(data):
 def looked_at(monkeypatch):
     """Names of the files that were decoded."""
     names = []
-    monkeypatch.setattr(decode, "open_rgb", lambda path, real=decode.open_rgb: names.append(path) or real(path))
+    monkeypatch.setattr(
+        decode, "open_rgb", lambda path, *rest, real=decode.open_rgb: names.append(path) or real(path, *rest)
+    )
     return names
 
 
