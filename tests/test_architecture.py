@@ -18,6 +18,7 @@ LAYERS = (
     {"common.distributed", "common.config"},
     {"common.evaluation"},
     {"common.train", "common.deploy"},
+    {"common.report"},
     {"common.launch"},
     set(models.names()),
     {"tools"},

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -408,6 +409,7 @@ class Trainer:
         if fps == 0:
             measured = "no step was left to run, so that no throughput was measured"
         self.logger.info(f"{measured}; files are in {self.setup.folder}")
+        self.logger.info(f"report: python tools/report.py {shlex.quote(str(self.setup.folder))} --evaluate")
         if self.state.best_epoch:
             self.logger.info(f"Best validation top-1 : {self.state.best_acc1:.3f} % in epoch {self.state.best_epoch}")
         self.logger.final_result(fps, self.state.best_acc1, duration_s)

@@ -1,0 +1,232 @@
+"""tools/report.py: every number of the page is that of the files, and the page works in a browser."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import fails, run_ok, run_script
+
+from common.errors import UserError
+from common.evaluation import predictions
+from common.evaluation.predictions import Guess, Row
+from common.report import evaluation, others, page, runs
+from inception_v3.train import PROGRAM as INCEPTION_V3
+
+CLASSES = ["<b>bold</b>", 'ants & "bees"', "</script><script>bad()</script>", "\u05d0\u05d1\U0001f41d"]
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def row(path, label, *best):
+    """best: (class, probability) pairs."""
+    return Row(path, CLASSES[label], label, tuple(Guess(CLASSES[k], k, p) for k, p in best))
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A run folder of 240 epochs with predictions of five images."""
+    folder = tmp_path_factory.mktemp("run")
+    Image.fromarray(np.full((50, 80, 3), 90, np.uint8)).save(folder / "a.jpg")
+    records = []
+    for epoch in range(1, 241):
+        for step in (50, 100):
+            record = dict(epoch=epoch, step=step, loss=1 / epoch, acc1=epoch / 3, lr=0.1, fps=100.0 + step)
+            records.append(dict(kind="train", **record))
+        counts = dict(acc1=epoch / 4, acc5=100.0, loss=2 / epoch, seen=40, skipped=0)
+        records.append(dict(kind="val", epoch=epoch, step=100, **counts))
+    records.append(dict(kind="train", epoch=240, step=100, loss=9.0, acc1=1.0, lr=0.0, fps=float("nan")))  # repeated
+    records.append(dict(kind="bad_image", path="x/<i>.jpg", reason="truncated"))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records) + '{"kind": "tra')
+    config = dict(arch="inception_v3", recipe="finetune", lr=0.5, epochs=240)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "summary.json").write_text(json.dumps(dict(arch="inception_v3", best_acc1=60.0, best_epoch=240)))
+    rows = [
+        row(str(folder / "a.jpg"), 0, (0, 0.9), (1, 0.1)),
+        row(str(folder / "a.jpg"), 0, (2, 0.8), (0, 0.2)),
+        row("missing.jpg", 1, (2, 0.95), (3, 0.05)),
+        row(str(folder / "a.jpg"), 1, (2, 0.5), (1, 0.3)),
+        row(str(folder / "a.jpg"), 2, (2, 0.7), (1, 0.3)),
+        Row("broken.jpg", CLASSES[0], 0, (), "truncated"),
+        Row("unknown.jpg", None, None, (Guess(CLASSES[1], 1, 1.0),)),
+    ]
+    with predictions.writer(str(folder / "predictions.csv")) as write:
+        write(rows)
+    return folder
+
+
+def page_data(path):
+    text = pathlib.Path(path).read_text()
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+@pytest.fixture(scope="module")
+def html(case):
+    run_ok("tools/report.py", case, case.parent / case.name, "--benches=docs/benchmarks.json")
+    return case / "report.html"
+
+
+def test_the_numbers_of_the_page_are_those_of_the_files(case, html):
+    data = page_data(html)
+    records = [json.loads(line) for line in (case / "metrics.jsonl").read_text().splitlines()[:-1]]
+    run = data["runs"][0]
+    val = [record for record in records if record["kind"] == "val"]
+    for column in ("epoch", "step", "loss", "acc1", "acc5", "seen", "skipped"):
+        assert run["val"][column] == [record[column] for record in val]
+    train = [record for record in records if record["kind"] == "train"][:-2]
+    assert run["train_records"] == 480
+    assert run["train"]["loss"] == [*(record["loss"] for record in train), 9.0]  # of a repeated step, the last record
+    assert run["train"]["fps"][-1] is None  # NaN
+    assert run["train"]["position"][:3] == [0.5, 1.0, 1.5] and run["unread"] == 1
+    assert run["summary"] == json.loads((case / "summary.json").read_text())
+    assert run["bad_images"] == [{"path": "x/<i>.jpg", "reason": "truncated"}]
+    recipe = INCEPTION_V3.recipes["finetune"].config
+    assert run["differs"] == [["lr", 0.5, recipe.lr], ["epochs", 240, recipe.epochs]]
+    benches = json.loads(pathlib.Path("docs/benchmarks.json").read_text())
+    assert data["benches"]["rows"] == [each for each in benches if isinstance(each.get("ratio"), (int, float))]
+
+
+def test_classes_and_confusions_by_hand(case):
+    found = evaluation.summarize(case / "predictions.csv", 2, lambda path: None)
+    assert (found["images"], found["correct"], found["correct5"]) == (5, 2, 4)
+    assert (found["failed"], found["unlabeled"]) == (1, 1)
+    assert found["classes"] == CLASSES[:3]
+    assert found["per_class"] == [[2, 1, 1], [2, 0, 0], [1, 1, 4]]
+    assert found["pairs"] == [[1, 2, 2], [0, 2, 1]] and found["matrix"]
+    assert [(each["path"], each["truth"]) for each in found["mistakes"]] == [
+        ("missing.jpg", None),
+        (str(case / "a.jpg"), 0.2),
+    ]
+
+
+def test_a_thousand_classes_have_a_list_of_pairs(tmp_path):
+    names = [f"class {k}" for k in range(1000)]
+    rows = [
+        Row(f"{i}.jpg", names[i], i, (Guess(names[(i + 1) % 1000], (i + 1) % 1000, 0.5), Guess(names[i], i, 0.4)))
+        for i in range(1000)
+    ]
+    with predictions.writer(str(tmp_path / "all.json")) as write:
+        write(rows)
+    found = evaluation.summarize(tmp_path / "all.json", 3, lambda path: None)
+    assert not found["matrix"] and (len(found["pairs"]), found["all_pairs"]) == (200, 1000)
+    assert len(json.dumps(found)) < 100_000
+
+
+def test_text_cannot_end_the_script(html):
+    text = html.read_text()
+    assert "<script>bad()" not in text and "<b>bold" not in text
+    assert page_data(html)["evaluations"][0]["classes"] == CLASSES[:3]
+    assert html.stat().st_size < 3e6
+    assert not re.search(r'(src|href)="https?:', text)
+
+
+def in_browser(html, script, width=900):
+    """What `script`, appended to the page, leaves in the document's title; console errors fail."""
+    text = html.read_text()
+    end = text.rindex("</body>")
+    probe = html.with_name("probe.html")
+    probe.write_text(f"{text[:end]}<script>{script}</script>{text[end:]}")
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         f"--window-size={width},900",         "--virtual-time-budget=6000", "--dump-dom", probe.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ":CONSOLE" not in done.stderr, re.findall(r".*CONSOLE.*", done.stderr)
+    return json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1].replace("&amp;", "&"))
+
+
+TRY_ALL = """
+window.addEventListener("load", () => setTimeout(() => {
+  const found = {links: 0, broken: [], svgs: document.querySelectorAll("figure svg").length};
+  for (const link of document.querySelectorAll("a")) {
+    found.links += 1;
+    if (!document.querySelector(link.getAttribute("href"))) found.broken.push(link.href);
+    link.click();
+  }
+  for (const opened of document.querySelectorAll("details > summary")) opened.click();
+  for (const button of document.querySelectorAll("th button")) { button.click(); button.click(); }
+  const before = document.documentElement.dataset.theme;
+  document.getElementById("theme").click();
+  found.toggled = before !== document.documentElement.dataset.theme;
+  const focusable = [...document.querySelectorAll("a, button, summary, [tabindex='0']")];
+  found.focusable = focusable.length;
+  found.focused = focusable.filter((each) => { each.focus(); return document.activeElement === each; }).length;
+  found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  setTimeout(() => {
+    found.tables = document.querySelectorAll("details table").length;
+    found.details = document.querySelectorAll("details").length;
+    document.title = JSON.stringify(found);
+  }, 1500);
+}, 1500));
+"""
+
+
+@pytest.mark.skipif(not BROWSER and os.environ.get("CI") != "true", reason="no Chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [500, 1600])  # headless Chromium has no narrower window
+def test_the_page_in_a_browser(html, width):
+    found = in_browser(html, TRY_ALL, width)
+    assert found["links"] >= 8 and not found["broken"] and found["toggled"]
+    assert found["svgs"] == 9  # loss, accuracy, rate, speed; classes and confusions of both runs; benches
+    assert found["focused"] == found["focusable"] >= 40
+    assert found["tables"] == found["details"] > 8
+    assert found["overflow"] <= 0  # tables scroll, the page does not
+
+
+def test_curves_of_a_study_are_mean_and_range(tmp_path):
+    rows = []
+    for seed, accuracies in enumerate([(50.0, 60.0), (70.0, 90.0)]):
+        folder = tmp_path / "probe" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        records = [dict(kind="val", epoch=i + 1, step=4, acc1=acc1) for i, acc1 in enumerate(accuracies)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+        rows.append(dict(name="probe", seed=seed, acc1=max(accuracies)))
+    (tmp_path / "study.json").write_text(json.dumps(rows))
+    found = others.study(tmp_path / "study.json")
+    assert found["rows"] == rows
+    assert found["curves"] == [
+        dict(recipe="probe", epoch=1.0, low=50.0, mean=60.0, high=70.0, seeds=2),
+        dict(recipe="probe", epoch=2.0, low=60.0, mean=75.0, high=90.0, seeds=2),
+    ]
+
+
+def test_a_comparison_and_its_changed_images(case, tmp_path):
+    content = dict(a={}, b={}, agreed=3, images=4, layers=[])
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    header = "path,label,class_a,probability_a,class_b,probability_b,largest_difference\n"
+    (tmp_path / "changes.csv").write_text(f'{header}"a,b.jpg",x,y,0.5,z,0.25,1\n')
+    found = others.comparison(tmp_path / "all.json", tmp_path / "changes.csv", 5, lambda path: None)
+    assert found["agreed"] == 3
+    assert [(each["path"], each["probability_b"]) for each in found["changed"]] == [("a,b.jpg", 0.25)]
+
+
+def test_many_records_are_thinned_and_keep_the_ends_of_epochs(tmp_path):
+    lines = [json.dumps(dict(kind="train", epoch=1 + i // 1000, step=1 + i % 1000, loss=float(i))) for i in range(9000)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    found = runs.read(tmp_path, num_runs=8)
+    assert found["train_records"] == 9000 and len(found["train"]["loss"]) <= 1009
+    assert [loss for loss in found["train"]["loss"] if loss % 1000 == 999] == [float(k) for k in range(999, 9000, 1000)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "RUN: missing"),
+        (("/nowhere",), "RUN: /nowhere is not a folder"),
+        (("--study=/nowhere.json",), "--study: /nowhere.json cannot be read"),
+        (("--changes=x.csv", "--benches=docs/benchmarks.json"), "--changes: needs --comparison"),
+        (("--mistakes=-1",), "--mistakes: -1"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, tmp_path):
+    fails(run_script("tools/report.py", *words, "--out", tmp_path / "x.html"), message)
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_without_the_library_the_message_names_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
+    with pytest.raises(UserError, match="pip install vl-convert-python"):
+        page.plotting_library()
