@@ -1,0 +1,141 @@
+"""int8 files of tools/quantize.py: loss, agreement, and speed against the float32 file, in turns (A B A B).
+
+    python tests/bench/bench_int8.py --data DIR --photos FOLDER --ckpt model_best.pth.tar
+    python tests/bench/bench_int8.py --data DIR --photos FOLDER --what xception
+
+DIR is a dataset root, FOLDER holds further photographs: with a checkpoint of Inception v3, also mirrored and cropped
+ones, for the agreement. The other networks have random weights with calibrated batch norms, as many classes as DIR, and
+the further photographs as they are: their speed and agreement count, their accuracy does not.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+import time
+
+import numpy as np
+import record
+from PIL import Image, ImageOps
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support import calibrated
+
+from common.data import index
+from common.data.decode import open_rgb
+from common.data.loader import EvalLoader
+from common.data.transforms import eval_transform, normalize_into
+from common.deploy import export, quantize
+from common.evaluation import engines, predict
+from common.weights.load import load_model
+from tools import models
+
+BATCH = 8
+
+
+def further_photographs(source, target):
+    """Each photograph, its mirror image and two random crops: four times as many JPEG files."""
+    target.mkdir()
+    rng = np.random.default_rng(0)
+    for path in predict.list_images(str(source)):
+        image = open_rgb(path)
+        variants = [image, ImageOps.mirror(image)]
+        for _ in range(2):
+            scale = rng.uniform(0.6, 0.95)
+            width, height = (int(scale * side) for side in image.size)
+            x, y = (int(rng.integers(0, free + 1)) for free in (image.width - width, image.height - height))
+            variants.append(image.crop((x, y, x + width, y + height)))
+        for i, variant in enumerate(variants):
+            variant.save(target / f"{pathlib.Path(path).stem}_{i}.jpg", quality=95)
+    return target
+
+
+def random_weights(spec, data, num_classes, size):
+    """A network whose batch norms fit 16 training images."""
+    found = index.load_folder(data / "train")
+    transform, images = eval_transform(spec, size), np.empty((16, 3, size, size), np.float32)
+    for i, planes in zip(np.linspace(0, len(found) - 1, 16, dtype=int), images, strict=True):
+        normalize_into(planes, transform(Image.open(found.path(i)).convert("RGB")), spec.mean, spec.std)
+    return calibrated(num_classes, images, spec).eval()
+
+
+def seconds(engine, images):
+    start = time.perf_counter()
+    engine.run(images)
+    return time.perf_counter() - start
+
+
+def end_to_end(path, spec, found, size):
+    """Seconds from JPEG files to logits, with two dataloader workers."""
+    classifier = engines.EngineClassifier(engines.OnnxEngine(path), spec)
+    loader = EvalLoader(found, eval_transform(spec, size), 32, "fail", 0, 1, 2, False)
+    start = time.perf_counter()
+    for batch in loader:
+        classifier(batch.pixels_NHWC)
+    elapsed = time.perf_counter() - start
+    loader.close()
+    return elapsed
+
+
+def measure(name, args, folder, photos):
+    spec = models.spec(name)
+    data = pathlib.Path(args.data)
+    found = index.load_folder(data / "val")
+    is_trained = name == "inception_v3"
+    size, source, target = args.image_size, folder / f"{name}.onnx", folder / f"{name}_int8.onnx"
+    model = load_model(args.ckpt, spec)[0] if is_trained else random_weights(spec, data, len(found.classes), size)
+    export.export_onnx(model, spec, source, size, classes=found.classes)
+    options = dict(max_drop=0.7, min_agreement=99) if is_trained else dict(max_drop=100)
+    config = quantize.QuantizeConfig(
+        data=str(data), agreement_data=str(photos), images=args.images, calibration=args.calibration, **options
+    )
+    best = quantize.quantize(str(source), str(target), config, lambda _: spec)
+    images = np.random.default_rng(0).normal(size=(BATCH, 3, size, size)).astype(np.float32)
+    before, after = engines.OnnxEngine(source), engines.OnnxEngine(target)
+    seconds(before, images), seconds(after, images)
+    ratios = [seconds(before, images) / seconds(after, images) for _ in range(args.turns)]
+    whole = [end_to_end(source, spec, found, size) / end_to_end(target, spec, found, size) for _ in range(3)]
+    accuracy = (
+        f"top-1 {best.acc1_before:.2f} to {best.acc1_after:.2f} % of {best.images} images"
+        if is_trained
+        else "random weights with calibrated batch norms"
+    )
+    note = (
+        f"{accuracy}; agreement {best.agreement:.2f} % of {best.seen}; {best.method} of {args.images} images, "
+        f"{len(best.float_layers)} convolutions in float32"
+    )
+    against = "the same network in float32, ONNX Runtime"
+    for ratio, what in ((ratios, f"batch {BATCH}"), (whole, f"from {len(found)} JPEG files to logits")):
+        row = record.compared(ratio)
+        print(f"{name} int8, {what}: {row['ratio']} ({row['range'][0]} to {row['range'][1]}); {note}", flush=True)
+        kind = "" if what.startswith("batch") else "_files"
+        record.record(
+            args.record, f"int8_{name}{kind}", f"int8 {name}, {size} pixels, {what}", against, **row, note=note
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--photos", required=True)
+    parser.add_argument("--ckpt", help="of Inception v3")
+    parser.add_argument("--what", choices=models.names(), action="append", help="default: inception_v3")
+    parser.add_argument("--images", type=int, default=128, help="that calibrate")
+    parser.add_argument("--calibration", default="minmax", choices=("all", *quantize.calibrate.METHODS))
+    parser.add_argument("--image-size", type=int, default=299)
+    parser.add_argument("--turns", type=int, default=9)
+    record.add_option(parser)
+    args = parser.parse_args()
+    for name in args.what or ["inception_v3"]:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = pathlib.Path(temporary)
+            photos = args.photos
+            if name == "inception_v3":
+                photos = further_photographs(args.photos, folder / "photos")
+            measure(name, args, folder, photos)
+
+
+if __name__ == "__main__":
+    main()
