@@ -69,7 +69,7 @@ def restart_arguments(config: LaunchConfig, program: "TrainProgram", arguments: 
 
 
 def launch(argv: list[str]) -> int:
-    """Check, then start the ranks; returns their exit status. A single rank replaces this process instead."""
+    """Check, then start the ranks; returns their exit status. A single rank replaces this process and checks itself."""
     name, script, defaults, options, keys, passthrough = split(argv)
     config = parse_keys(defaults, keys)
     arguments = program_arguments(config, name, options, passthrough)
@@ -87,6 +87,9 @@ def launch(argv: list[str]) -> int:
     program = load_program(script)
     if config.preflight == "true" and _preflight(config, program, arguments):
         return 1
+    if config.devices * config.max_nodes == 1 and not config.is_elastic:
+        sys.stdout.flush()
+        os.execv(sys.executable, command)  # it makes the same checks, and torch is imported once
     # A node that joins later finds a used run folder, that of the run it joins.
     joins = ["--resume=auto"] if config.is_elastic and config.node_rank > 0 else []
     for num_nodes in range(config.min_nodes, config.max_nodes + 1):
@@ -94,9 +97,6 @@ def launch(argv: list[str]) -> int:
     cann.set_hccl_environment(config.local_addr, settings["--rendezvous-timeout"])
     if config.is_elastic:
         command = [sys.executable, script, *restart_arguments(config, program, arguments)]
-    elif config.devices * config.max_nodes == 1:
-        sys.stdout.flush()
-        os.execv(sys.executable, command)
     from common.launch import elastic
 
     store = join_rendezvous(config, script, settings) if config.max_nodes > 1 else None
