@@ -28,8 +28,8 @@ from common.train.trainer import Trainer
 # An epoch has at least so many steps: a training set of some hundred images would fit as one.
 _STEPS_OF_EPOCH = 10
 # Micro-batches to measure: from the smallest, doubled until they differ by this many bytes, to the largest, or to one
-# that might not fit. The first images of a batch take more than the others: Xception at 96 pixels takes 46 MiB for each
-# from 4 to 8 images, and 33 MiB from 4 to 64.
+# that might not fit. The first images of a batch take more than the others: 46 MiB each from 4 to 8 images, 33 MiB from
+# 4 to 64, for a network of separable convolutions at 96 pixels.
 _SMALLEST_MEASURED, _LARGEST_MEASURED, _MEASURABLE = 4, 256, 2**30
 
 # Range test: learning rates of a geometric series, and the rise of the smoothed loss over its minimum that ends it.
@@ -40,8 +40,8 @@ _MEMORY = 0.9  # decay of the smoothed loss
 def micro_batch_size(setup: RunSetup, group: Group) -> tuple[int, str]:
     """Images of the largest micro-batch that fits on every rank's device, and one line that says so.
 
-    Memory is linear in the images: it is measured at a small and a larger size. On accelerators a step proves the result. It is a
-    multiple of 8, and leaves at least ten steps to an epoch.
+    Memory is linear in the images: it is measured at a small and a larger size. On accelerators a step proves the
+    result. It is a multiple of 8, and leaves at least ten steps to an epoch.
     """
     device, plan = group.device, setup.plan
     trial = _Trial(setup, group)
