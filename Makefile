@@ -32,7 +32,7 @@ check: venv
 	$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run)
 
 bench: venv
-	for name in training deploy index checkpoint; do \
+	for name in training pipeline deploy index checkpoint; do \
 	  $(BIN)/python tests/bench/bench_$$name.py --record docs/benchmarks.json || exit 1; done
 	$(BIN)/python tools/make_tables.py
 
