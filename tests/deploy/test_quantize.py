@@ -14,8 +14,8 @@ from PIL import Image
 from support import FAKE_BIN, draw_images, fails, run_script
 from torch import nn
 
-from common.data.transforms import eval_transform
-from common.deploy import calibrate, export, int8_graph, om_quantize, quantize
+from common.data.transforms import eval_transform, normalize_into
+from common.deploy import calibrate, compare, export, int8_graph, om_quantize, onnx_runtime, postprocess, quantize
 from common.errors import RunError, UserError
 from common.evaluation import engines, onnx_metadata, program
 from common.spec import ModelSpec
@@ -262,3 +262,38 @@ def test_for_om_without_amct_the_command_is_printed_and_its_data_kept(work, tmp_
     words = dict(word.lstrip("-").partition("=")[::2] for word in line.split() if word.startswith("--"))
     kept = sorted(pathlib.Path(words["data_dir"]).iterdir())
     assert [path.stat().st_size for path in kept] == [4 * 8 * 3 * SIDE * SIDE] * 2
+
+
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+def test_the_files_run_like_any_other(kind, work, tmp_path, capsys):
+    """run_onnx gives the logits of the engine, its files score as eval.py does, and compare takes both files."""
+    target = tmp_path / f"{kind}.onnx"
+    if kind == "int8":
+        int8(work, target, max_drop=10, calibration="minmax")
+    else:
+        onnx.save(export._half(onnx.load(work / "net.onnx")), target)
+    (tmp_path / "prep").mkdir()
+    paths = sorted((work / "data" / "val").rglob("*.jpg"))
+    images = np.empty((len(paths), 3, SIDE, SIDE), np.float32)
+    for i, path in enumerate(paths):
+        normalize_into(images[i], eval_transform(SPEC)(Image.open(path)), SPEC.mean, SPEC.std)
+        images[i].tofile(tmp_path / "prep" / f"{path.parent.name}_{path.stem}.bin")
+    (tmp_path / "labels.txt").write_text(
+        "".join(
+            f"{path.parent.name}_{path.stem}.jpg {('ant', 'bee', 'cat').index(path.parent.name)}\n" for path in paths
+        )
+    )
+    options = dict(output=str(tmp_path), output_dirname="res", outfmt="NPY", batchsize=8, threads=1)
+    onnx_runtime.run(onnx_runtime.RunOnnxConfig(model=str(target), input=str(tmp_path / "prep"), **options))
+    found = np.concatenate(
+        [np.load(tmp_path / "res" / f"{p.parent.name}_{p.stem}_0.npy").reshape(1, -1) for p in paths]
+    )
+    np.testing.assert_allclose(found, engines.OnnxEngine(target).run(images), rtol=1e-5, atol=1e-5)
+    scoring = postprocess.PostprocessConfig(
+        infer_results=str(tmp_path / "res"), anno_file=str(tmp_path / "labels.txt"), num_classes=3, workers=1
+    )
+    assert postprocess.score(SPEC, scoring)[0].correct[0] == counts(work, target).correct[0]
+    capsys.readouterr()
+    gate = compare.CompareConfig(data=str(work / "data"), workers=0, threads=1, min_agreement=90)
+    compare.main(str(work / "net.onnx"), str(target), gate, lambda name: SPEC)
+    assert "agree" in capsys.readouterr().out
