@@ -17,6 +17,7 @@ import pathlib
 import shlex
 import sys
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
@@ -79,7 +80,7 @@ def content(args: argparse.Namespace) -> dict[str, Any]:
         if args.evaluate and not path.exists():
             _evaluate(folder, run, path)
         if path.exists():
-            evaluations.append(evaluation.summarize(path, args.mistakes, picture))
+            evaluations.append({**evaluation.summarize(path, args.mistakes, picture), "run": run["folder"]})
             if args.grad_cam:
                 _add_heat(folder, run, evaluations[-1]["mistakes"])
     if args.grad_cam and not evaluations:
@@ -108,7 +109,33 @@ def _run(folder: str, num_runs: int) -> dict[str, Any]:
     arch = (run["summary"] or {}).get("arch") or config.get("arch")
     recipes = models.program(arch).recipes if arch in models.names() else {}
     recipe = dataclasses.asdict(typing.cast(Any, recipes[name].config)) if name in recipes else {}
-    return {**run, "differs": runs.options_that_differ(config, recipe) if recipe else []}
+    differs = runs.options_that_differ(config, recipe) if recipe else []
+    return {**run, "differs": differs, "has_recipe": bool(recipe), "data_set": _data_set(str(arch), config)}
+
+
+def _data_set(arch: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What there is of the images of a run: counts of `train` and `val`; empty where they are not there any more."""
+    if arch not in models.names() or config.get("recipe") not in models.program(arch).recipes:
+        return {}
+    program = models.program(arch)
+    defaults = program.recipes[config["recipe"]].config
+    fields = {field.name for field in dataclasses.fields(defaults)}
+    try:
+        used = dataclasses.replace(defaults, **{name: value for name, value in config.items() if name in fields})
+        splits = program.load_splits(used)
+    except UserError:
+        return {}
+    return {
+        part: {
+            "folder": images.root,
+            "images": len(images),
+            "classes": list(images.classes),
+            "per_class": [int((images.labels == k).sum()) for k in range(len(images.classes))],
+            "ignored": images.ignored,
+        }
+        for part, images in (("train", splits.train), ("val", splits.val))
+        if images is not None
+    }
 
 
 def _checkpoint(folder: str, run: dict[str, Any]) -> tuple[ModelSpec, str]:
