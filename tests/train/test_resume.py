@@ -8,7 +8,7 @@ import torch
 from support import LAUNCH_TINY, TINY
 from tiny import PROGRAM
 
-from common.data import sampling
+from common.data import augment, sampling
 from common.errors import NothingToDo, UserError
 
 DONE = "has completed 2 epochs (10 steps), best validation top-1 "
@@ -125,3 +125,15 @@ def test_a_run_with_another_order_of_images_goes_on_at_the_end_of_an_epoch_alone
         torch.save({**state, **end}, tmp_path / "older.pth.tar")
         note = PROGRAM.prepare(*PROGRAM.parse(words)).notes[-1]
         assert note.startswith("note: --resume: ") and note.endswith("the epochs from here on have the new order")
+
+
+@pytest.mark.parametrize("before", [None, "fast 00000000"])
+def test_another_decoder_than_before_is_named(images, complete, tmp_path, capsys, before):
+    state = torch.load(complete / "checkpoint.pth.tar")
+    assert state.pop("decoder") == augment.decoder_fingerprint("auto")  # checkpoints of earlier versions have none
+    torch.save(state | ({"decoder": before} if before else {}), tmp_path / "older.pth.tar")
+    words = ["--data", str(images), "--resume", str(tmp_path / "older.pth.tar"), "--output-dir", str(tmp_path / "run")]
+    PROGRAM.main([*words, "--epochs=3", "--max-steps=11", "--lr=0.05"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "decoded" in line]
+    now = augment.decoder_fingerprint("auto")
+    assert line == f"resume: training images are decoded by {now}, before by {before or 'pil'}; pixels may differ"
