@@ -53,10 +53,9 @@ def quantize_for_om(
     folder = search.folder.absolute()
     data = folder / "calibration"
     data.mkdir(exist_ok=True)
-    batch = network.engine.batch or quantize.BATCH
-    num_batches = search.num_images // batch
+    batch, num_batches = network.batch, search.num_images // network.batch
     if not num_batches:
-        raise UserError(f"--images: {search.num_images}, AMCT takes whole batches; {source} is fixed to {batch} images")
+        raise UserError(f"--images: {search.num_images}, AMCT takes whole batches of {batch}")
     for i in range(num_batches):
         search.images(i * batch, batch).tofile(data / f"batch_{i:05d}.bin")
     name = network.prepared.graph.input[0].name

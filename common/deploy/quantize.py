@@ -36,8 +36,8 @@ if typing.TYPE_CHECKING:
 
     from common.evaluation.comparison import Comparison
 
-BATCH = 8  # images of one calibration batch, and of the speed that is printed
-DAMAGE_BATCHES = 4  # calibration batches that rank the layers
+BATCH = 8  # images of one calibration batch, and of the speed that is printed, where the file leaves it open
+DAMAGE_BATCHES = 2  # calibration batches that rank the layers
 # Operators with int8 kernels in ONNX Runtime. The classifier stays in float32: it takes no time, and costs the most.
 OPERATORS = ("Conv", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Add", "Flatten")
 EQUAL_SHARE = 1e-4  # of the largest logit, as in export: the rewritten float graph must compute the same
@@ -180,7 +180,7 @@ def quantize(source: str, target: str, config: QuantizeConfig, spec_of: Callable
     print(
         f"{target}: int8 ({best.method}, {len(best.float_layers)} convolutions in float32), {sizes[0]:.1f} -> "
         f"{sizes[1]:.1f} MiB, top-1 {best.acc1_before:.3f} -> {best.acc1_after:.3f} % of {best.images} images, "
-        f"agreement {best.agreement:.3f} % of {best.seen}, {ratio:.2f} times as fast (batch {BATCH})"
+        f"agreement {best.agreement:.3f} % of {best.seen}, {ratio:.2f} times as fast (batch {network.batch})"
     )
     if line := _openvino_line(target, search.calibration_batch(0), logits):
         print(line)
@@ -222,6 +222,7 @@ class FloatNetwork:
     """The file to quantize.
 
     Attributes:
+      batch: images of a run.
       prepared: rewritten by int8_graph, with the names of its convolutions in `layers`.
     Raises:
       UserError: a file that is no float32 classifier of a known network.
@@ -248,6 +249,7 @@ class FloatNetwork:
         self.size = engine.metadata.get("image_size") or next(
             (side for side in engine.sample_shape[1:] if isinstance(side, int)), self.spec.input_size
         )
+        self.batch = engine.batch or BATCH
         self.prepared = int8_graph.prepare(int8_graph.raised(proto))
         self.layers = [node.name for node in self.prepared.graph.node if node.op_type == "Conv"]
 
@@ -297,6 +299,10 @@ class Search:
         self._pixels = [
             transform(decode.open_rgb(self._train.path(i), self._train.read(i))) for i in sorted(chosen.tolist())
         ]
+        if network.engine.batch:  # whole batches only
+            del self._pixels[len(self._pixels) // network.batch * network.batch :]
+        if not self._pixels:
+            raise UserError(f"--images: {len(chosen)}, but {network.path} is fixed to batches of {network.batch}")
         self.num_images = len(self._pixels)
         evaluated = program.EvalConfig(
             data=config.data, resume=network.path, label_numbers=config.label_numbers, threads=config.threads
@@ -332,12 +338,16 @@ class Search:
             self._damage = kept["damage"]
             print(f"{len(self.trials)} trials are kept from before ({self._notes})", flush=True)
 
+    @property
+    def num_batches(self) -> int:
+        return -(-self.num_images // self._network.batch)
+
     def images(self, first: int, count: int) -> np.ndarray:
         """Calibration images as the network takes them."""
         return self._network.normalized(np.stack(self._pixels[first : first + count]))
 
     def calibration_batch(self, number: int) -> np.ndarray:
-        return self.images(number * BATCH, BATCH)
+        return self.images(number * self._network.batch, self._network.batch)
 
     def run(self) -> Trial:
         """The first trial that meets the limits, else the best one."""
@@ -345,7 +355,7 @@ class Search:
         self._calibration = calibrate.Calibration(
             self._network.prepared,
             self.calibration_batch,
-            -(-self.num_images // BATCH),
+            self.num_batches,
             self.folder / "calibration.npz",
             self._key,
         )
@@ -428,7 +438,7 @@ class Search:
         """Convolutions, the one first whose quantization alone changes the logits most."""
         from common.progress import Progress
 
-        batches = [self.calibration_batch(i) for i in range(min(DAMAGE_BATCHES, -(-self.num_images // BATCH)))]
+        batches = [self.calibration_batch(i) for i in range(min(DAMAGE_BATCHES, self.num_batches))]
         exact = [_run(self._network.prepared, images, self._config.threads) for images in batches]
         with Progress(len(self._network.layers), "layers") as advance:
             for layer in self._network.layers:

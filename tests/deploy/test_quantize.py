@@ -1,5 +1,6 @@
 """int8 files: what is rewritten before, that the loss is measured and bounded, and that a run resumes."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -126,6 +127,21 @@ def test_a_loss_beyond_the_limit_is_an_error_and_writes_nothing(work, tmp_path, 
     assert errors[-1] < errors[0]
 
 
+def test_the_loss_is_that_of_the_trial(work, tmp_path, monkeypatch):
+    """Ranges that are 50 times too small cost accuracy: more than 0.5 points, measured as eval.py does."""
+    ranges = calibrate.Calibration.ranges
+    monkeypatch.setattr(
+        calibrate.Calibration,
+        "ranges",
+        lambda self, method: {name: (low / 50, high / 50) for name, (low, high) in ranges(self, method).items()},
+    )
+    with pytest.raises(RunError, match="not written; .*allowed are --max-drop 0.5"):
+        int8(work, tmp_path / "x.onnx", calibration="minmax")
+    last = json.loads((tmp_path / "x.onnx.work" / "trials.json").read_text())["trials"][-1]
+    after = counts(work, tmp_path / "x.onnx.work" / "trial.onnx").percent(1)
+    assert last["acc1_after"] == after < last["acc1_before"] - 10
+
+
 def test_an_interrupted_run_goes_on_where_it_was(work, tmp_path, monkeypatch, capsys):
     real, seen = quantize.Search.calibration_batch, []
 
@@ -145,6 +161,21 @@ def test_an_interrupted_run_goes_on_where_it_was(work, tmp_path, monkeypatch, ca
     assert resumed == int8(work, tmp_path / "y.onnx", max_drop=10)
     one, other = [onnx.load(tmp_path / name).graph for name in ("x.onnx", "y.onnx")]
     assert one.SerializeToString() == other.SerializeToString()
+
+
+def test_a_file_of_fixed_batch_size(work, tmp_path):
+    """16 images are five batches of three and one too many."""
+    proto = onnx.load(work / "net.onnx")
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    options = config(work, max_drop=10, calibration="minmax")
+    best = quantize.quantize(str(tmp_path / "fixed.onnx"), str(tmp_path / "x.onnx"), options, lambda name: SPEC)
+    engine = engines.OnnxEngine(tmp_path / "x.onnx")
+    assert engine.batch == 3 and engine.metadata["quantization"]["calibration_images"] == 15
+    assert best.images == 24
+    with pytest.raises(UserError, match="--images: 2, but .* is fixed to batches of 3"):
+        few = dataclasses.replace(options, images=2)
+        quantize.quantize(str(tmp_path / "fixed.onnx"), str(tmp_path / "y.onnx"), few, lambda name: SPEC)
 
 
 def test_further_photographs_count_for_the_agreement_only(work, tmp_path):
