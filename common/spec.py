@@ -18,6 +18,10 @@ StateDict = Mapping[str, "torch.Tensor"]
 BuildOptions = Mapping[str, Any]
 
 
+def _never_same(option: str, image_size: int) -> bool:
+    return False
+
+
 def _no_options(state_dict: StateDict) -> BuildOptions:
     return {}
 
@@ -44,6 +48,9 @@ class ModelSpec:
         not a checkpoint of this repository (torchvision, timm, Cadene).
       export_maps: file format -> inverse of the function in `key_maps`; none where the names are ours.
       format_options: file format -> build options of the network whose weights such files hold.
+      folds: build option -> function (state dict, its value, another value) that returns weights with which the network
+        built with the other value gives the same logits in evaluation mode.
+      same_at: whether networks that differ in one build option are the same function for images of a size.
       classifiers: names of the linear layers with one row per class, the main one first.
       training_modules: submodules for training only (an auxiliary head). A training that starts from weights without
         them initializes them.
@@ -51,6 +58,7 @@ class ModelSpec:
         for example {"aux": True}; not the class count, which is read from `classifiers`.
       weight_urls: addresses of the public weights, tried in order; the file name carries its hash, as in torch.hub.
       weight_names: words that `train.py --pretrained` takes for them: the packages that publish them.
+      keras_name: the network in keras.applications; empty: none.
     """
 
     name: str
@@ -70,11 +78,14 @@ class ModelSpec:
     key_maps: Mapping[str, Callable[[StateDict], StateDict]] = dataclasses.field(default_factory=dict)
     export_maps: Mapping[str, Callable[[StateDict], StateDict]] = dataclasses.field(default_factory=dict)
     format_options: Mapping[str, BuildOptions] = dataclasses.field(default_factory=dict)
+    folds: Mapping[str, Callable[[StateDict, Any, Any], StateDict]] = dataclasses.field(default_factory=dict)
+    same_at: Callable[[str, int], bool] = _never_same
     classifiers: tuple[str, ...] = ("fc",)
     training_modules: tuple[str, ...] = ()
     infer_options: Callable[[StateDict], BuildOptions] = _no_options
     weight_urls: tuple[str, ...] = ()
     weight_names: tuple[str, ...] = ()
+    keras_name: str = ""
 
     def build(self, **options: Any) -> "torch.nn.Module":
         """Build the network with initialized weights.

@@ -2,13 +2,16 @@
 
 Parameter names are torchvision's, so its weights and those of the Ascend model zoo load as they are. Input RGB
 [N, 3, H, W] from 75 pixels up, 299 in the paper; output logits [N, K], in training mode (logits, auxiliary logits).
-27,161,264 parameters for 1000 classes, 23,834,568 without the auxiliary head. Batch-norm eps is 1e-3; the average
-pools of the branches count the padding, as in torchvision and unlike Inception v4.
+27,161,264 parameters for 1000 classes, 23,834,568 without the auxiliary head. Batch-norm eps is 1e-3. The average
+pools of the branches count the padding as zeros (torchvision, timm) or leave it out (TensorFlow, Keras, MindSpore):
+`pool_padding`.
 
 Reported: 78.12 % top-1 after 240 epochs on 8 Ascend 910 (resize 342, crop 299); the weights ported from TensorFlow
 give 77.29 % and expect 0.5/0.5 normalization (`transform_input`).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +24,19 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUX_GRID = 5  # the auxiliary head's 5x5 convolution needs a map of this side
 
 
-def _average(x: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1)
+Pool = Callable[[torch.Tensor], torch.Tensor]
+
+
+def average_pool(pool_padding: str) -> Pool:
+    """The 3x3 average of the branches: "torch" counts the padding as zeros, "same" leaves it out.
+
+    Raises:
+      ValueError: another word.
+    """
+    if pool_padding not in ("torch", "same"):
+        raise ValueError(f"pool_padding: {pool_padding!r}, must be 'torch' or 'same'")
+    counted = pool_padding == "torch"
+    return functools.partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=counted)
 
 
 def _maximum(x: torch.Tensor) -> torch.Tensor:
@@ -87,14 +101,14 @@ class Branches(nn.Module):
         return torch.cat(outputs, 1)
 
 
-def _grid_35(in_channels: int, pool_channels: int) -> Branches:
+def _grid_35(in_channels: int, pool_channels: int, average: Pool) -> Branches:
     """Figure 5 of the paper: 35x35, a 5x5 and a double 3x3 branch."""
     return Branches(
         in_channels,
         [("branch1x1", 64, 1)],
         [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
         [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
-        [_average, ("branch_pool", pool_channels, 1)],
+        [average, ("branch_pool", pool_channels, 1)],
     )
 
 
@@ -108,7 +122,7 @@ def _reduce_to_17(in_channels: int) -> Branches:
     )
 
 
-def _grid_17(in_channels: int, c: int) -> Branches:
+def _grid_17(in_channels: int, c: int, average: Pool) -> Branches:
     """Figure 6 with n = 7: 17x17, `c` channels inside the factorized 7x7 branches."""
     return Branches(
         in_channels,
@@ -121,7 +135,7 @@ def _grid_17(in_channels: int, c: int) -> Branches:
             ("branch7x7dbl_4", c, (7, 1)),
             ("branch7x7dbl_5", 192, (1, 7)),
         ],
-        [_average, ("branch_pool", 192, 1)],
+        [average, ("branch_pool", 192, 1)],
     )
 
 
@@ -140,7 +154,7 @@ def _reduce_to_8(in_channels: int) -> Branches:
     )
 
 
-def _grid_8(in_channels: int) -> Branches:
+def _grid_8(in_channels: int, average: Pool) -> Branches:
     """Figure 7: 8x8, branches that fork at their end."""
     return Branches(
         in_channels,
@@ -151,7 +165,7 @@ def _grid_8(in_channels: int) -> Branches:
             ("branch3x3dbl_2", 384, 3),
             [("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))],
         ],
-        [_average, ("branch_pool", 192, 1)],
+        [average, ("branch_pool", 192, 1)],
     )
 
 
@@ -183,30 +197,37 @@ class InceptionV3(nn.Module):
       transform_input: expect ImageNet-normalized input and convert it to 0.5/0.5 first, for weights that were trained
         on the latter (those ported from TensorFlow).
       dropout: probability of dropping a feature before the classifier.
+      pool_padding: see `average_pool`.
     """
 
     def __init__(
-        self, num_classes: int = 1000, aux: bool = True, transform_input: bool = False, dropout: float = 0.5
+        self,
+        num_classes: int = 1000,
+        aux: bool = True,
+        transform_input: bool = False,
+        dropout: float = 0.5,
+        pool_padding: str = "torch",
     ) -> None:
         super().__init__()
+        average = average_pool(pool_padding)
         self.transform_input = transform_input
         self.Conv2d_1a_3x3 = BasicConv2d(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = BasicConv2d(32, 32, 3)
         self.Conv2d_2b_3x3 = BasicConv2d(32, 64, 3, padding=1)
         self.Conv2d_3b_1x1 = BasicConv2d(64, 80, 1)
         self.Conv2d_4a_3x3 = BasicConv2d(80, 192, 3)
-        self.Mixed_5b = _grid_35(192, 32)
-        self.Mixed_5c = _grid_35(256, 64)
-        self.Mixed_5d = _grid_35(288, 64)
+        self.Mixed_5b = _grid_35(192, 32, average)
+        self.Mixed_5c = _grid_35(256, 64, average)
+        self.Mixed_5d = _grid_35(288, 64, average)
         self.Mixed_6a = _reduce_to_17(288)
-        self.Mixed_6b = _grid_17(768, 128)
-        self.Mixed_6c = _grid_17(768, 160)
-        self.Mixed_6d = _grid_17(768, 160)
-        self.Mixed_6e = _grid_17(768, 192)
+        self.Mixed_6b = _grid_17(768, 128, average)
+        self.Mixed_6c = _grid_17(768, 160, average)
+        self.Mixed_6d = _grid_17(768, 160, average)
+        self.Mixed_6e = _grid_17(768, 192, average)
         self.AuxLogits = AuxiliaryHead(768, num_classes) if aux else None
         self.Mixed_7a = _reduce_to_8(768)
-        self.Mixed_7b = _grid_8(1280)
-        self.Mixed_7c = _grid_8(2048)
+        self.Mixed_7b = _grid_8(1280, average)
+        self.Mixed_7c = _grid_8(2048, average)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2048, num_classes)
         self._initialize()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.spec import ModelSpec
+from inception_v3 import weights
 
 
 def _build(**options: Any) -> Any:
@@ -28,13 +29,23 @@ def _infer_options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 SPEC = ModelSpec(
     name="inception_v3",
     builder=_build,
-    build_options=dict(num_classes=1000, aux=True, transform_input=False, dropout=0.5),
+    build_options=dict(num_classes=1000, aux=True, transform_input=False, dropout=0.5, pool_padding="torch"),
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
+    label_offset=1,
     aux_weight=0.4,
+    key_maps={"state_dict": weights.from_torch, "mindspore": weights.from_mindspore, "keras": weights.from_keras},
+    export_maps={"mindspore": weights.to_mindspore, "keras": weights.to_keras},
+    format_options={
+        "state_dict": {"pool_padding": "torch"},
+        "mindspore": {"pool_padding": "same", "transform_input": False},
+        "keras": {"pool_padding": "same", "transform_input": True, "aux": False},
+    },
+    folds={"transform_input": weights.fold_input},
     classifiers=("fc", "AuxLogits.fc"),
     training_modules=("AuxLogits",),
     infer_options=_infer_options,
     weight_urls=("https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",),
     weight_names=("torchvision",),
+    keras_name="InceptionV3",
 )

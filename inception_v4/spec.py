@@ -3,6 +3,7 @@
 from typing import Any
 
 from common.spec import ModelSpec
+from inception_v4 import weights
 
 
 def _build(**options: Any) -> Any:
@@ -23,6 +24,8 @@ SPEC = ModelSpec(
     std=(0.5, 0.5, 0.5),
     num_classes=1000,
     label_offset=1,
+    key_maps={"mindspore": weights.from_mindspore},
+    export_maps={"mindspore": weights.to_mindspore},
     classifiers=("last_linear",),
     weight_urls=(
         "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-cadene/inceptionv4-8e4777a0.pth",

@@ -4,8 +4,9 @@
     python tools/convert_weights.py gpu-ckpt/Xception-rank0-250_2502.ckpt official.ckpt
 
 The format of IN is recognized by content, that of OUT by its name: .pth.tar (checkpoint of this repository), .pth .pt
-.safetensors (timm, Cadene, torchvision), .ckpt (MindSpore), .h5 (Keras). Only weights are converted. OUT is written if
-the network read back from it gives the logits of IN; where its format cannot express a property of IN, nothing is.
+.safetensors (timm, Cadene, torchvision), .ckpt (MindSpore), .h5 .weights.h5 .keras (Keras). Only weights are converted.
+OUT is written if the network read back from it gives the logits of IN; where its format cannot express a property of
+IN, nothing is.
 """
 
 import argparse
@@ -59,8 +60,9 @@ def main() -> None:
     convert.format_of(pathlib.Path(options.output))
     files.check_writable(options.output, "OUT")
     done = convert.convert(options.input, options.output, spec or detect(options.input), options.use_ema)
-    if done.taken:
-        print(done.taken)
+    for line in (done.taken, *done.notes):
+        if line:
+            print(line)
     options_text = ", ".join(f"{name} {value}" for name, value in done.build.items())
     print(
         f"{options.output}: {done.target_format} from {done.source_format}, {options_text}; "

@@ -2,14 +2,16 @@
 
 import dataclasses
 import importlib
+import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from common.errors import UserError
 from common.files import StrPath, atomic_path
-from common.spec import BuildOptions, ModelSpec
-from common.weights.load import load_model
+from common.spec import BuildOptions, ModelSpec, StateDict
+from common.weights.load import SAFETENSORS_KEY, load_model
 
 TOLERANCE = 1e-5  # of the largest logit: the same weights in the same network, up to the order of float32 sums
 FORMATS = {
@@ -18,10 +20,13 @@ FORMATS = {
     ".pt": "state_dict",
     ".safetensors": "safetensors",
     ".ckpt": "mindspore",
-    ".h5": "keras",
+    ".h5": "keras",  # and .weights.h5
+    ".keras": "keras",
 }
 # Format of another framework -> module with its `write`.
 FOREIGN = {"mindspore": "common.weights.mindspore", "keras": "common.weights.keras"}
+# Build options that change no logits in evaluation mode.
+_TRAINING_ONLY = ("dropout", "aux")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Conversion:
       build: build options of the network.
       taken: see common.weights.load.Checkpoint.
       difference: largest difference of a logit, as a share of the largest logit.
+      notes: what was changed to keep the logits, and which programs do not read the file; one line each.
     """
 
     source_format: str
@@ -39,13 +45,15 @@ class Conversion:
     build: BuildOptions
     difference: float
     taken: str
+    notes: tuple[str, ...] = ()
 
 
 def convert(source: StrPath, target: StrPath, spec: ModelSpec, use_ema: bool | None = None) -> Conversion:
     """Write the weights in `source` in the format that the suffix of `target` names (see FORMATS).
 
-    The new file is read back. Where that gives a network with other build options (a pooling phase, an epsilon that the
-    format cannot state), `target` is not written.
+    Where a file of that format means another build option, the weights are changed if that keeps the logits (see
+    ModelSpec.folds). Else .pth and .safetensors files state the option, and for other formats `target` is not written.
+    The new file is read back, and must give the same logits.
 
     Args:
       use_ema: see common.weights.load.read_checkpoint.
@@ -57,17 +65,80 @@ def convert(source: StrPath, target: StrPath, spec: ModelSpec, use_ema: bool | N
     if not target.parent.is_dir():
         raise UserError(f"{target}: {target.parent} is not a folder; create it first")
     model, meta = load_model(source, spec, use_ema)
-    with atomic_path(target, f".tmp{target.suffix}") as draft:
-        _write(name, draft, target, model.state_dict(), spec, meta)
-        reread, reread_meta = load_model(draft, spec)
-        _check_build_options(source, target, spec, meta["build"], reread_meta["build"])
-        difference = _difference(model, reread, spec)
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"{target}: not written, its logits differ from those of {source} by {difference:.3g} "
-                f"of the largest; allowed is {TOLERANCE}"
-            )
-    return Conversion(meta["format"], name, meta["build"], difference, meta["taken"])
+    refused = f"{target}: not written,"
+    state_dict, build, notes = fitted(model.state_dict(), meta, name, spec, f"{refused} {spec.name} in {source}")
+    suffix = next(suffix for suffix in (".weights.h5", target.suffix) if target.name.endswith(suffix))
+    with atomic_path(target, f".tmp{suffix}") as draft:
+        _write(name, draft, target, state_dict, spec, {**meta, "build": build})
+        difference = check_same_logits(
+            model, draft, spec, meta["image_size"], f"{refused} its logits differ from those of {source}"
+        )
+    return Conversion(meta["format"], name, build, difference, meta["taken"], notes)
+
+
+def fitted(
+    state_dict: dict[str, Any], meta: Mapping[str, Any], name: str, spec: ModelSpec, refused: str
+) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """(weights, build options, notes) of a network with the same logits in the format `name`.
+
+    Args:
+      refused: start of the message where there are none.
+    """
+    build = dict(meta["build"])
+    if name == "zoo":
+        return state_dict, build, ()
+    own = name in ("state_dict", "safetensors")
+    kind = "state_dict" if own else name
+    means = {**spec.infer_options(state_dict), **spec.format_options.get(kind, {})}
+    differing = {
+        option: value
+        for option, value in means.items()
+        if option not in _TRAINING_ONLY and build.get(option, value) != value
+    }
+    fixed = [o for o in differing if o not in spec.folds and not spec.same_at(o, meta["image_size"])]
+    if fixed and own:
+        return (
+            state_dict,
+            build,
+            (f"{_listed(build, fixed)}: stated in the file; other programs do not build this network",),
+        )
+    if fixed:
+        raise UserError(
+            f"{refused} has {_listed(build, fixed)}, but a file of this format means {_listed(means, fixed)}: "
+            "the same weights would give other logits"
+        )
+    notes = []
+    for option, value in differing.items():
+        changed, side = f"{option} {build[option]} became {value}", meta["image_size"]
+        if option in spec.folds:
+            state_dict = dict(spec.folds[option](state_dict, build[option], value))
+            notes.append(f"{changed}: the weights were changed so that evaluation gives the same logits")
+        else:
+            notes.append(f"{changed}, which is the same at {side} x {side} pixels, not at all sizes")
+        build[option] = value
+    return state_dict, build, tuple(notes)
+
+
+def own_metadata(spec: ModelSpec, meta: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of a safetensors file with which this repository builds the same network."""
+    stored = {key: meta[key] for key in ("build", "image_size", "classes")}
+    return {"format": "pt", SAFETENSORS_KEY: json.dumps({"arch": spec.name, **stored})}
+
+
+def check_same_logits(model: Any, path: StrPath, spec: ModelSpec, image_size: int, refused: str) -> float:
+    """Largest difference between the logits of a network and those of a file, as a share of the largest logit.
+
+    Raises:
+      UserError: it is above TOLERANCE.
+    """
+    difference = _difference(model, load_model(path, spec)[0], image_size)
+    if not difference <= TOLERANCE:
+        raise UserError(f"{refused} by {difference:.3g} of the largest; allowed is {TOLERANCE}")
+    return difference
+
+
+def _listed(build: BuildOptions, options: list[str]) -> str:
+    return ", ".join(f"{option} {build[option]}" for option in options)
 
 
 def format_of(path: pathlib.Path) -> str:
@@ -91,38 +162,55 @@ def _write(
             others = ", ".join(suffix for suffix, other in FORMATS.items() if other not in FOREIGN)
             raise UserError(f"{target.name}: {spec.name} has no {name} format; the name must end in one of {others}")
         foreign = spec.export_maps.get(name, dict)(state_dict)
-        importlib.import_module(FOREIGN[name]).write(draft, foreign)
+        if target.suffix == ".keras":
+            _write_keras_archive(draft, target, foreign, spec, state_dict)
+        else:
+            importlib.import_module(FOREIGN[name]).write(draft, foreign)
     elif name == "safetensors":
         try:
             from safetensors.torch import save_file
         except ImportError as error:
             raise UserError(f"{target.name}: it needs the safetensors package; pip install safetensors") from error
-        save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, draft)
+        tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
+        save_file(tensors, draft, own_metadata(spec, meta))
     else:
         import torch
 
+        means = {**spec.infer_options(state_dict), **spec.format_options.get(name, {})}
+        stated = name == "zoo" or any(meta["build"].get(option, value) != value for option, value in means.items())
         stored = {key: meta[key] for key in ("build", "image_size", "classes")}
-        torch.save({"arch": spec.name, **stored, "state_dict": state_dict} if name == "zoo" else state_dict, draft)
+        torch.save({"arch": spec.name, **stored, "state_dict": state_dict} if stated else state_dict, draft)
 
 
-def _check_build_options(
-    source: StrPath, target: StrPath, spec: ModelSpec, before: BuildOptions, after: BuildOptions
+def _write_keras_archive(
+    draft: pathlib.Path, target: pathlib.Path, foreign: StateDict, spec: ModelSpec, state_dict: StateDict
 ) -> None:
-    """UserError where the new file is read as another network; dropout does not change logits."""
-    differing = [option for option in before if option != "dropout" and before[option] != after[option]]
-    if differing:
-        here, there = (", ".join(f"{option} {build[option]}" for option in differing) for build in (before, after))
+    """A .keras archive holds Keras' own description of the network, so Keras writes it."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    try:
+        import keras  # type: ignore[import-not-found]  # optional
+    except ImportError as error:
         raise UserError(
-            f"{target}: not written, {spec.name} in {source} has {here}, but a file of this format means "
-            f"{there}: the same weights would give other logits"
-        )
+            f"{target.name}: Keras writes .keras archives; pip install keras, or load a .weights.h5 file in Keras"
+        ) from error
+    from common.weights.keras import write
+
+    classes = len(state_dict[f"{spec.classifiers[0]}.bias"])
+    network = getattr(keras.applications, spec.keras_name)(weights=None, classes=classes, classifier_activation=None)
+    weights = draft.with_suffix(".weights.h5")
+    try:
+        write(weights, foreign)
+        network.load_weights(weights)
+    finally:
+        weights.unlink(missing_ok=True)
+    network.save(draft)
 
 
-def _difference(model: Any, other: Any, spec: ModelSpec) -> float:
+def _difference(model: Any, other: Any, image_size: int) -> float:
     """Largest difference between the logits of two networks for one random image, as a share of the largest logit."""
     import torch
 
-    image = torch.randn(1, 3, spec.input_size, spec.input_size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits, other_logits = model(image), other(image)
     return float((logits - other_logits).abs().max() / logits.abs().max())

@@ -1,8 +1,12 @@
-"""Keras' `.h5` weight files, read and written with h5py, without Keras.
+"""Keras' weight files, read and written with h5py, without Keras.
 
-The layout is that of `save_weights("x.h5")`, and below `model_weights` that of `model.save("x.h5")`: one group per
+`.h5`: the layout of `save_weights("x.h5")`, and below `model_weights` that of `model.save("x.h5")`: one group per
 layer, whose attribute `weight_names` lists its arrays in Keras' order; the attribute `layer_names` lists the layers.
 The names of arrays changed between versions of Keras; order and rank tell them apart.
+
+`.weights.h5`, also within a `.keras` archive: arrays `layers/KIND_k/vars/i`, where KIND_k is the k-th layer of a class.
+Keras 3 adds the layer's name as an attribute of `vars`, the archive has it in config.json; without a name it is read as
+`@KIND@k` (see `rename`).
 
     layer                   arrays                                        tensors
     convolution             kernel [H, W, I, O]                           LAYER.weight [O, I, H, W]
@@ -13,7 +17,12 @@ The names of arrays changed between versions of Keras; order and rank tell them 
     dense                   kernel [I, O], bias                           LAYER.weight [O, I], LAYER.bias
 """
 
-from collections.abc import Iterable
+import io
+import json
+import pathlib
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,29 +45,83 @@ def read(path: StrPath) -> Tensors:
     """
     h5py = _h5py(path)
     try:
-        with h5py.File(path, "r") as file:
+        content, layer_names = _unpacked(path)
+        with h5py.File(content, "r") as file:
             root = file.get("model_weights", file)
-            if "layer_names" not in root.attrs:
+            if "layer_names" in root.attrs:
+                layers = [
+                    (layer, [root[layer][name][()] for name in _decoded(root[layer].attrs["weight_names"])])
+                    for layer in _decoded(root.attrs["layer_names"])
+                ]
+            elif "layers" in root:
+                layers = list(_numbered_layers(root["layers"], layer_names))
+            else:
                 raise UserError(
-                    f"{path}: an HDF5 file without Keras' layer_names; write it with model.save('x.h5') "
-                    "(not as .weights.h5, where layers have no names)"
+                    f"{path}: an HDF5 file without Keras' layer_names or layers; write it with model.save('x.h5')"
                 )
             return {
                 f"{layer}.{name}": tensor
-                for layer in _decoded(root.attrs["layer_names"])
-                for name, tensor in _read_layer(path, layer, root[layer]).items()
+                for layer, arrays in layers
+                for name, tensor in _read_layer(path, layer, arrays).items()
             }
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: truncated or damaged ({error}); copy or download it again") from error
 
 
+def rename(state_dict: StateDict, layers: Sequence[tuple[str, str]]) -> StateDict:
+    """Tensors of `read` under our names.
+
+    Layers that Keras numbers in the order of building (conv2d, conv2d_1, ...) may start at any number. `@KIND@k` is the
+    k-th layer of its kind in `layers`. The only dense layer of a file is the classifier, whatever its name.
+
+    Args:
+      layers: (our name, Keras' name in a new process), in the order of Keras' files.
+    """
+    ours = {keras: layer for layer, keras in layers}
+    found = dict.fromkeys(name.partition(".")[0] for name in state_dict if not name.startswith("@"))
+    for kind in ("conv2d", "batch_normalization"):
+        numbered = re.compile(rf"{kind}(_\d+)?")
+        standard = sorted((keras for keras in ours if numbered.fullmatch(keras)), key=_number)
+        given = sorted((layer for layer in found if numbered.fullmatch(layer)), key=_number)
+        # Another network has another number of them; its names then differ.
+        ours.update(dict(zip(given, [ours[keras] for keras in standard], strict=False)))
+    dense = {name.partition(".bias")[0] for name, tensor in state_dict.items() if name.endswith(".bias")} & {
+        name.partition(".weight")[0] for name, tensor in state_dict.items() if tensor.ndim == 2
+    }
+    if len(dense) == 1:
+        ours[dense.pop()] = layers[-1][0]
+    kinds: dict[str, list[str]] = {}
+    for layer, keras in layers:
+        kinds.setdefault(_kind(keras), []).append(layer)
+    for kind, names in kinds.items():
+        ours.update({f"@{kind}@{position}": layer for position, layer in enumerate(names)})
+    renamed = {}
+    for name, tensor in state_dict.items():
+        layer, _, last = name.partition(".")
+        renamed[f"{ours.get(layer, layer)}.{last}"] = tensor
+    return renamed
+
+
 def write(path: StrPath, state_dict: StateDict) -> None:
-    """Write tensors under the names of the table above in the layout of Keras' save_weights."""
+    """Write tensors under the names of the table above, in their order: the layout of `.weights.h5` for a path that
+    ends so, else the one of `.h5`."""
     h5py = _h5py(path)
     layers: dict[str, Tensors] = {}
     for name, tensor in state_dict.items():
         layer, _, last = name.partition(".")
         layers.setdefault(layer, {})[last] = tensor.detach().cpu()
+    if pathlib.Path(path).name.endswith(".weights.h5"):
+        with h5py.File(path, "w") as file:
+            counts: dict[str, int] = {}
+            for layer, tensors in layers.items():
+                kind = _kind(layer)
+                count = counts.setdefault(kind, 0)
+                counts[kind] += 1
+                group = file.create_group(f"layers/{kind}{f'_{count}' if count else ''}/vars")
+                group.attrs["name"] = layer
+                for position, array in enumerate(_keras_arrays(tensors).values()):
+                    group[str(position)] = array.contiguous().numpy()
+        return
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.encode() for layer in layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.4.0"
@@ -69,9 +132,49 @@ def write(path: StrPath, state_dict: StateDict) -> None:
                 group[f"{layer}/{name}:0"] = array.contiguous().numpy()
 
 
-def _read_layer(path: StrPath, layer: str, group: Any) -> Tensors:
+def _unpacked(path: StrPath) -> tuple[Any, dict[str, list[str]]]:
+    """(what h5py opens, layer names of each class in the order of the network; none for a bare weight file)."""
+    if not zipfile.is_zipfile(path):
+        return path, {}
+    with zipfile.ZipFile(path) as archive:
+        names: dict[str, list[str]] = {}
+        for layer in json.loads(archive.read("config.json"))["config"].get("layers", []):
+            snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", layer["class_name"]).lower().replace("conv2_d", "conv2d")
+            names.setdefault(snake, []).append(layer["config"]["name"])
+        return io.BytesIO(archive.read("model.weights.h5")), names
+
+
+def _numbered_layers(group: Any, names: dict[str, list[str]]) -> Iterator[tuple[str, list[Any]]]:
+    """(name, arrays) of the layers of a `.weights.h5` file that have arrays."""
+    for layer in sorted(group, key=_number):
+        arrays = group[layer].get("vars", {})
+        if not len(arrays):
+            continue
+        kind = re.sub(r"_\d+$", "", layer)
+        number = _number(layer)
+        known = names.get(kind, [])
+        name = known[number] if number < len(known) else arrays.attrs.get("name", f"@{kind}@{number}")
+        yield str(name), [arrays[key][()] for key in sorted(arrays, key=int)]
+
+
+def _kind(layer: str) -> str:
+    """Keras' class of a layer of keras.applications, in snake case, from its name."""
+    if layer == "predictions":
+        return "dense"
+    if layer.endswith("_bn") or layer.startswith("batch_normalization"):
+        return "batch_normalization"
+    return "separable_conv2d" if "sepconv" in layer else "conv2d"
+
+
+def _number(layer: str) -> int:
+    """conv2d -> 0, conv2d_3 -> 3."""
+    match = re.search(r"_(\d+)$", layer)
+    return int(match[1]) if match else 0
+
+
+def _read_layer(path: StrPath, layer: str, stored: Sequence[Any]) -> Tensors:
     """The tensors of one layer."""
-    arrays = [torch.from_numpy(group[name][()]) for name in _decoded(group.attrs["weight_names"])]
+    arrays = [torch.from_numpy(array) for array in stored]
     ranks = [array.ndim for array in arrays]
     if not arrays:
         return {}

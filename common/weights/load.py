@@ -16,7 +16,16 @@ from typing import Any
 from common.errors import UserError
 from common.files import StrPath
 from common.spec import BuildOptions, ModelSpec, StateDict
-from common.weights.torch_file import damaged, first_line, head, load_torch, printable, refused, unknown_format
+from common.weights.torch_file import (
+    damaged,
+    first_line,
+    head,
+    holds_keras,
+    load_torch,
+    printable,
+    refused,
+    unknown_format,
+)
 
 if typing.TYPE_CHECKING:
     import torch
@@ -24,6 +33,9 @@ if typing.TYPE_CHECKING:
 # Keys under which programs store weights and averages (EMA) of them: ours, timm's, torchvision's, PyTorch's tutorials'.
 RAW_KEYS = ("state_dict", "model", "model_state_dict")
 AVERAGED_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema")
+
+# Entry of a safetensors file's metadata: JSON of arch, build options, image size and class names.
+SAFETENSORS_KEY = "zoo"
 
 # Parts of names that DataParallel, DistributedDataParallel, torch.compile, FSDP and activation checkpointing insert.
 _INSERTED = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -151,11 +163,15 @@ def load_pretrained(
     kept = {"num_classes", "aux", *explicit}
     options = {**options, **{name: value for name, value in found.build_options.items() if name not in kept}}
     state_dict, own = dict(found.state_dict), _initialized(spec, options, seed)
-    if found.build_options.get("num_classes") == options["num_classes"] + spec.label_offset:
+    stored = found.build_options.get("num_classes", 0)
+    if options["num_classes"] == stored - spec.background_columns(stored) != stored:
         state_dict = without_background(state_dict, spec)
     for layer in spec.classifiers:
         name = f"{layer}.weight"
-        if name in state_dict and name in own and state_dict[name].shape[0] != own[name].shape[0]:
+        if name not in state_dict and name in own and layer == spec.classifiers[0]:
+            notes.append(f"--pretrained: {layer} is not in the file; initialized anew")
+            state_dict.update({f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")})
+        elif name in state_dict and name in own and state_dict[name].shape[0] != own[name].shape[0]:
             notes.append(
                 f"--pretrained: {layer} has {state_dict[name].shape[0]} classes, not {own[name].shape[0]}; "
                 "initialized anew"
@@ -326,8 +342,20 @@ def _read_safetensors(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
             header = json.loads(file.read(size))
     except (SafetensorError, ValueError, OSError) as error:
         raise damaged(path, error) from error
-    checkpoint = _from_state_dict(path, spec, state_dict, dict(header.get("__metadata__") or {}))
-    return dataclasses.replace(checkpoint, format="safetensors")
+    metadata = dict(header.get("__metadata__") or {})
+    try:
+        ours = json.loads(metadata.pop(SAFETENSORS_KEY, "{}"))
+    except ValueError as error:
+        raise damaged(path, error) from error
+    if ours.get("arch", spec.name) != spec.name:
+        raise UserError(f"{path}: holds a {printable(str(ours['arch']))}, this program is for {spec.name}")
+    checkpoint = _from_state_dict(path, spec, state_dict, metadata)
+    return dataclasses.replace(
+        checkpoint,
+        format="safetensors",
+        build_options={**checkpoint.build_options, **ours.get("build", {})},
+        metadata={**metadata, **{name: ours[name] for name in ("image_size", "classes") if ours.get(name)}},
+    )
 
 
 def _read_mindspore(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
@@ -365,6 +393,8 @@ def _reader(first_bytes: bytes, path: pathlib.Path) -> Callable[[pathlib.Path, M
         return _read_mindspore
     if first_bytes[8:9] == b"{" or path.suffix == ".safetensors":
         return _read_safetensors
+    if first_bytes.startswith(b"PK\x03\x04") and holds_keras(path):
+        return _read_keras
     # A zip archive, or a pickle: what torch wrote before version 1.6.
     if first_bytes.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return None

@@ -67,6 +67,15 @@ def head(path: StrPath) -> bytes:
         return file.read(24)
 
 
+def holds_keras(path: StrPath) -> bool:
+    """Whether a zip archive is a `.keras` file of Keras 3."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"config.json", "model.weights.h5"} <= set(archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False  # truncated; the reader of torch.save's files says so
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's text, without control characters."""
     line = (str(error).splitlines() or [""])[0] or type(error).__name__
@@ -151,10 +160,7 @@ def _refuse_foreign_archive(path: StrPath, archive: zipfile.ZipFile) -> None:
             f"torch.save(torch.jit.load('{path}', 'cpu').state_dict(), 'weights.pth')\""
         )
     if "model.weights.h5" in members:
-        raise UserError(
-            f"{path}: a .keras archive of Keras 3, whose layers have no names; load it in Keras and write "
-            "model.save('weights.h5')"
-        )
+        raise UserError(f"{path}: a .keras archive, not a file of torch.save; tools/convert_weights.py reads it")
     if "archive_format" in members:
         raise UserError(
             f'{path}: an exported program of torch.export, not a state dict; save its weights with python -c "import '

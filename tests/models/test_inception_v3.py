@@ -133,8 +133,8 @@ def test_the_auxiliary_head_counts_four_tenths():
 
 
 def test_other_options_are_refused():
-    with pytest.raises(TypeError, match="pool_padding"):
-        SPEC.build(pool_padding="same")
+    with pytest.raises(TypeError, match="bn_eps"):
+        SPEC.build(bn_eps=1e-5)
 
 
 @pytest.fixture(scope="module")

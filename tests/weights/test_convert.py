@@ -1,6 +1,7 @@
 """Weight files of other programs: MindSpore's and Keras' own fixtures, Cadene's and timm's names, conversions."""
 
 import binascii
+import dataclasses
 import shutil
 
 import pytest
@@ -240,8 +241,6 @@ def files(state, tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """The spec with a small image for the check that a conversion makes."""
-    import dataclasses
-
     return dataclasses.replace(SPEC, input_size=SIZE)
 
 
@@ -268,10 +267,7 @@ def test_conversions_keep_every_logit(files, small, tmp_path, source, target):
 @pytest.mark.parametrize(
     ("source", "target", "reason"),
     [
-        ("keras.h5", "a.pth", "pool_padding same, bn_eps 0.001, but a file of this format means pool_padding torch, "),
-        ("keras.h5", "a.ckpt", "bn_eps 0.001, but a file of this format means bn_eps 1e-05"),
-        ("mindspore.ckpt", "a.safetensors", "pool_padding same, but a file of this format means pool_padding torch"),
-        ("mindspore.ckpt", "a.h5", "bn_eps 1e-05, but a file of this format means bn_eps 0.001"),
+        ("timm.pth", "a.h5", "pool_padding torch, but a file of this format means pool_padding same"),
         ("timm.pth", "a.ckpt", "pool_padding torch, but a file of this format means pool_padding same"),
     ],
 )
@@ -283,6 +279,36 @@ def test_options_that_a_format_cannot_store_are_named_and_nothing_is_written(
         convert.convert(files / source, tmp_path / target, small)
     assert (tmp_path / target).read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == [target]
+
+
+@pytest.mark.parametrize("target", ["a.pth", "a.safetensors"])
+def test_files_in_our_names_state_what_no_other_program_builds(files, small, tmp_path, target):
+    done = convert.convert(files / "keras.h5", tmp_path / target, small)
+    assert done.notes == ("pool_padding same: stated in the file; other programs do not build this network",)
+    (before, build), (after, build_after) = logits(files / "keras.h5"), logits(tmp_path / target)
+    assert build == build_after and build["bn_eps"] == 1e-3
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "eps"), [("keras.h5", "a.ckpt", 1e-5), ("mindspore.ckpt", "a.weights.h5", 1e-3)]
+)
+def test_another_epsilon_moves_into_the_scales(files, small, tmp_path, source, target, eps):
+    done = convert.convert(files / source, tmp_path / target, small)
+    assert done.notes[0].startswith("bn_eps ") and done.difference > 0
+    (before, _), (after, build) = logits(files / source), logits(tmp_path / target)
+    assert build["bn_eps"] == eps
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5 * float(before.abs().max()))
+
+
+def test_the_pooling_phases_are_one_function_at_sizes_of_odd_maps(files, tmp_path):
+    """Sides of the maps at 295: 147, 145, 73, 37, 19, 10; at 299 the second pool sees 74."""
+    assert [size for size in range(290, 300) if SPEC.same_at("pool_padding", size)] == [295, 296]
+    assert not SPEC.same_at("bn_eps", 295)
+    odd = dataclasses.replace(SPEC, input_size=103)  # 51, 49, 25, 13, 7, 4
+    done = convert.convert(files / "mindspore.ckpt", tmp_path / "a.pth", odd)
+    assert done.notes == ("pool_padding same became torch, which is the same at 103 x 103 pixels, not at all sizes",)
+    assert done.difference == 0
 
 
 def test_the_padding_survives_a_conversion_by_way_of_our_own_checkpoint(files, small, tmp_path):

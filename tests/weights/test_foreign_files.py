@@ -301,7 +301,7 @@ def write_page(path):
         (write_old_module, r"a whole pickled network \(torch.nn.modules.container.Sequential\)"),
         (write_module_in_a_dict, "a whole pickled network .*or an entry of it, where that is a dict"),
         (write_exported_program, "an exported program of torch.export"),
-        (write_keras, r"a .keras archive of Keras 3.*model.save\('weights.h5'\)"),
+        (write_keras, "a (keras file, which|.keras archive, not a file of torch.save)"),
         (write_arrays, "numpy arrays"),
         (write_zip, r"a zip archive that torch.save did not write \(it holds notes.txt\)"),
         (write_pickle, "a pickle that torch.save did not write"),

@@ -19,6 +19,7 @@ from common.config import FINETUNE, MODERN, PROBE, Recipe, TrainConfig
 from common.data.labels import FROM_0
 from common.errors import UserError
 from common.spec import ModelSpec
+from common.weights import folding
 from xception.src import weights
 
 
@@ -48,11 +49,14 @@ SPEC = ModelSpec(
         "mindspore": _MINDSPORE,
         "keras": {"pool_padding": "same", "bn_eps": 1e-3},
     },
+    folds={"bn_eps": folding.fold_eps},
+    same_at=weights.same_at,
     weight_urls=(
         "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth",
         "http://data.lip6.fr/cadene/pretrainedmodels/xception-43020ad28.pth",
     ),
     weight_names=("timm", "cadene"),
+    keras_name="Xception",
 )
 
 DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # --device_target of MindSpore -> torch's name

@@ -60,18 +60,10 @@ def from_mindspore(state_dict: StateDict) -> StateDict:
 
 def from_keras(state_dict: StateDict) -> StateDict:
     """keras.applications: other layer names; the numbers of the shortcuts depend on what Keras built before."""
-    ours = {keras: layer for layer, keras in KERAS_LAYERS.items()}
-    for prefix in ("conv2d", "batch_normalization"):
-        numbered = re.compile(rf"{prefix}(_\d+)?")
-        shortcuts = [layer for keras, layer in ours.items() if numbered.fullmatch(keras)]
-        found = {layer for layer in (name.partition(".")[0] for name in state_dict) if numbered.fullmatch(layer)}
-        # Another network has another number of them; its names then differ.
-        ours.update(zip(sorted(found, key=_number), shortcuts, strict=False))
-    renamed = {}
-    for name, tensor in state_dict.items():
-        layer, _, last = name.partition(".")
-        renamed[f"{ours.get(layer, layer)}.{last}".replace(".depthwise.", ".conv1.")] = tensor
-    return renamed
+    from common.weights import keras
+
+    renamed = keras.rename(state_dict, list(KERAS_LAYERS.items()))
+    return {name.replace(".depthwise.", ".conv1."): tensor for name, tensor in renamed.items()}
 
 
 def to_keras(state_dict: StateDict) -> StateDict:
@@ -85,6 +77,16 @@ def to_keras(state_dict: StateDict) -> StateDict:
     return renamed
 
 
-def _number(layer: str) -> int:
-    """conv2d -> 0, conv2d_3 -> 3."""
-    return int(layer.rpartition("_")[2]) if layer[-1].isdigit() and "_" in layer else 0
+def same_at(option: str, image_size: int) -> bool:
+    """Whether networks that differ in a build option alone are the same function for square images of this size.
+
+    The two pooling phases differ where a pool has an even input side: not at 295 and 296 pixels.
+    """
+    if option != "pool_padding":
+        return False
+    side = (image_size - 3) // 2 - 1  # after conv2; the pools of blocks 1, 2, 3 and 12 halve it, rounding up
+    for _ in range(4):
+        if side % 2 == 0:
+            return False
+        side = (side + 1) // 2
+    return True
