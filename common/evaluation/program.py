@@ -224,7 +224,10 @@ def _with_chosen_engine(
     threads = config.threads or max(1, parallel.usable_cores() // world.local_size)
     own = engine_choice.Way(model.engine, model.precision, threads)
     file = pathlib.Path(config.resume)
-    subject = engine_choice.Subject(spec, device, file, network, own, model.image_size, config.batch_size, threads)
+    variant = f"{spec.name} {model.num_outputs} {config.use_ema} {config.transform_input}"
+    subject = engine_choice.Subject(
+        spec, device, file, network, own, model.image_size, config.batch_size, threads, variant
+    )
     transform = eval_transform(spec, model.image_size)
     choice = engine_choice.choose(subject, config.engine, config.fast, index, transform)
     if choice.note and world.is_main:

@@ -63,8 +63,9 @@ def way_of(classifier):
 
 @pytest.fixture
 def speeds(monkeypatch):
-    """{engine and precision: images/s} in place of measurements."""
+    """{engine and precision: images/s} in place of measurements; nothing takes time to start."""
     found = {"torch float32": 10.0, "onnxruntime float32": 10.0}
+    monkeypatch.setattr(engine_choice, "_timed_build", lambda subject, way: (subject.build(way), 0.0))
     monkeypatch.setattr(engine_choice, "_images_per_s", lambda classifier, pixels: found[way_of(classifier)])
     return found
 
@@ -91,6 +92,16 @@ def test_auto_takes_the_fastest_engine_and_keeps_the_choice_for_this_file(evalua
     speeds["openvino float32"] = 5.0
     assert evaluate("net.onnx", engine="auto")[2].startswith(text.splitlines()[0])  # kept
     assert evaluate("net.pth", engine="auto")[1].engine == "torch"  # another file is measured
+
+
+def test_an_engine_that_takes_longer_to_start_than_it_saves_is_not_taken(evaluate, speeds, monkeypatch):
+    speeds["openvino float32"] = 20.0  # 21 images: 1.05 s less than the default
+    for start, engine in ((1.0, "openvino"), (1.1, "onnxruntime")):
+        seconds = {"openvino": start, "onnxruntime": 0.0}
+        build = lambda subject, way, seconds=seconds: (subject.build(way), seconds[way.engine])  # noqa: E731
+        monkeypatch.setattr(engine_choice, "_timed_build", build)
+        monkeypatch.setattr(engine_choice.cache, "read", lambda key: None)
+        assert evaluate("net.onnx", engine="auto")[1].engine == engine
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.onnx"])
