@@ -6,6 +6,8 @@ Legend: N batch, K column of the logits.
 import contextlib
 import csv
 import dataclasses
+import heapq
+import itertools
 import json
 import os
 import pathlib
@@ -23,6 +25,8 @@ from common.evaluation import class_names, program
 from common.evaluation.comparison import Comparison, aligned
 
 if typing.TYPE_CHECKING:
+    from PIL import Image
+
     from common.data.index import FolderIndex
     from common.deploy.sides import Side
     from common.spec import ModelSpec
@@ -101,14 +105,18 @@ def main(a: str, b: str, config: CompareConfig, spec_of: "Callable[[str], ModelS
     for argument, spec, other in ((a, specs[0], specs[1]), (b, specs[1], specs[0])):
         sides.append(open_side(argument, spec, other, options, config.num_classes, config.transform_input))
     left, right = _with_background(sides[0], sides[1])
+    if (ordered := right.in_order(left)) is not right:
+        print("note: class order: B has the same class names in another order; its columns are compared by name")
+        right = ordered
     index, is_labeled = _images(config, left, right)
-    found = _compare(config, left, right, index, is_labeled)
+    most_different = _Largest(config.sample // 2)
+    found = _compare(config, left, right, index, is_labeled, most_different)
     _print(left, right, found, is_labeled)
     if is_labeled and (note := found.a.note_on_labels(int(index.labels.min()))):
         print(note)
     finding = None
     if config.diagnose and found.relative_error > _ROUNDING:
-        finding = _diagnose(config, left, right, index)
+        finding = _diagnose(config, left, right, index, most_different.indices())
         print(finding or "cause: none of the known mistakes explains the difference")
     layers = _per_layer(left, right, index) if config.per_layer else []
     if config.json:
@@ -169,15 +177,13 @@ def _batches(
     pipelines = [side.pipeline for side in (a, b) if side.pipeline is not None]
     if len(pipelines) == 2 and pipelines[0].same_pixels(pipelines[1]):
         del pipelines[1]
-    if not pipelines:
-        raise UserError(f"{b.name}: two folders of results; give the model of one of them as A")
     crops = Crops(pipelines)
     workers = parallel.dataloader_workers(config.workers, 1)
     loader = EvalLoader(index, crops, config.batch_size, "fail", 0, 1, workers, False)
     try:
         for batch in loader:
             batch.raise_if_failed()
-            pixels = crops.split(batch.pixels_NHWC.numpy())
+            pixels = crops.split(batch.pixels_NHWC.numpy()) if pipelines else []
             own_a = pixels[0] if a.pipeline is not None else np.empty(0)
             own_b = pixels[-1] if b.pipeline is not None else np.empty(0)
             yield batch, own_a, own_b, [index.path(i) for i in batch.indices_N.tolist()]
@@ -185,7 +191,23 @@ def _batches(
         loader.close()
 
 
-def _compare(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex", is_labeled: bool) -> Comparison:
+class _Largest:
+    """The images with the largest values among all that were added."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._heap = count, list[tuple[float, int]]()
+
+    def add(self, values: np.ndarray, indices: Sequence[int]) -> None:
+        self._heap = heapq.nlargest(self._count, [*self._heap, *zip(values.tolist(), indices, strict=True)])
+
+    def indices(self) -> list[int]:
+        """Largest value first."""
+        return [index for _, index in self._heap]
+
+
+def _compare(
+    config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex", is_labeled: bool, most_different: _Largest
+) -> Comparison:
     found, first = Comparison(), True
     num_classes = a.num_outputs - a.background
     names = class_names.names(a.classes or b.classes, num_classes)
@@ -201,13 +223,15 @@ def _compare(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex", 
             logits_a = a.logits(pixels_a, paths)
             middle = time.perf_counter()
             logits_b = b.logits(pixels_b, paths)
-            if not first:
+            if not first or len(paths) == len(index):
                 found.seconds_a += middle - start
                 found.seconds_b += time.perf_counter() - middle
                 found.timed += len(paths)
             first = False
             labels_N = batch.labels_N.numpy()
             found.add(logits_a, logits_b, labels_N, (a.background, b.background))
+            a_NK, b_NK = aligned(logits_a, logits_b, (a.background, b.background))
+            most_different.add(np.abs(a_NK - b_NK).max(axis=1), batch.indices_N.tolist())
             if writer is not None:
                 writer.writerows(_changes(a, b, logits_a, logits_b, labels_N, paths, names, is_labeled))
     return found
@@ -269,6 +293,8 @@ def _summary(
         letter: dict(
             name=side.name,
             correct=counts.correct.tolist(),
+            top1=counts.percent(1),
+            top5=counts.percent(5),
             milliseconds_per_image=found.ms_per_image(letter) if side.pipeline is not None else None,
         )
         for letter, side, counts in (("a", a, found.a), ("b", b, found.b))
@@ -276,13 +302,22 @@ def _summary(
     numbers = dict(
         images=found.seen,
         agreed=found.agreed,
+        agreement=found.agreement,
+        drop=found.drop,
         largest_difference=found.max_difference,
         mean_difference=found.mean_difference,
         relative_error=found.relative_error,
         cosine=found.cosine,
     )
     causes = None if finding is None else list(finding.causes)
-    return {**sides, **numbers, "causes": causes, "layers": [dict(name=name, error=error) for name, error in layers]}
+    explained = None if finding is None else finding._asdict()
+    return {
+        **sides,
+        **numbers,
+        "causes": causes,
+        "explained": explained,
+        "layers": [dict(name=name, error=error) for name, error in layers],
+    }
 
 
 def _check_gates(config: CompareConfig, found: Comparison, is_labeled: bool) -> None:
@@ -300,27 +335,33 @@ def _check_gates(config: CompareConfig, found: Comparison, is_labeled: bool) -> 
         )
 
 
-def _diagnose(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex") -> Any:
-    from common.data.decode import open_rgb
-    from common.deploy.diagnosis import explain
+def _diagnose(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex", most_different: Sequence[int]) -> Any:
+    """explain on the most different images, among evenly spread ones."""
+    from common.deploy.diagnosis import FIRST, explain
 
-    chosen = sorted({int(i) for i in np.linspace(0, len(index) - 1, config.sample).round()})
-    paths = [index.path(i) for i in chosen]
+    count = config.sample - len(most_different)
+    spread = [int(i) for i in np.linspace(0, len(index) - 1, count).round()]
+    both = [i for pair in itertools.zip_longest(most_different, spread) for i in pair if i is not None]
+    chosen = list(dict.fromkeys(both))
     if os.isatty(2):
-        print(f"looking for the cause on {len(paths)} images", flush=True)
-    images = [open_rgb(index.path(i), index.read(i)) for i in chosen]
-    return explain(a, b, images, paths, config.batch_size)
+        print(f"looking for the cause on {len(chosen)} images", flush=True)
+    images, paths = _decoded(index, chosen)
+    return explain(a, b, images, paths, config.batch_size, lambda: _decoded(index, range(min(FIRST, len(index)))))
+
+
+def _decoded(index: "FolderIndex", chosen: Sequence[int]) -> "tuple[list[Image.Image], list[str]]":
+    from common.data.decode import open_rgb
+
+    return [open_rgb(index.path(i), index.read(i)) for i in chosen], [index.path(i) for i in chosen]
 
 
 def _per_layer(a: "Side", b: "Side", index: "FolderIndex") -> list[tuple[str, float]]:
-    from common.data.decode import open_rgb
     from common.deploy.layer_errors import layer_errors
 
     if a.pipeline is None or b.pipeline is None:
         raise UserError("--per-layer: needs two models, and one side is a folder of results")
     chosen = sorted({int(i) for i in np.linspace(0, len(index) - 1, 8).round()})
-    images = [open_rgb(index.path(i), index.read(i)) for i in chosen]
-    found = layer_errors(a, b, images)
+    found = layer_errors(a, b, _decoded(index, chosen)[0])
     print(f"{'block':40}  error of B, relative to the root mean square of A")
     for name, error in sorted(found, key=lambda each: -each[1]):
         print(f"{name:40}  {error:.2e}")

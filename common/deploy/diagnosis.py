@@ -2,6 +2,7 @@
 
 A hypothesis changes the input, the network or the columns of one side. One explains the difference if the other side's
 logits are then met, but for a quarter of the error at most. Several mistakes at once are found one after the other.
+All hypotheses run on a few images, the best of them on the whole sample.
 """
 
 import dataclasses
@@ -13,11 +14,16 @@ from PIL import Image
 
 from common.deploy.sides import ModelSide, Side
 from common.evaluation.comparison import aligned
+from common.evaluation.engines import EngineClassifier
 from common.evaluation.input_pipeline import IMAGENET, NO_ANTIALIAS, InputPipeline
 from common.evaluation.torch_classifier import TorchClassifier
 
 _EXPLAINS = 0.25  # share of the error that may be left
 _ROUNDS = 3  # mistakes at once
+_SCREENED = 8  # images that every hypothesis runs on
+_FINALISTS = 3  # hypotheses that run on the whole sample
+_EXACT = 1e-3  # error that leaves nothing to explain
+FIRST = 64  # images at the start, of which batches without eval() are made
 _NO_STD = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _BYTES = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -39,6 +45,8 @@ class Finding(typing.NamedTuple):
     error: float
 
     def __str__(self) -> str:
+        if self.error == self.error_before:  # seen without the other side
+            return f"cause: {'; and '.join(self.causes)}"
         return (
             f"cause: {'; and '.join(self.causes)}. On {self.num_images} images top-1 then agrees for "
             f"{self.agreement:.1f} % instead of {self.agreement_before:.1f} %, error of the logits {self.error:.2g} "
@@ -99,17 +107,24 @@ def explain(
     images: Sequence[Image.Image],
     paths: Sequence[str],
     batch_size: int,
+    first: "Callable[[], tuple[Sequence[Image.Image], Sequence[str]]]",
 ) -> Finding | None:
     """The known mistakes that explain the difference between two sides, or None.
 
     Args:
-      images, paths: the sample; at least 8 images of different classes tell mistakes apart.
+      images, paths: the sample, most different images first; 8 images of different classes tell mistakes apart.
+      batch_size: of the comparison.
+      first: called where nothing else explains the difference; returns the first images of the data and their paths.
     """
-    sample, state, causes = _Sample(images, paths, batch_size), _State(a, b), list[str]()
-    first = error = sample.error(state)
+    state = _State(a, b)
+    sample, small = (_Sample(images[:count], paths[:count], batch_size) for count in (None, _SCREENED))
+    before, agreement_before = sample.error(state), sample.agreement(state)
+    if unsteady := next(filter(None, (_unsteady(side, small) for side in (b, a))), None):
+        return Finding((unsteady,), len(small.images), agreement_before, agreement_before, before, before)
+    error, causes = before, list[str]()
     for _ in range(_ROUNDS):
         best: tuple[float, list[str], _State] | None = None
-        for found_causes, changed in _hypotheses(state, sample):
+        for found_causes, changed in _finalists(state, sample, small):
             found = sample.error(changed)
             # Where two explain equally well, the first one: it changes fewer things, and rather B than A.
             if np.isfinite(found) and (best is None or found < 0.9 * best[0]):
@@ -118,12 +133,68 @@ def explain(
             break
         error, state = best[0], best[2]
         causes += best[1]
-        if error <= _EXPLAINS * first and error < 0.05:
+        if error <= _EXPLAINS * before and error < 0.05:
             break
-    if not causes or not error <= _EXPLAINS * first:
-        return None
-    before = sample.agreement(_State(a, b))
-    return Finding(tuple(causes), len(images), before, sample.agreement(state), first, error)
+    if causes and error <= _EXPLAINS * before and sample.agreement(state) >= agreement_before:
+        return Finding(tuple(causes), len(images), agreement_before, sample.agreement(state), before, error)
+    return _train_mode(_State(a, b), *first(), batch_size)
+
+
+def _finalists(state: _State, sample: _Sample, small: _Sample) -> Iterator[tuple[list[str], _State]]:
+    """Hypotheses for the whole sample: all that only change the columns, and the best others on the small one."""
+    for cause, reordered in _columns(state, sample):
+        yield [cause], reordered
+    screened = []
+    for causes, changed in _hypotheses(state, small):
+        error = small.error(changed)
+        if np.isfinite(error):
+            screened.append((max(error, _EXACT), causes, changed))
+        if error <= _EXACT:
+            break
+    for _, causes, changed in sorted(screened, key=lambda each: each[0])[:_FINALISTS]:
+        yield causes, changed
+
+
+def _unsteady(side: Side, sample: _Sample) -> str:
+    """Whether an exported network gives other logits for the same image: it was exported in training mode."""
+    if not isinstance(side, ModelSide) or not isinstance(side.classifier, EngineClassifier) or not side.pipeline:
+        return ""
+    pixels = np.stack([side.pipeline.crop(image) for image in sample.images])
+    rows = side.logits(pixels, sample.paths)
+    alone = [side.logits(pixels[i : i + 1], sample.paths[i : i + 1]) for i in range(len(pixels))]
+    scale = float(rows.std()) or 1.0
+    for others, text in (
+        (side.logits(pixels, sample.paths), "when it is run again: dropout is active"),
+        (np.concatenate(alone), "in another batch: batch norm takes the statistics of each batch"),
+    ):
+        if float(np.sqrt(((others - rows) ** 2).mean())) > 10 * _EXACT * scale:
+            return f"train mode: {side.name} gives other logits for an image {text}; it was exported without eval()"
+    return ""
+
+
+def _train_mode(state: _State, images: Sequence[Image.Image], paths: Sequence[str], batch_size: int) -> Finding | None:
+    """Whether one side's logits are those of the other's network without eval(), on batches from the start of the data.
+
+    Dropout, which was then active too, leaves an error that nothing explains: half of it may remain.
+    """
+    best: Finding | None = None
+    for name, side in (("b", state.b), ("a", state.a)):
+        if not isinstance(side, ModelSide) or not isinstance(side.classifier, TorchClassifier):
+            continue
+        training = dataclasses.replace(side, classifier=side.classifier.with_batch_statistics())
+        changed = dataclasses.replace(state, **{name: training})  # type: ignore[arg-type]  # a or b
+        for size in sorted({min(each, len(images)) for each in (1, 8, 16, 32, batch_size, FIRST)}):
+            count = min(len(images), max(size, _SCREENED) // size * size)
+            sample = _Sample(images[:count], paths[:count], size)
+            try:
+                error, before = sample.error(changed), sample.error(state)
+            except ValueError:  # one value per channel has no variance
+                continue
+            agreement = sample.agreement(changed)
+            if error <= 0.5 * before and agreement >= sample.agreement(state) and (not best or error < best.error):
+                cause = f"train mode: batch norm takes the statistics of batches of {size}, eval() was forgotten"
+                best = Finding((cause,), count, sample.agreement(state), agreement, before, error)
+    return best
 
 
 def _hypotheses(state: _State, sample: _Sample) -> Iterator[tuple[list[str], _State]]:
@@ -142,12 +213,6 @@ def _inputs(state: _State) -> Iterator[tuple[str, _State]]:
         for cause, pipeline in _pipelines(side.pipeline, other.pipeline):
             changed = side.with_pipeline(pipeline)
             yield cause, dataclasses.replace(state, **{name: changed})  # type: ignore[arg-type]
-        if isinstance(side.classifier, TorchClassifier):
-            training = dataclasses.replace(side, classifier=side.classifier.with_batch_statistics())
-            yield (
-                "train mode: batch norm takes the statistics of each batch, eval() was forgotten",
-                dataclasses.replace(state, **{name: training}),  # type: ignore[arg-type]
-            )
 
 
 def _columns(state: _State, sample: _Sample) -> Iterator[tuple[str, _State]]:
@@ -162,6 +227,13 @@ def _columns(state: _State, sample: _Sample) -> Iterator[tuple[str, _State]]:
         return columns
 
     a_NK, b_NK = sample.pair(state)
+    for name, rows_NK, other_NK in (("B", b_NK, a_NK), ("A", a_NK, b_NK)):
+        if _are_probabilities(rows_NK) and not _are_probabilities(other_NK):
+            other = "A" if name == "B" else "B"
+            yield (
+                f"softmax: {name} gives probabilities, {other} logits",
+                dataclasses.replace(state, columns=lambda a_NK, b_NK: tuple(map(_softmax, before(a_NK, b_NK)))),  # type: ignore[arg-type,return-value]  # two
+            )
     if a_NK.shape[1] > 2:
         yield (
             "column shift: B's columns come one later than A's (1001 classes with a background, read as 1000)",
@@ -171,7 +243,7 @@ def _columns(state: _State, sample: _Sample) -> Iterator[tuple[str, _State]]:
             "column shift: B's columns come one earlier than A's (a background column was cut off twice)",
             dataclasses.replace(state, columns=shifted(-1)),
         )
-    order = _order(state, a_NK, b_NK)
+    order = _order(a_NK, b_NK)
     if order is not None and not (order == np.arange(len(order))).all():
 
         def reordered(a_NK: np.ndarray, b_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -185,12 +257,20 @@ def _columns(state: _State, sample: _Sample) -> Iterator[tuple[str, _State]]:
         )
 
 
-def _order(state: _State, a_NK: np.ndarray, b_NK: np.ndarray) -> np.ndarray | None:
-    """B's column of each of A's: by the names of the classes, else by the logits on the sample; None if none fits."""
-    a_names, b_names = state.a.classes, state.b.classes
-    is_same_set = bool(a_names and b_names) and sorted(a_names or ()) == sorted(b_names or ())
-    if a_names and b_names and is_same_set and list(a_names) != list(b_names) and len(a_names) == a_NK.shape[1]:
-        return np.array([list(b_names).index(name) for name in a_names])
+def _are_probabilities(rows_NK: np.ndarray) -> bool:
+    return bool((rows_NK >= 0).all() and np.allclose(rows_NK.sum(axis=1), 1, atol=1e-2))
+
+
+def _softmax(rows_NK: np.ndarray) -> np.ndarray:
+    """Probabilities of logits; probabilities stay as they are."""
+    if _are_probabilities(rows_NK):
+        return rows_NK
+    exponentials = np.exp(rows_NK - rows_NK.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def _order(a_NK: np.ndarray, b_NK: np.ndarray) -> np.ndarray | None:
+    """B's column of each of A's, by the logits on the sample; None if none fits."""
     squares = (a_NK**2).sum(axis=0)[:, None] + (b_NK**2).sum(axis=0)[None]
     order = np.argmin(squares - 2 * a_NK.T @ b_NK, axis=1)
     return order if len(set(order.tolist())) == len(order) else None

@@ -103,25 +103,26 @@ def _abbreviate(names: Sequence[str]) -> str:
     return f"{len(names)} images: {', '.join(names[:MAX_LISTED])}{more}"
 
 
-def find_results(argument: str) -> dict[str, str]:
+def find_results(argument: str, flag: str = "--infer-results: ") -> dict[str, str]:
     """Image name -> path of its result, NAME_0.txt, .npy or .bin.
 
     Args:
-      argument: value of --infer-results; its folders device* hold the results of a run on several devices.
+      argument: a folder; its folders device* hold the results of a run on several devices.
+      flag: that names the folder, for messages.
     Raises:
       UserError: no results, two kinds of files, two results of one image, or results that are not of one finished run.
     """
     folder = pathlib.Path(argument)
     if not folder.is_dir():
-        raise UserError(f"--infer-results: {folder} is not a folder")
+        raise UserError(f"{flag}{folder} is not a folder")
     by_folder = {each: found for each in run_summary.result_folders(folder) if (found := _result_files(each))}
     paths = [path for found in by_folder.values() for path in found]
     suffixes = {path[-4:].lower() for path in paths}
     if not suffixes:
-        raise UserError(f"--infer-results: {folder} has no .txt, .npy or .bin results")
+        raise UserError(f"{flag}{folder} has no .txt, .npy or .bin results")
     if len(suffixes) > 1:
         raise UserError(
-            f"--infer-results: {folder} holds {' and '.join(sorted(suffixes))} files; keep the results of one run only"
+            f"{flag}{folder} holds {' and '.join(sorted(suffixes))} files; keep the results of one run only"
         )
     results: dict[str, str] = {}
     for path in paths:
@@ -133,7 +134,7 @@ def find_results(argument: str) -> dict[str, str]:
                 f"{path}: a second result for {name} beside {results[nfc(name)]}; when every device ran the "
                 "whole input, score one device's folder"
             )
-    run_summary.check_one_run(argument, by_folder)
+    run_summary.check_one_run(argument, by_folder, flag)
     return results
 
 

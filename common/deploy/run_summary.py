@@ -108,12 +108,15 @@ def result_folders(folder: pathlib.Path) -> list[pathlib.Path]:
     return [folder, *sorted(path for path in folder.glob("device*") if path.is_dir())]
 
 
-def check_one_run(argument: str, results: Mapping[pathlib.Path, Sequence[str]]) -> None:
+def check_one_run(
+    argument: str, results: Mapping[pathlib.Path, Sequence[str]], flag: str = "--infer-results: "
+) -> None:
     """Check that results are those of one run that ended.
 
     Args:
-      argument: value of --infer-results.
+      argument: the folder as it was given.
       results: folder -> paths of its result files: one folder, or one for each device.
+      flag: that names the folder, for messages.
     Raises:
       UserError: results of two runs, or of a run that did not end.
     """
@@ -127,7 +130,7 @@ def check_one_run(argument: str, results: Mapping[pathlib.Path, Sequence[str]]) 
     for folder in results:
         if folder not in known:
             raise UserError(
-                f"--infer-results: {folder} has no summary, so its run did not finish; that of {first_folder} did, "
+                f"{flag}{folder} has no summary, so its run did not finish; that of {first_folder} did, "
                 f"{first}; {_REMEDY}"
             )
         is_other = known[folder].command != first.command or (
@@ -135,28 +138,26 @@ def check_one_run(argument: str, results: Mapping[pathlib.Path, Sequence[str]]) 
         )
         two_runs = two_runs or ([first, known[folder]] if is_other else None)
     if two_runs:
-        raise UserError(
-            f"--infer-results: {argument} holds the results of two runs, {two_runs[0]} and {two_runs[1]}; {_REMEDY}"
-        )
+        raise UserError(f"{flag}{argument} holds the results of two runs, {two_runs[0]} and {two_runs[1]}; {_REMEDY}")
     for folder, paths in results.items():
-        _check_files(folder, paths, known[folder])
+        _check_files(folder, paths, known[folder], flag)
 
 
 _REMEDY = "run again into an empty folder"
 
 
-def _check_files(folder: pathlib.Path, paths: Sequence[str], summary: RunSummary) -> None:
+def _check_files(folder: pathlib.Path, paths: Sequence[str], summary: RunSummary, flag: str) -> None:
     """Raise UserError for results that the run of a summary did not write."""
     foreign = [path for path in paths if os.path.basename(path) not in summary.listed] if summary.listed else []
     if foreign:
         raise UserError(
-            f"--infer-results: {len(foreign)} files of {folder} are not in the summary of the run, {summary}, so "
+            f"{flag}{len(foreign)} files of {folder} are not in the summary of the run, {summary}, so "
             f"they are of another one, for example {_dated(foreign[0])}; remove them"
         )
     newer = [path for path in paths if os.stat(path).st_mtime_ns > summary.modified_ns]
     if newer:
         raise UserError(
-            f"--infer-results: {len(newer)} files of {folder} are newer than the summary of the run, {summary}, so "
+            f"{flag}{len(newer)} files of {folder} are newer than the summary of the run, {summary}, so "
             f"they are of another one that did not finish, for example {_dated(newer[0])}; {_REMEDY} (a copy must "
             "keep the times: cp -a)"
         )
@@ -164,7 +165,7 @@ def _check_files(folder: pathlib.Path, paths: Sequence[str], summary: RunSummary
     # The rows of TXT and NPY files are counted when they are read.
     if paths[0].lower().endswith(".bin") and expected and summary.runs and summary.runs != expected:
         raise UserError(
-            f"--infer-results: {folder}: the run {summary} took {summary.runs} executions for {summary.samples} files, "
+            f"{flag}{folder}: the run {summary} took {summary.runs} executions for {summary.samples} files, "
             f"{summary.batch} images each; a file holds several rows, or --batchsize was not the model's; {_REMEDY}"
         )
 

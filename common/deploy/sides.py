@@ -37,6 +37,7 @@ class Side:
       classes: names of the classes, where the file has them.
       pipeline: how its input is made; None for results, which cannot be computed anew.
       spec: None for a reference network.
+      order: columns in the order of the other side's class names; None: as they are.
     """
 
     name: str
@@ -45,10 +46,20 @@ class Side:
     classes: Sequence[str] | None = None
     pipeline: InputPipeline | None = None
     spec: ModelSpec | None = None
+    order: Sequence[int] | None = None
 
     def logits(self, pixels_NHWC: np.ndarray, paths: Sequence[str]) -> np.ndarray:
         """[N, K] of images that were cropped by `pipeline`."""
         raise NotImplementedError
+
+    def in_order(self, other: "Side") -> "Side":
+        """This side with the columns in the order of the other's class names, where both have the same names."""
+        own, wanted = ([nfc(name) for name in side.classes or ()] for side in (self, other))
+        if own == wanted or sorted(own) != sorted(wanted) or len(own) + self.background != self.num_outputs:
+            return self
+        position = {name: i for i, name in enumerate(own)}
+        columns = [self.background + position[name] for name in wanted]
+        return dataclasses.replace(self, classes=other.classes, order=[*range(self.background), *columns])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +72,8 @@ class ModelSide(Side):
         import torch
 
         assert self.classifier is not None
-        return self.classifier(torch.from_numpy(pixels_NHWC))
+        rows_NK = self.classifier(torch.from_numpy(pixels_NHWC))
+        return rows_NK if self.order is None else rows_NK[:, self.order]
 
     def with_pipeline(self, pipeline: InputPipeline) -> "ModelSide":
         """The same network with input that is made in another way."""
@@ -136,11 +148,13 @@ def open_side(
         print(model.taken, flush=True)
     pipeline = InputPipeline.of(spec, model.image_size)
     background = spec.background_columns(model.num_outputs)
-    return ModelSide(argument, model.num_outputs, background, model.classes, pipeline, spec, model.classifier)
+    return ModelSide(
+        argument, model.num_outputs, background, model.classes, pipeline, spec, classifier=model.classifier
+    )
 
 
 def _results(argument: str, spec: ModelSpec, num_classes: int | None) -> ResultSide:
-    results = postprocess.find_results(argument)
+    results = postprocess.find_results(argument, "")
     allowed = {num_classes} if num_classes else {spec.num_classes, spec.num_classes + 1}
     num_outputs = len(postprocess.read_row(next(iter(results.values())), allowed))
     return ResultSide(argument, num_outputs, spec.background_columns(num_outputs), spec=spec, results=results)
@@ -155,7 +169,7 @@ def _reference(argument: str, options: program.EvalConfig) -> ModelSide:
     device.move(found.model, "nchw")
     plain = TorchClassifier(found.model, lambda pixels: pixels, device)
     classifier = plain.with_normalization(found.pipeline.normalize_into)
-    return ModelSide(argument, found.num_classes, 0, None, found.pipeline, None, classifier)
+    return ModelSide(argument, found.num_classes, 0, None, found.pipeline, classifier=classifier)
 
 
 class Crops:
@@ -165,7 +179,8 @@ class Crops:
         self.pipelines = pipelines
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        return np.concatenate([pipeline.crop(image).ravel() for pipeline in self.pipelines])
+        nothing = np.zeros(1, np.uint8)  # of two folders of results
+        return np.concatenate([pipeline.crop(image).ravel() for pipeline in self.pipelines] or [nothing])
 
     def split(self, flat: np.ndarray) -> list[np.ndarray]:
         """[N, all crops] -> one array [N, H, W, 3] per pipeline."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from support import SIZE, fails, hits_printed, run_ok, run_script
 
+from common import cli
 from common.data.decode import open_rgb
 from common.deploy import compare, export, reference_models
 from common.errors import RunError, UserError
@@ -148,16 +149,78 @@ def test_a_background_column_is_not_compared(case, tmp_path):
     assert json.loads(target.read_text())["agreed"] == 24
 
 
-def test_a_forgotten_eval_is_named(case, tmp_path):
-    """Each batch of 8 was normalized by its own statistics."""
+@pytest.mark.parametrize("options", [dict(batch_size=8), dict(batch_size=5, sample=8)])
+def test_a_forgotten_eval_is_named(case, tmp_path, options):
+    """Each batch of 8 was normalized by its own statistics, whatever the batches and the sample of the comparison."""
     model = load_model(case["ckpt"], SPEC)[0]
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.train()
     rows = [logits_of(model, PIPELINE, case["paths"][i : i + 8]) for i in range(0, 24, 8)]
     result = write_results(tmp_path / "result", case["paths"], np.concatenate(rows))
-    found = run(case, result, batch_size=8)
+    found = run(case, result, **options)
     assert len(found["causes"]) == 1 and found["causes"][0].startswith("train mode"), found["causes"]
+
+
+def test_an_export_in_training_mode_is_named(case, tmp_path):
+    model = load_model(case["ckpt"], SPEC)[0]
+    path = tmp_path / "net.onnx"
+    training = torch.onnx.TrainingMode.TRAINING
+    torch.onnx.export(
+        model, (torch.zeros(1, 3, 32, 32),), str(path), opset_version=13, dynamo=False, training=training,
+        do_constant_folding=False, input_names=["image"], output_names=["class"],
+        dynamic_axes={"image": {0: "batch"}, "class": {0: "batch"}},
+    )  # fmt: skip
+    (cause,) = run(case, str(path))["causes"]
+    assert cause.startswith(f"train mode: {path} gives other logits for an image")
+
+
+def test_a_mistake_that_concerns_one_image_of_many_is_named(case, tmp_path):
+    """One upright image was turned by its EXIF orientation: it is in the sample because it differs most."""
+    data = tmp_path / "data" / "val"
+    data.mkdir(parents=True)
+    for i, path in enumerate(case["paths"]):
+        exif = Image.Exif()
+        exif[0x0112] = 6 if i == 5 else 1
+        open_rgb(path).save(data / path.name, exif=exif)
+    paths = sorted(data.iterdir())
+    rows = logits_of(case["model"], dataclasses.replace(PIPELINE, exif=True), paths)
+    assert (np.abs(rows - case["logits"]).max(axis=1) > 1e-3).tolist() == [i == 5 for i in range(24)]
+    result = write_results(tmp_path / "result", paths, rows)
+    target = tmp_path / "out.json"
+    config = dict(data=str(data.parent), workers=0, num_classes=CLASSES, device="cpu", json=str(target), sample=8)
+    write_labels(data.parent, paths, rows.argmax(axis=1))
+    compare.main(case["ckpt"], result, compare.CompareConfig(**config), lambda path: SPEC)
+    assert json.loads(target.read_text())["causes"] == ["EXIF: one side turns images upright by their EXIF orientation"]
+
+
+def test_two_folders_of_results_and_probabilities(case, tmp_path):
+    logits = write_results(tmp_path / "logits", case["paths"], case["logits"])
+    exponentials = np.exp(case["logits"])
+    rows = exponentials / exponentials.sum(axis=1, keepdims=True)
+    found = run(case, write_results(tmp_path / "probabilities", case["paths"], rows), logits)
+    assert found["causes"] == ["softmax: B gives probabilities, A logits"] and found["agreed"] == 24
+    assert found["a"]["correct"] == found["b"]["correct"] and found["explained"]["error"] < 1e-5
+    with pytest.raises(UserError, match=f"^{tmp_path}/logits has no .txt, .npy or .bin results"):
+        for path in (tmp_path / "logits").iterdir():
+            path.unlink()
+        run(case, case["ckpt"], logits)
+
+
+def test_classes_in_another_order_are_compared_by_name(case, tmp_path, capsys):
+    """Each side's accuracy is that of its own order, as eval.py has it."""
+    model, order = load_model(case["ckpt"], SPEC)[0], [3, 0, 1, 2, *range(4, 10)]
+    names = [f"n{i}" for i in range(CLASSES)]
+    paths = []
+    for name, columns in (("a", list(range(CLASSES))), ("b", order)):
+        state = model.state_dict()
+        state.update({key: state[key][columns] for key in ("fc.weight", "fc.bias")})
+        content = dict(state_dict=state, build={"aux": False, "dropout": 0.5}, num_classes=CLASSES, image_size=32)
+        torch.save({**content, "arch": SPEC.name, "classes": [names[k] for k in columns]}, tmp_path / f"{name}.pth.tar")
+        paths.append(str(tmp_path / f"{name}.pth.tar"))
+    found = run(case, paths[1], paths[0], label_numbers="from-0")
+    assert found["agreed"] == 24 and found["a"]["correct"] == found["b"]["correct"] and found["causes"] is None
+    assert "note: class order: B has the same class names in another order" in capsys.readouterr().out
 
 
 def test_two_mistakes_at_once_are_named(case, tmp_path):
@@ -189,13 +252,16 @@ def test_labels_counted_from_1_are_named(case, tmp_path, capsys):
     assert "if every label were one smaller" in capsys.readouterr().out
 
 
-def test_gates_end_with_one_line(case, tmp_path):
+def test_gates_end_with_one_line(case, tmp_path, capsys):
     rows = case["logits"].copy()
     rows[1] = np.roll(rows[1], 1)  # image 1 was right, and changes its class
     result = write_results(tmp_path / "result", case["paths"], rows)
     run(case, result, max_drop=4.2, min_agreement=95.8)  # one of 24 is 4.17 %
     with pytest.raises(RunError, match="^--max-drop: top-1 of B is 4.167 points below A's, allowed are 4"):
         run(case, result, max_drop=4.0)
+    with pytest.raises(SystemExit) as end, cli.exit_on_error():
+        run(case, result, max_drop=4.0)
+    assert end.value.code == 1 and len(capsys.readouterr().err.splitlines()) == 1
     with pytest.raises(RunError, match="^--min-agreement: top-1 agrees for 95.833 % of the images, asked for are 96 %"):
         run(case, result, min_agreement=96.0)
 
