@@ -232,4 +232,4 @@ class _ColorJitter:
                 torch.addmm(values, gray_N1, self._ones, beta=factor, alpha=1 - factor, out=values)
             if factor > 1:  # else a mean of values in range
                 values.clamp_(0, 255)
-        pixels_HWC.view(-1, 3).copy_(values)
+        pixels_HWC.view(-1, 3).copy_(values.int())  # twice as fast as from float32 to uint8
