@@ -42,3 +42,54 @@ def test_links_to_files_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / document).read_text()):
         if "://" not in target:
             assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+PAIRS = sorted(
+    (readme, readme.with_name("README.zh-CN.md"))
+    for readme in READMES
+    if (ROOT / readme).with_name("README.zh-CN.md").exists()
+)
+
+
+def fenced(path):
+    """The fenced blocks of a document, and its text without them."""
+    pattern = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    text = (ROOT / path).read_text()
+    return pattern.findall(text), pattern.sub("", text)
+
+
+def headings(path):
+    return re.findall(r"^(#+) (.+)$", fenced(path)[1], re.MULTILINE)
+
+
+def anchors(path):
+    """GitHub's: lower case, no punctuation, hyphens for blanks, a number behind those that repeat."""
+    slugs = [re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for _, title in headings(path)]
+    return {slug + (f"-{before}" if (before := slugs[:i].count(slug)) else "") for i, slug in enumerate(slugs)}
+
+
+def links(path):
+    """File (itself where none is named) and anchor of each link into the repository."""
+    found = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", fenced(path)[1])
+    return [((ROOT / path).parent / (name or path.name), anchor) for name, anchor in found if "://" not in name]
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=lambda path: str(path.parent))
+def test_both_languages_have_the_same_commands_and_structure(english, chinese):
+    """The blocks are identical, so test_every_bash_block_runs need not run those of the translation too."""
+    assert fenced(english)[0] == fenced(chinese)[0]
+    assert [level for level, _ in headings(english)] == [level for level, _ in headings(chinese)]
+    (english_text, chinese_text) = ((ROOT / path).read_text() for path in (english, chinese))
+    marker = re.compile(r"<!-- .*? -->")
+    assert marker.findall(english_text) == marker.findall(chinese_text)
+    assert english_text.splitlines()[2] == "English | [简体中文](README.zh-CN.md)"
+    assert chinese_text.splitlines()[2] == "[English](README.md) | 简体中文"
+    targets = [
+        sorted(target.resolve().with_name(target.name.replace(".zh-CN", "")) for target, _ in links(path))
+        for path in (english, chinese)
+    ]
+    assert targets[0] == targets[1]
+    for path in (english, chinese):
+        for target, anchor in links(path):
+            assert target.exists(), f"{path}: {target}"
+            assert not anchor or anchor in anchors(target), f"{path}: {target}#{anchor}"

@@ -358,7 +358,7 @@ def commit() -> str:
 
 def documents() -> list[pathlib.Path]:
     """The files that may hold tables."""
-    return [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
+    return [*sorted(ROOT.glob("README*.md")), *sorted(ROOT.glob("*/README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def with_tables(text: str, path: pathlib.Path) -> str:
