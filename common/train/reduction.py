@@ -112,15 +112,17 @@ class ExactReduction:
             self._norms.restore()
 
     def end_step(self, num_local: int) -> None:
-        parts_MP = self._group.all_gather(torch.stack(self._parts)).flatten(0, 1)
-        total_P = parts_MP[0].clone()
-        for part_P in parts_MP[1:]:
+        parts, self._parts = self._parts, []
+        if self._group.world.size > 1:
+            parts = list(self._group.all_gather(torch.stack(parts)).flatten(0, 1))
+        total_P = parts[0]
+        for part_P in parts[1:]:
             total_P += part_P
         sizes = [gradient.numel() for gradient in self._gradients()]
         gradients, buffers = total_P.split([sum(sizes), len(total_P) - sum(sizes)])
         for gradient, part in zip(self._gradients(), gradients.split(sizes), strict=True):
             gradient.copy_(part.view_as(gradient))
-        self._norms.set_flat(buffers / len(parts_MP))
+        self._norms.set_flat(buffers / len(parts))
 
 
 REDUCTIONS: dict[str, type[FastReduction] | type[ExactReduction]] = {"fast": FastReduction, "exact": ExactReduction}
