@@ -1,4 +1,4 @@
-"""All stages in a few minutes: draw data, train Inception v3, evaluate, export, run the ONNX file, compare.
+"""All stages in a few minutes: draw data, train Inception v3, evaluate, export, run the ONNX file, compare, report.
 
     python tools/quickstart.py
 
@@ -6,6 +6,7 @@ Needs no download, no GPU and no NPU. All files stay below ./demo_output.
 """
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import signal
@@ -17,6 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any folder
 
 from common import cli, files, processes, run_folder
+from tools.report import PREDICTIONS
+
+REPORT = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class DemoConfig:
 
     folder: str = cli.option("demo_output", "folder for all output; each run makes a new numbered one in it")
     train_per_class: int = cli.option(100, "training images of each of the ten classes", low=2)
-    epochs: int = cli.option(8, "passes over the training images", low=1)
+    epochs: int = cli.option(8, "passes over the training images", low=2)
     image_size: int = cli.option(107, "side of the input, pixels", low=75)
 
     def __post_init__(self) -> None:
@@ -66,6 +70,7 @@ def main() -> None:
             f"--resume={model}",
             "--device=cpu",
             f"--metrics-json={folder / engine}.json",
+            *([f"--predictions={trained / PREDICTIONS}"] if engine == "torch" else []),
         )
     run(
         "inception_v3/demo.py",
@@ -73,6 +78,8 @@ def main() -> None:
         f"--resume={trained / run_folder.BEST}",
         "--device=cpu",
     )
+    if importlib.util.find_spec("vl_convert"):
+        run("tools/report.py", trained, f"--out={folder / REPORT}", "--grad-cam", "--mistakes=12")
     print_table(folder, trained, onnx_file, data, time.perf_counter() - started)
 
 
@@ -93,6 +100,7 @@ def print_table(
         ("checkpoint", trained / run_folder.BEST),
         ("ONNX file", onnx_file),
         ("log and metrics", trained),
+        ("report, for a browser", folder / REPORT if (folder / REPORT).exists() else "needs vl-convert-python"),
     ]
     print("\n" + "\n".join(f"{name:60} {value}" for name, value in rows))
 

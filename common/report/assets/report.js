@@ -29,6 +29,8 @@ function number(value, digits) {
 }
 const percent = (part, whole) => (whole ? 100 * part / whole : null);
 
+const last = (values) => (values.length ? values[values.length - 1] : null);
+
 // ---- sections and tables -----------------------------------------------------------------------------------------
 
 function section(id, title, ...children) {
@@ -121,7 +123,7 @@ function sample(color, dash) {
 const style = (i) => [`var(--c${i % COLORS})`, DASHES[(i + Math.floor(i / COLORS)) % DASHES.length]];
 
 // series: [{label, points: [{x, y}], style: index}]; a line each, with a table of the same numbers.
-function lineChart(title, unit, series, { xTitle = "epoch", describe = "" } = {}) {
+function lineChart(title, unit, series, xTitle) {
   series = series.filter((one) => one.points.length);
   if (!series.length) return null;
   const plot = make("div", { class: "plot" });
@@ -133,7 +135,7 @@ function lineChart(title, unit, series, { xTitle = "epoch", describe = "" } = {}
     description: `${title}: ${series.length} line(s) over ${xTitle}. The table below holds the numbers.`,
     data: { values },
     mark: { type: "line", strokeWidth: 2, clip: true, interpolate: "linear",
-      point: few ? { size: series.length > 1 || values.length > 60 ? 14 : 26, filled: true } : false },
+      point: few ? { size: series.some((one) => one.points.length === 1) ? 70 : values.length > 60 ? 14 : 26, filled: true } : false },
     encoding: {
       x: { field: "x", type: "quantitative", title: xTitle, scale: { nice: false, zero: false },
         axis: { grid: false, tickCount: 6 } },
@@ -148,7 +150,7 @@ function lineChart(title, unit, series, { xTitle = "epoch", describe = "" } = {}
   const rows = series.flatMap((one) => one.points.map((point) => ({ label: one.label, ...point })));
   const columns = [{ title: xTitle, value: (row) => row.x, number: true }, { title: unit || title, value: (row) => row.y, text: (row) => String(row.y), number: true }];
   if (series.length > 1) columns.unshift({ title: "line", value: (row) => row.label, text: (row) => name(row.label) });
-  return make("figure", {}, make("figcaption", {}, title), describe && make("p", { class: "dim" }, describe), legend, plot,
+  return make("figure", {}, make("figcaption", {}, title), legend, plot,
     tableLater("Numbers of this chart", () => table(columns, rows, { caption: title, limit: 50 })));
 }
 
@@ -158,20 +160,25 @@ const folderName = (path) => shown(path).replace(/\/+$/, "").split("/").slice(-2
 const runs = data.runs.map((run) => ({ ...run, label: folderName(run.folder) }));
 runs.forEach((run) => { if (runs.filter((other) => other.label === run.label).length > 1) run.label = shown(run.folder); });
 
+// Runs of very different lengths are drawn over their share, others over epochs.
+const isUneven = (ends) => Math.max(...ends) > 3 * Math.min(...ends.filter((end) => end > 0));
+const ends = runs.map((run) => Math.max(last(run.train.position) || 0, last(run.val.position) || 0));
+const byShare = isUneven(ends), xTitle = byShare ? "part of the run, %" : "epoch";
 function points(run, part, column) {
-  return run[part].position.map((x, i) => ({ x, y: run[part][column][i] })).filter((point) => point.y !== null);
+  const factor = byShare ? 100 / ends[runs.indexOf(run)] : 1;
+  return run[part].position.map((x, i) => ({ x: x * factor, y: run[part][column][i] })).filter((point) => point.y !== null);
 }
 function curves() {
-  const one = runs.length === 1;
+  const one = runs.length === 1, chart = (title, unit, series) => lineChart(title, unit, series, xTitle);
   const of = (part, column) => runs.map((run, i) => ({ label: run.label, points: points(run, part, column), style: i }));
   const both = (column) => [{ label: "training", points: points(runs[0], "train", column), style: 0 },
     { label: "validation", points: points(runs[0], "val", column), style: 1 }];
   const figures = one
-    ? [lineChart("Loss", "loss", both("loss")), lineChart("Top-1 accuracy", "%", both("acc1"))]
-    : [lineChart("Validation top-1", "%", of("val", "acc1")), lineChart("Validation loss", "loss", of("val", "loss")),
-       lineChart("Training top-1", "%", of("train", "acc1")), lineChart("Training loss", "loss", of("train", "loss"))];
-  if (runs.some((run) => run.val.acc5.some((value) => value !== null && value < 100))) figures.push(lineChart("Validation top-5", "%", of("val", "acc5")));
-  figures.push(lineChart("Throughput", "images/s", of("train", "fps")), lineChart("Learning rate", "", of("train", "lr")));
+    ? [chart("Loss", "loss", both("loss")), chart("Top-1 accuracy", "%", both("acc1"))]
+    : [chart("Validation top-1", "%", of("val", "acc1")), chart("Validation loss", "loss", of("val", "loss")),
+       chart("Training top-1", "%", of("train", "acc1")), chart("Training loss", "loss", of("train", "loss"))];
+  if (runs.some((run) => run.val.acc5.some((value) => value !== null && value < 100))) figures.push(chart("Validation top-5", "%", of("val", "acc5")));
+  figures.push(chart("Throughput", "images/s", of("train", "fps")), chart("Learning rate", "", of("train", "lr")));
   return figures;
 }
 
@@ -180,7 +187,6 @@ function facts(rows) {  // rows: [title, run -> text or number]
     value: (row) => row[1](run), text: (row) => { const value = row[1](run); return typeof value === "string" ? name(value) : number(value); } }))];
   return table(columns, rows.filter((row) => runs.some((run) => row[1](run) !== null && row[1](run) !== undefined)), { caption: "facts of the runs", sortable: false, limit: 100 });
 }
-const last = (values) => (values.length ? values[values.length - 1] : null);
 const summary = (key, digits) => (run) => { const value = run.summary ? run.summary[key] : null; return typeof value === "number" && digits !== undefined ? number(value, digits) : value; };
 
 function overview() {
@@ -225,7 +231,7 @@ function perClass(evaluation) {
     { title: "class", value: (row) => shown(evaluation.classes[row.k]), text: (row) => className(evaluation, row.k) },
     { title: "images", value: (row) => row.images, number: true },
     { title: "right", value: (row) => row.correct, number: true },
-    { title: "accuracy, %", value: (row) => row.accuracy, text: (row) => make("span", {}, bar(row.accuracy), " ", number(row.accuracy, row.accuracy === null ? undefined : 1)), number: true },
+    { title: "accuracy, %", value: (row) => row.accuracy, text: (row) => make("span", {}, bar(row.accuracy), make("span", { class: "beside" }, number(row.accuracy, row.accuracy === null ? undefined : 1))), number: true },
     { title: "guessed", value: (row) => row.guessed, number: true },
     { title: "right of guessed, %", value: (row) => row.precision, text: (row) => number(row.precision, row.precision === null ? undefined : 1), number: true },
   ];
@@ -317,13 +323,14 @@ function study() {
     table([recipeColumn, column("seeds", "runs"), column("mean, %", "mean", 2), column("spread", "spread", 2), column("lowest, %", "low", 2), column("highest, %", "high", 2)], statistics, { caption: "recipes" })];
   if (bands.length) {
     const names = [...new Set(bands.map((row) => row.recipe))], domain = names.map((_, i) => i), plot = make("div", { class: "plot" });
-    const values = bands.map((row) => ({ ...row, s: names.indexOf(row.recipe) }));
+    const lengths = names.map((each) => Math.max(...bands.filter((row) => row.recipe === each).map((row) => row.epoch))), share = isUneven(lengths);
+    const values = bands.map((row) => { const s = names.indexOf(row.recipe); return { ...row, s, x: share ? 100 * row.epoch / lengths[s] : row.epoch }; });
     const color = { field: "s", type: "nominal", legend: null, scale: { domain, range: domain.map((i) => style(i)[0]) } };
     const dash = { field: "s", type: "nominal", legend: null, scale: { domain, range: domain.map((i) => style(i)[1]) } };
     draw(plot, { description: "mean and range of validation top-1 over the seeds", data: { values }, height: 260,
-      encoding: { x: { field: "epoch", type: "quantitative", title: "epoch", axis: { grid: false } }, color },
+      encoding: { x: { field: "x", type: "quantitative", title: share ? "part of the run, %" : "epoch", axis: { grid: false, tickCount: 8 } }, color },
       layer: [{ mark: { type: "area", opacity: 0.25 }, encoding: { y: { field: "low", type: "quantitative", title: "validation top-1, %", scale: { zero: false } }, y2: { field: "high" } } },
-        { mark: { type: "line", strokeWidth: 2 }, encoding: { y: { field: "mean", type: "quantitative" }, strokeDash: dash } }] });
+        { mark: { type: "line", strokeWidth: 2, point: values.length <= 60 ? { size: 40, filled: true } : false }, encoding: { y: { field: "mean", type: "quantitative" }, strokeDash: dash } }] });
     parts.push(make("figure", {}, make("figcaption", {}, "Mean of the seeds, and their range as a band"), make("ul", { class: "legend" }, ...names.map((each, i) => make("li", {}, sample(...style(i)), name(each)))), plot,
       tableLater("Numbers of this chart", () => table([recipeColumn, column("epoch", "epoch"), column("lowest, %", "low"), column("mean, %", "mean"), column("highest, %", "high"), column("seeds", "seeds")], bands, { caption: "validation top-1 over the seeds", limit: 50 }))));
   }
@@ -371,7 +378,7 @@ function comparison() {
 
 function sweep() {
   const names = [...new Set(data.sweep.map((row) => row.model.replace(/_?bs\d+/i, "")))];
-  section("sweep", "Batch sweep", lineChart("Throughput of the network by batch size", "images/s", names.map((each, i) => ({ label: each || "model", style: i, points: data.sweep.filter((row) => row.model.replace(/_?bs\d+/i, "") === each).map((row) => ({ x: row.batch, y: row["images/s"] })) })), { xTitle: "batch size" }),
+  section("sweep", "Batch sweep", lineChart("Throughput of the network by batch size", "images/s", names.map((each, i) => ({ label: each || "model", style: i, points: data.sweep.filter((row) => row.model.replace(/_?bs\d+/i, "") === each).map((row) => ({ x: row.batch, y: row["images/s"] })) })), "batch size"),
     table([{ title: "model", value: (row) => row.model, text: (row) => name(row.model) }, { title: "batch", value: (row) => row.batch, number: true }, { title: "images/s", value: (row) => row["images/s"], number: true }, { title: "summary", value: (row) => row.file, text: (row) => name(row.file) }], data.sweep, { caption: "batch sweep" }));
 }
 
