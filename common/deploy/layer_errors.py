@@ -6,6 +6,7 @@ converters to float16 and int8 keep. Legend: N batch, C channel, H W pixel.
 
 import copy
 import pathlib
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ if typing.TYPE_CHECKING:
 
     from common.deploy.sides import Side
 
+_RESULT = re.compile(r"(/.*)_output_\d+")
 _NOT_A_RESULT = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity", "Shape", "Reshape", "Flatten")
 
 
@@ -35,7 +37,7 @@ def layer_errors(a: "Side", b: "Side", images: Sequence[Image.Image]) -> list[tu
     errors = []
     for name, value in outputs[0].items():
         other = outputs[1].get(name)
-        if other is not None and other.shape == value.shape:
+        if other is not None and other.shape == value.shape and not _is_fused(name, *outputs):
             scale = float(np.sqrt((value**2).mean())) or 1.0
             errors.append((name, float(np.sqrt(((value - other) ** 2).mean())) / scale))
     if not errors:
@@ -43,6 +45,12 @@ def layer_errors(a: "Side", b: "Side", images: Sequence[Image.Image]) -> list[tu
             f"--per-layer: {a.name} and {b.name} have no blocks of the same names; the export scripts keep the names"
         )
     return errors
+
+
+def _is_fused(name: str, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    """Whether one side has no result of its own for a block: that of an int8 convolution is its block's after ReLU."""
+    parent = name.rpartition(".")[0]
+    return parent in a and parent in b and (a[name] is a[parent]) != (b[name] is b[parent])
 
 
 def _fixed_batch(side: "Side") -> int | None:
@@ -110,8 +118,8 @@ def _onnx_outputs(path: str, classifier: EngineClassifier, pixels_NHWC: np.ndarr
     observed = copy.copy(classifier)
     observed.engine = recorder
     observed(pixels_NHWC)
-    values = dict(zip(names, recorder.outputs, strict=True))
-    return {module: values[tensor].astype(np.float32) for module, tensor in tensors.items()}
+    values = {name: value.astype(np.float32) for name, value in zip(names, recorder.outputs, strict=True)}
+    return {module: values[tensor] for module, tensor in tensors.items()}
 
 
 class _Recorder:
@@ -128,16 +136,21 @@ class _Recorder:
 
 
 def _last_results(proto: "onnx.ModelProto") -> Iterator[tuple[str, str]]:
-    """(module, output of the last node in its scope)."""
+    """(module, output of the last node in its scope); of an int8 file what the next node reads, clipped as by ReLU."""
+    read = [{n.input[0]: n.output[0] for n in proto.graph.node if n.op_type == kind} for kind in _NOT_A_RESULT[:2]]
     for node in proto.graph.node:
-        if node.op_type in _NOT_A_RESULT or not node.name.startswith("/"):
+        # Quantization moves nodes and keeps the names of results: /Mixed_5b/branch1x1/Relu_output_0.
+        match = _RESULT.fullmatch(node.output[0])
+        name = match[1] if match else "" if node.output[0].startswith("/") else node.name
+        if node.op_type in _NOT_A_RESULT or not name.startswith("/"):
             continue
-        scopes = node.name.split("/")[1:-1]
+        scopes = name.split("/")[1:-1]
         path: list[str] = []
         for scope in scopes:
             # A child of a Sequential is written as PARENT.NUMBER below its parent.
             path.append(scope.rpartition(".")[2] if path and scope.startswith(f"{_last_word(path)}.") else scope)
-            yield ".".join(path), node.output[0]
+            # An export with float16 input wraps the network as `model`.
+            yield ".".join(path).removeprefix("model."), read[1].get(read[0].get(node.output[0], ""), node.output[0])
 
 
 def _last_word(path: Sequence[str]) -> str:

@@ -304,6 +304,30 @@ def test_an_onnx_file_agrees_and_its_layers_do(case, tmp_path, capsys):
     assert "ms an image" in capsys.readouterr().out
 
 
+def test_blocks_of_int8_and_float16_files_are_matched(case, tmp_path):
+    """Quantization removes ReLU, whose result the block's convolution then gives."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):
+        inputs = iter([inputs_of(PIPELINE, case["paths"])])
+
+        def get_next(self):
+            return next(({"image": each} for each in self.inputs), None)
+
+    model, names = load_model(case["ckpt"], SPEC)[0], [tmp_path / f"{kind}.onnx" for kind in ("f32", "f16", "int8")]
+    export.export_onnx(model, SPEC, names[0], 32, opset=13)
+    export.export_onnx(model, SPEC, names[1], 32, opset=13, input_dtype="float16", precision="float16")
+    quantize_static(names[0], names[2], Reader())
+    for a, b, low, high in (
+        (case["ckpt"], names[2], 1e-4, 0.1),
+        (names[0], names[2], 1e-4, 0.1),
+        (names[1], case["ckpt"], 1e-6, 1e-2),
+    ):
+        found = run(case, str(b), str(a), per_layer=True, diagnose=False)
+        errors = {layer["name"]: layer["error"] for layer in found["layers"]}
+        assert {"stem", "fc"} <= errors.keys() and low < min(errors.values()) <= max(errors.values()) < high, errors
+
+
 def test_a_block_that_differs_leads_the_list(case, tmp_path, capsys):
     model = load_model(case["ckpt"], SPEC)[0]
     with torch.no_grad():
