@@ -9,7 +9,8 @@ import sys
 import pytest
 from support import ROOT
 
-READMES = sorted(path.relative_to(ROOT) for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
+READMES = [path.relative_to(ROOT) for path in sorted(ROOT.glob("**/README.md"))]
+READMES = [path for path in READMES if not path.parts[0].startswith(".")]  # .venv, .pytest_cache
 
 
 def blocks(path):
@@ -85,6 +86,7 @@ def test_both_languages_have_the_same_commands_and_structure(english, chinese):
         for path in (english, chinese)
     ]
     assert targets[0] == targets[1]
+    assert [target for target, _ in links(chinese)[1:] if target.name == "README.md"] == []
     for path in (english, chinese):
         for target, anchor in links(path):
             assert target.exists(), f"{path}: {target}"
