@@ -64,8 +64,29 @@ def page_data(path):
 
 
 @pytest.fixture(scope="module")
-def html(case):
-    run_ok("tools/report.py", case, case.parent / case.name, "--benches=docs/benchmarks.json")
+def html(case, tmp_path_factory):
+    """A page with every section."""
+    folder = tmp_path_factory.mktemp("others")
+    side = dict(name="<i>.onnx", correct=[3, 4, 4, 4, 4], milliseconds_per_image=2.5)
+    numbers = dict(largest_difference=0.5, mean_difference=0.1, relative_error=0.01, cosine=0.999)
+    layers = [dict(name="Mixed_5b", error=1e-3)]
+    content = dict(a=side, b=side, agreed=3, images=4, causes=["color order"], layers=layers, **numbers)
+    (folder / "comparison.json").write_text(json.dumps(content))
+    header = "path,label,class_a,probability_a,class_b,probability_b,largest_difference\n"
+    (folder / "changes.csv").write_text(f"{header}{case / 'a.jpg'},<b>,<b>,0.5,z,0.25,1\n")
+    (folder / "study.json").write_text(json.dumps([dict(name="r<1>", seed=k, acc1=90.0 + k) for k in range(2)]))
+    for seed in range(2):
+        (folder / "r<1>" / f"seed-{seed}").mkdir(parents=True)
+        record = json.dumps(dict(kind="val", epoch=1, step=4, acc1=90.0 + seed))
+        (folder / "r<1>" / f"seed-{seed}" / "metrics.jsonl").write_text(record)
+    for batch, fps in ((1, 100.0), (4, 300.0)):
+        command = ["ais_bench", "--model", f"net_bs{batch}.om"]
+        content = dict(filesinfo={}, args=command, throughput=fps, NPU_compute_time=dict(mean=1000 * batch / fps))
+        (folder / f"bs{batch}_summary.json").write_text(json.dumps(content))
+    files = {"--comparison": "comparison.json", "--changes": "changes.csv", "--study": "study.json"}
+    words = [f"{flag}={folder / name}" for flag, name in files.items()]
+    words += [f"--sweep={path}" for path in sorted(folder.glob("bs*"))]
+    run_ok("tools/report.py", case, case.parent / case.name, "--benches=docs/benchmarks.json", *words)
     return case / "report.html"
 
 
@@ -146,7 +167,7 @@ def browser():
 def opened(html, browser):
     """The page at 900 pixels, its charts drawn; what its console reports fails the test."""
     browser.open(html, 900)
-    browser.wait("document.querySelectorAll('.plot svg').length === 7")  # 4 accuracies and losses, speed, rate, benches
+    browser.wait("document.querySelectorAll('.plot svg').length === 9")  # 4 of accuracy and loss, 5 others
     yield browser
     assert browser.errors == []
 
@@ -206,6 +227,12 @@ def test_names_and_numbers_are_shown_as_they_are(case, opened):
     opened.wait("!!document.querySelector('#curves tbody tr')")
     first = opened.js("[...document.querySelector('#curves tbody tr').cells].slice(1).map((cell) => cell.textContent)")
     assert first == ["1", "0.25"]  # validation top-1 of the first epoch
+    words = {"comparison": "3 of 4 images", "study": "0.71", "sweep": "net_bs4.om"}  # 0.71: deviation of 90 and 91
+    for section, text in words.items():
+        assert text in opened.js(f"document.getElementById('{section}').textContent")
+    assert "A: <b> 50.00 % (right)B: z 25.00 % (wrong)" in opened.js(
+        "document.getElementById('comparison').textContent"
+    )
     assert opened.js("shown('a\\udc9c\\ud83d\\udc1d')") == "a\\x9c\U0001f41d"  # a byte that is no UTF-8, a bee
 
 
