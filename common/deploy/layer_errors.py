@@ -37,7 +37,7 @@ def layer_errors(a: "Side", b: "Side", images: Sequence[Image.Image]) -> list[tu
     errors = []
     for name, value in outputs[0].items():
         other = outputs[1].get(name)
-        if other is not None and other.shape == value.shape and not _is_fused(name, *outputs):
+        if other is not None and other.shape == value.shape:
             scale = float(np.sqrt((value**2).mean())) or 1.0
             errors.append((name, float(np.sqrt(((value - other) ** 2).mean())) / scale))
     if not errors:
@@ -45,12 +45,6 @@ def layer_errors(a: "Side", b: "Side", images: Sequence[Image.Image]) -> list[tu
             f"--per-layer: {a.name} and {b.name} have no blocks of the same names; the export scripts keep the names"
         )
     return errors
-
-
-def _is_fused(name: str, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    """Whether one side has no result of its own for a block: that of an int8 convolution is its block's after ReLU."""
-    parent = name.rpartition(".")[0]
-    return parent in a and parent in b and (a[name] is a[parent]) != (b[name] is b[parent])
 
 
 def _fixed_batch(side: "Side") -> int | None:

@@ -305,7 +305,7 @@ def test_an_onnx_file_agrees_and_its_layers_do(case, tmp_path, capsys):
 
 
 def test_blocks_of_int8_and_float16_files_are_matched(case, tmp_path):
-    """Quantization removes ReLU, whose result the block's convolution then gives."""
+    """Quantization removes ReLU: the block's result is what the next one reads, clipped to its range."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):
