@@ -564,7 +564,16 @@ def test_om_engine_of_eval(chain, fake_tools, tmp_path):
     assert hits_printed(out) == list(chain[1001]["hits"])
     ranks = [row.rank for row in predictions.read(tmp_path / "p.csv")]
     assert [sum(rank in range(k) for rank in ranks) for k in range(1, 6)] == list(chain[1001]["hits"])
-    words = [chain["ckpt"], tmp_path / "net_bs5.om", "--data", chain[1001]["data"], "--image-size", SIZE, "--workers", 0]
+    words = [
+        chain["ckpt"],
+        tmp_path / "net_bs5.om",
+        "--data",
+        chain[1001]["data"],
+        "--image-size",
+        SIZE,
+        "--workers",
+        0,
+    ]
     compared = run_ok("tools/compare.py", *words, "--device", "cpu", env=fake_tools)
     assert "agreement of top-1: 100.000 % (24 of 24)" in compared and "cause" not in compared
     top1, top5 = chain[1001]["hits"][0], chain[1001]["hits"][4]
