@@ -58,7 +58,7 @@ class ModelSpec:
         for example {"aux": True}; not the class count, which is read from `classifiers`.
       weight_urls: addresses of the public weights, tried in order; the file name carries its hash, as in torch.hub.
       weight_names: words that `train.py --pretrained` takes for them: the packages that publish them.
-      keras_name: the network in keras.applications; empty: none.
+      keras_name, timm_name: the network in keras.applications and in timm; empty: none.
     """
 
     name: str
@@ -86,6 +86,7 @@ class ModelSpec:
     weight_urls: tuple[str, ...] = ()
     weight_names: tuple[str, ...] = ()
     keras_name: str = ""
+    timm_name: str = ""
 
     def build(self, **options: Any) -> "torch.nn.Module":
         """Build the network with initialized weights.

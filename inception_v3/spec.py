@@ -48,4 +48,5 @@ SPEC = ModelSpec(
     weight_urls=("https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",),
     weight_names=("torchvision",),
     keras_name="InceptionV3",
+    timm_name="inception_v3",
 )

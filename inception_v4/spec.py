@@ -32,4 +32,5 @@ SPEC = ModelSpec(
         "http://data.lip6.fr/cadene/pretrainedmodels/inceptionv4-8e4777a0.pth",
     ),
     weight_names=("timm", "cadene"),
+    timm_name="inception_v4",
 )

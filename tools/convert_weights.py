@@ -1,12 +1,13 @@
 """Convert weights between the formats of PyTorch, timm, Cadene, MindSpore, Keras and this repository.
 
     python tools/convert_weights.py xception.ckpt xception.pth.tar
+    python tools/convert_weights.py model_best.pth.tar hub_folder --to hub
     python tools/convert_weights.py gpu-ckpt/Xception-rank0-250_2502.ckpt official.ckpt
 
 The format of IN is recognized by content, that of OUT by its name: .pth.tar (checkpoint of this repository), .pth .pt
 .safetensors (timm, Cadene, torchvision), .ckpt (MindSpore), .h5 .weights.h5 .keras (Keras). Only weights are converted.
 OUT is written if the network read back from it gives the logits of IN; where its format cannot express a property of
-IN, nothing is.
+IN, nothing is. `--to hub` writes a folder that timm opens as local-dir:OUT and the Hugging Face hub shows.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("input", metavar="IN", help="checkpoint to read")
     parser.add_argument("output", metavar="OUT", help="file to write")
+    parser.add_argument("--to", choices=("hub",), help="hub: OUT is a folder for timm and the Hugging Face hub")
     parser.add_argument("--arch", metavar=f"{{{names}}}", help="network (default: the one that IN fits)")
     parser.add_argument(
         "--use-ema",
@@ -57,9 +59,16 @@ def main() -> None:
     spec = models.spec(options.arch) if options.arch else None
     from common.weights import convert
 
-    convert.format_of(pathlib.Path(options.output))
-    files.check_writable(options.output, "OUT")
-    done = convert.convert(options.input, options.output, spec or detect(options.input), options.use_ema)
+    if options.to == "hub":
+        from common.weights import hub
+
+        spec = spec or detect(options.input)
+        results = pathlib.Path(__file__).resolve().parents[1] / spec.name / "results.json"
+        done = hub.write(options.input, options.output, spec, results, options.use_ema)
+    else:
+        convert.format_of(pathlib.Path(options.output))
+        files.check_writable(options.output, "OUT")
+        done = convert.convert(options.input, options.output, spec or detect(options.input), options.use_ema)
     for line in (done.taken, *done.notes):
         if line:
             print(line)

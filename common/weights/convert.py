@@ -88,7 +88,7 @@ def fitted(
     if name == "zoo":
         return state_dict, build, ()
     own = name in ("state_dict", "safetensors")
-    kind = "state_dict" if own else name
+    kind = "state_dict" if own or name == "hub" else name
     means = {**spec.infer_options(state_dict), **spec.format_options.get(kind, {})}
     differing = {
         option: value

@@ -57,6 +57,7 @@ SPEC = ModelSpec(
     ),
     weight_names=("timm", "cadene"),
     keras_name="Xception",
+    timm_name="legacy_xception",
 )
 
 DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # --device_target of MindSpore -> torch's name

@@ -1,0 +1,63 @@
+"""--to hub: timm opens the folder and gives the same logits."""
+
+import json
+
+import pytest
+import timm
+import torch
+from support import ROOT, fill_closed_form
+
+from common.errors import UserError
+from common.weights import hub
+from common.weights.load import load_model
+from tools import models
+
+SIZE = 107  # pixels
+OPTIONS = {
+    "inception_v3": {"aux": True, "transform_input": True},
+    "inception_v4": {},
+    "xception": {"pool_padding": "torch", "bn_eps": 1e-3},
+}
+
+
+def checkpoint(path, spec, classes=3, **options):
+    """A checkpoint of this repository with closed-form weights."""
+    options = {"num_classes": classes, **options}
+    state = spec.build(**options).state_dict()
+    fill_closed_form(state)
+    names = [f"class {i}" for i in range(classes)]
+    torch.save({"arch": spec.name, "build": options, "image_size": SIZE, "classes": names, "state_dict": state}, path)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_timm_opens_the_folder_with_the_same_logits(name, tmp_path):
+    spec = models.spec(name)
+    checkpoint(tmp_path / "a.pth.tar", spec, **OPTIONS[name])
+    hub.write(tmp_path / "a.pth.tar", tmp_path / "folder", spec, ROOT / name / "results.json")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
+    assert theirs.pretrained_cfg["label_names"] == ["class 0", "class 1", "class 2"]
+    pixels = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(theirs.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    ours_mean, ours_std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    ours, _ = load_model(tmp_path / "a.pth.tar", spec)
+    again, meta = load_model(tmp_path / "folder" / "model.safetensors", spec)
+    with torch.inference_mode():
+        expected = ours((pixels - ours_mean) / ours_std)
+        logits, reread = theirs((pixels - mean) / std), again((pixels - ours_mean) / ours_std)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(reread, expected, rtol=0, atol=1e-5 * scale)
+    assert meta["image_size"] == SIZE and meta["classes"][2] == "class 2"
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "3 classes, images of 107 x 107 pixels" in card and "library_name: timm" in card
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["architecture"] == spec.timm_name
+
+
+def test_what_timm_does_not_build_is_refused_and_a_full_folder_is_kept(tmp_path):
+    spec = models.spec("xception")
+    checkpoint(tmp_path / "a.pth.tar", spec, pool_padding="same")
+    with pytest.raises(UserError, match="has pool_padding same, but a file of this format means pool_padding torch"):
+        hub.write(tmp_path / "a.pth.tar", tmp_path / "folder", spec, tmp_path / "none")
+    assert not (tmp_path / "folder").exists()
+    with pytest.raises(UserError, match="not an empty folder"):
+        hub.write(tmp_path / "a.pth.tar", tmp_path, spec, tmp_path / "none")
