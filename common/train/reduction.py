@@ -98,31 +98,35 @@ class ExactReduction:
 
     def begin_step(self) -> None:
         self._norms.begin_step()
-        self._parts: list[torch.Tensor] = []
+        self._parts: list[list[torch.Tensor]] = []
 
     def _gradients(self) -> list[torch.Tensor]:
         return [p.grad for p in self._parameters if p.grad is not None]
 
     def micro_batch_done(self, is_last: bool) -> None:
-        tensors = self._gradients() + self._norms.buffers
-        self._parts.append(torch.cat([t.detach().flatten() for t in tensors]))
+        self._parts.append([*self._gradients(), *(buffer.clone() for buffer in self._norms.buffers)])
         if not is_last:
             for p in self._parameters:
                 p.grad = None
             self._norms.restore()
 
     def end_step(self, num_local: int) -> None:
-        parts, self._parts = self._parts, []
+        (total, *others), gradients = self._parts, self._gradients()
+        num_parts = num_local * self._group.world.size
         if self._group.world.size > 1:
-            parts = list(self._group.all_gather(torch.stack(parts)).flatten(0, 1))
-        total_P = parts[0]
-        for part_P in parts[1:]:
-            total_P += part_P
-        sizes = [gradient.numel() for gradient in self._gradients()]
-        gradients, buffers = total_P.split([sum(sizes), len(total_P) - sum(sizes)])
-        for gradient, part in zip(self._gradients(), gradients.split(sizes), strict=True):
-            gradient.copy_(part.view_as(gradient))
-        self._norms.set_flat(buffers / len(parts))
+            flat_MP = torch.stack([torch.cat([t.flatten() for t in part]) for part in self._parts])
+            total_P, *others_P = self._group.all_gather(flat_MP).flatten(0, 1)
+            for part_P in others_P:
+                total_P += part_P
+            parts = total_P.split([t.numel() for t in total])
+            total = [part.view(t.shape) for part, t in zip(parts, total, strict=True)]
+        else:  # the same sums without copies
+            for other in others:
+                torch._foreach_add_(total, other)
+        torch._foreach_copy_(gradients, total[: len(gradients)])
+        if self._norms.buffers:
+            self._norms.set_flat(torch.cat([t.flatten() for t in total[len(gradients) :]]) / num_parts)
+        self._parts = []
 
 
 REDUCTIONS: dict[str, type[FastReduction] | type[ExactReduction]] = {"fast": FastReduction, "exact": ExactReduction}
