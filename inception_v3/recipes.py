@@ -54,11 +54,11 @@ RECIPES = {
     "finetune": Recipe(
         TrainConfig(**FINETUNE, lr_schedule="cosine-step", freeze="Mixed_7a"),
         "1 device",
-        "some hundred photographs, --pretrained",
+        "some hundred photographs, --pretrained; ants and bees: 97.2 % (measured)",
     ),
     "probe": Recipe(
         TrainConfig(**PROBE, lr_schedule="cosine-step"),
         "1 device",
-        "the same, the classifier alone; ants and bees: 96.1 % (measured)",
+        "the same, the classifier alone; ants and bees: 97.0 % (measured)",
     ),
 }
