@@ -112,6 +112,7 @@ def write(path: StrPath, state_dict: StateDict) -> None:
         layers.setdefault(layer, {})[last] = tensor.detach().cpu()
     if pathlib.Path(path).name.endswith(".weights.h5"):
         with h5py.File(path, "w") as file:
+            file.create_group("vars")  # Keras 2 reads it
             counts: dict[str, int] = {}
             for layer, tensors in layers.items():
                 kind = _kind(layer)
