@@ -87,6 +87,8 @@ def launch(argv: list[str]) -> int:
     program = load_program(script)
     if config.preflight == "true" and _preflight(config, program, arguments):
         return 1
+    train, _ = program.parse(arguments)
+    cann.set_hccl_environment(config.local_addr, train.rendezvous_timeout)
     if config.devices * config.max_nodes == 1 and not config.is_elastic:
         sys.stdout.flush()
         os.execv(sys.executable, command)  # it makes the same checks, and torch is imported once
@@ -94,7 +96,6 @@ def launch(argv: list[str]) -> int:
     joins = ["--resume=auto"] if config.is_elastic and config.node_rank > 0 else []
     for num_nodes in range(config.min_nodes, config.max_nodes + 1):
         settings = program.check([*arguments, *joins], config.devices * num_nodes, num_nodes)
-    cann.set_hccl_environment(config.local_addr, settings["--rendezvous-timeout"])
     if config.is_elastic:
         command = [sys.executable, script, *restart_arguments(config, program, arguments)]
     from common.launch import elastic

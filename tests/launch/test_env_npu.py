@@ -25,10 +25,10 @@ echo "a word of set_env.sh"
 PROGRAM = """
 import argparse, os
 class PROGRAM:
-    def check(argv, world_size, machines):
+    def parse(argv):
         parser = argparse.ArgumentParser()
         parser.add_argument("--rendezvous-timeout", type=int, default=600)
-        return {"--rendezvous-timeout": parser.parse_known_args(argv)[0].rendezvous_timeout}
+        return parser.parse_known_args(argv)[0], frozenset()
 if __name__ == "__main__":
     print(*(f"{name}={value}" for name, value in os.environ.items()), sep="\\0", end="")
 """
