@@ -34,6 +34,16 @@ def images(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def weights(images, tmp_path_factory):
+    """Checkpoint of the tiny network after one epoch of `images`, statistics included. Read only."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("weights") / "run"
+    tiny.PROGRAM.main(["--data", str(images), "--output-dir", str(folder), "--epochs=1"])
+    return folder / "model_best.pth.tar"
+
+
 @pytest.fixture
 def run(tmp_path):
     """support.run_program in an empty folder."""

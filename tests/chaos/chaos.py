@@ -508,7 +508,7 @@ def prepare(model, faults, home):
 
         per_class, per_val = 20, 7
         # The limit of a hang is above the 5 s after which torch checks its dataloader workers.
-        options = ["--batch-size=12", f"--epochs={faults + 4}", "--hang-timeout=8"]
+        options = ["--batch-size=12", f"--epochs={4 + 5 * faults // 4}", "--hang-timeout=8"]
     else:
         program, per_class, per_val = models.program(model), 4, 1
         options = [

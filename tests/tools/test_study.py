@@ -18,13 +18,6 @@ _PROBE = dataclasses.replace(tiny.RECIPE, **{**PROBE, "epochs": 5})
 PROGRAM = TrainProgram(tiny.SPEC, {"default": Recipe(tiny.RECIPE), "probe": Recipe(_PROBE)}, "")
 
 
-@pytest.fixture(scope="module")
-def weights(images, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "run"
-    PROGRAM.main(["--data", str(images), "--output-dir", str(folder), "--epochs=1"])
-    return folder / "model_best.pth.tar"
-
-
 @pytest.fixture
 def started(monkeypatch):
     """Options of the trainings that a study starts; the tiny network is trained in this process."""

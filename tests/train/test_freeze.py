@@ -13,14 +13,6 @@ OPTIONS = ["--freeze=stem.3", "--accumulate=3", "--ema=0.9", "--epochs=2", "-p",
 KEPT = ("stem.0.", "stem.1.")  # the first convolution and its batch norm
 
 
-@pytest.fixture(scope="module")
-def weights(images, tmp_path_factory):
-    """Weights after one epoch, statistics included."""
-    folder = tmp_path_factory.mktemp("weights") / "run"
-    PROGRAM.main(["--data", str(images), "--output-dir", str(folder), "--epochs=1"])
-    return folder / "model_best.pth.tar"
-
-
 @pytest.fixture
 def tune(images, weights, tmp_path):
     """tune(name, *options) -> run folder; in this process."""

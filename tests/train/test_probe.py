@@ -24,14 +24,6 @@ from common.weights.load import load_model
 PROBE = ["--freeze=head", "--cache-features", "--optimizer=adamw", "--lr=0.05", "--epochs=30", "--dropout=0"]
 
 
-@pytest.fixture(scope="module")
-def weights(images, tmp_path_factory):
-    """Weights after one epoch, statistics included."""
-    folder = tmp_path_factory.mktemp("weights") / "run"
-    PROGRAM.main(["--data", str(images), "--output-dir", str(folder), "--epochs=1"])
-    return folder / "model_best.pth.tar"
-
-
 @pytest.fixture
 def probe(images, weights, tmp_path, monkeypatch):
     """probe(name, *options) -> run folder; with a feature cache of its own."""
