@@ -116,7 +116,7 @@ def largest_difference(checkpoint: pathlib.Path, onnx_file: pathlib.Path, data: 
     import numpy as np
     import torch
 
-    from common.data import decode, index, transforms
+    from common.data import index, transforms
     from common.device.device import Device
     from common.evaluation import engines
     from common.evaluation.torch_classifier import Normalizer, TorchClassifier
@@ -126,7 +126,7 @@ def largest_difference(checkpoint: pathlib.Path, onnx_file: pathlib.Path, data: 
     model, meta = load_model(checkpoint, SPEC)
     images = index.load_val(str(data), meta["classes"])
     transform = transforms.eval_transform(SPEC, meta["image_size"])
-    pixels = np.stack([transform(decode.open_rgb(images.path(i))) for i in range(0, len(images), 10)])
+    pixels = np.stack([transform(images.image(i)) for i in range(0, len(images), 10)])
     by_torch = TorchClassifier(model, Normalizer(SPEC, Device("cpu"), "nchw"), Device("cpu"))(torch.from_numpy(pixels))
     by_onnx = engines.EngineClassifier(engines.open_engine(onnx_file), SPEC)(pixels)
     return float(np.abs(by_torch - by_onnx).max() / np.abs(by_torch).max())

@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.files import StrPath
 from common.spec import ModelSpec
 
-AUTO, FAST, PIL = DECODERS = ("auto", "fast", "pil")
+AUTO, FAST, PIL = "auto", "fast", "pil"
 
 # A reduced resolution must still give this many decoded pixels per pixel of the output, in each direction: PIL's
 # reducing_gap, "2.0 or greater may be fast and fair".

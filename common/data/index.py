@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from common.data import cache, exclude, file_tree, labels, packed
-from common.data.decode import EXTENSIONS, read_file
+from common.data.decode import EXTENSIONS, open_rgb, read_file
 from common.errors import UserError
 from common.files import StrPath
 
@@ -72,6 +73,14 @@ class FolderIndex:
           BadImage: it cannot be read.
         """
         return read_file(self.path(i)) if self.places is None else self.places.read(i, self.path(i))
+
+    def image(self, i: int) -> Image.Image:
+        """Image i, decoded as for the published accuracies.
+
+        Raises:
+          BadImage: it does not decode.
+        """
+        return open_rgb(self.path(i), self.read(i))
 
     def stamp(self, i: int) -> str:
         """Text that changes when the content of image i does.

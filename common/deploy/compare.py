@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import pathlib
-import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,12 +21,14 @@ from common import cli, files, parallel
 from common.data import labels
 from common.errors import RunError, UserError
 from common.evaluation import class_names, program
-from common.evaluation.comparison import Comparison, aligned
+from common.evaluation.comparison import Comparison, aligned, compare
+from common.evaluation.metrics import softmax
 
 if typing.TYPE_CHECKING:
     from PIL import Image
 
     from common.data.index import FolderIndex
+    from common.data.loader import Batch
     from common.deploy.sides import Side
     from common.spec import ModelSpec
 
@@ -142,7 +143,7 @@ def _with_background(a: "Side", b: "Side") -> "tuple[Side, Side]":
 
 def _images(config: CompareConfig, a: "Side", b: "Side") -> "tuple[FolderIndex, bool]":
     """(images whose labels are classes, whether these are known)."""
-    from common.data import file_tree
+    from common.data import file_tree, packed
     from common.data.index import of_files
     from common.evaluation.predict import list_images
 
@@ -151,7 +152,7 @@ def _images(config: CompareConfig, a: "Side", b: "Side") -> "tuple[FolderIndex, 
         raise UserError(f"--data: {root} is not a folder")
     folder = root / "val" if (root / "val").is_dir() else root
     num_classes, names = a.num_outputs - a.background, a.classes or b.classes
-    is_labeled = (folder.parent / "val_label.txt").is_file() or bool(names)
+    is_labeled = (folder.parent / "val_label.txt").is_file() or bool(names) or packed.is_packed(folder)
     if not is_labeled:
         found = file_tree.class_names(str(folder))[0]
         is_labeled = len(found) == num_classes
@@ -165,30 +166,6 @@ def _images(config: CompareConfig, a: "Side", b: "Side") -> "tuple[FolderIndex, 
         chosen = set(np.linspace(0, len(index) - 1, config.max_images).round().astype(int).tolist())
         index = index.without({index.name(i) for i in range(len(index)) if i not in chosen})
     return index, is_labeled
-
-
-def _batches(
-    config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex"
-) -> "Iterator[tuple[Any, np.ndarray, np.ndarray, list[str]]]":
-    """(batch, pixels of A, pixels of B, paths); sides that crop alike share their pixels."""
-    from common.data.loader import EvalLoader
-    from common.deploy.sides import Crops
-
-    pipelines = [side.pipeline for side in (a, b) if side.pipeline is not None]
-    if len(pipelines) == 2 and pipelines[0].same_pixels(pipelines[1]):
-        del pipelines[1]
-    crops = Crops(pipelines)
-    workers = parallel.dataloader_workers(config.workers, 1)
-    loader = EvalLoader(index, crops, config.batch_size, "fail", 0, 1, workers, False)
-    try:
-        for batch in loader:
-            batch.raise_if_failed()
-            pixels = crops.split(batch.pixels_NHWC.numpy()) if pipelines else []
-            own_a = pixels[0] if a.pipeline is not None else np.empty(0)
-            own_b = pixels[-1] if b.pipeline is not None else np.empty(0)
-            yield batch, own_a, own_b, [index.path(i) for i in batch.indices_N.tolist()]
-    finally:
-        loader.close()
 
 
 class _Largest:
@@ -208,60 +185,63 @@ class _Largest:
 def _compare(
     config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex", is_labeled: bool, most_different: _Largest
 ) -> Comparison:
-    found, first = Comparison(), True
-    num_classes = a.num_outputs - a.background
-    names = class_names.names(a.classes or b.classes, num_classes)
+    """Both sides on all images; sides that crop alike share their pixels."""
+    from common.data.loader import EvalLoader
+    from common.deploy.sides import Crops
+
+    pipelines = [side.pipeline for side in (a, b) if side.pipeline is not None]
+    if len(pipelines) == 2 and pipelines[0].same_pixels(pipelines[1]):
+        del pipelines[1]
+    crops, background = Crops(pipelines), (a.background, b.background)
+
+    def logits_of(side: "Side", number: int) -> "Callable[[Batch], np.ndarray]":
+        def logits(batch: "Batch") -> np.ndarray:
+            has_input = side.pipeline is not None
+            pixels_NHWC = crops.split(batch.pixels_NHWC.numpy())[number] if has_input else np.empty(0)
+            return side.logits(pixels_NHWC, [index.path(i) for i in batch.indices_N.tolist()])
+
+        return logits
+
     with contextlib.ExitStack() as stack:
-        writer = None
-        if config.changes:
-            draft = stack.enter_context(files.atomic_path(pathlib.Path(config.changes)))
-            file = stack.enter_context(open(draft, "w", encoding="utf-8", errors="backslashreplace", newline=""))
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_COLUMNS)
-        for batch, pixels_a, pixels_b, paths in _batches(config, a, b, index):
-            start = time.perf_counter()
-            logits_a = a.logits(pixels_a, paths)
-            middle = time.perf_counter()
-            logits_b = b.logits(pixels_b, paths)
-            if not first or len(paths) == len(index):
-                found.seconds_a += middle - start
-                found.seconds_b += time.perf_counter() - middle
-                found.timed += len(paths)
-            first = False
-            labels_N = batch.labels_N.numpy()
-            found.add(logits_a, logits_b, labels_N, (a.background, b.background))
-            a_NK, b_NK = aligned(logits_a, logits_b, (a.background, b.background))
-            most_different.add(np.abs(a_NK - b_NK).max(axis=1), batch.indices_N.tolist())
+        writer = stack.enter_context(_changes_writer(config.changes)) if config.changes else None
+        names = class_names.names(a.classes or b.classes, a.num_outputs - a.background)
+
+        def observe(batch: "Batch", logits_a: np.ndarray, logits_b: np.ndarray) -> None:
+            a_NK, b_NK = aligned(logits_a, logits_b, background)
+            indices = batch.indices_N.tolist()
+            most_different.add(np.abs(a_NK - b_NK).max(axis=1), indices)
             if writer is not None:
-                writer.writerows(_changes(a, b, logits_a, logits_b, labels_N, paths, names, is_labeled))
-    return found
+                labels = [names[label] if is_labeled else "" for label in batch.labels_N.tolist()]
+                writer.writerows(_changes(a_NK, b_NK, labels, [index.path(i) for i in indices], names))
+
+        workers = parallel.dataloader_workers(config.workers, 1)
+        loader = EvalLoader(index, crops, config.batch_size, "fail", 0, 1, workers, False)
+        stack.callback(loader.close)
+        return compare(logits_of(a, 0), logits_of(b, -1), loader, background, observe=observe)
+
+
+@contextlib.contextmanager
+def _changes_writer(path: str) -> Iterator[Any]:
+    """A CSV writer of --changes; the file appears when the block ends without an error."""
+    with (
+        files.atomic_path(pathlib.Path(path)) as draft,
+        open(draft, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        yield writer
 
 
 def _changes(
-    a: "Side",
-    b: "Side",
-    logits_a: np.ndarray,
-    logits_b: np.ndarray,
-    labels_N: np.ndarray,
-    paths: Sequence[str],
-    names: Sequence[str],
-    is_labeled: bool,
+    a_NK: np.ndarray, b_NK: np.ndarray, labels: Sequence[str], paths: Sequence[str], names: Sequence[str]
 ) -> Iterator[list[Any]]:
     """Rows of --changes of a batch."""
-    a_NK, b_NK = aligned(logits_a, logits_b, (a.background, b.background))
-    for row_a, row_b, label, path in zip(a_NK, b_NK, labels_N.tolist(), paths, strict=True):
+    for row_a, row_b, label, path in zip(a_NK, b_NK, labels, paths, strict=True):
         best_a, best_b = int(row_a.argmax()), int(row_b.argmax())
-        if best_a == best_b:
-            continue
-        label_name = names[label] if is_labeled else ""
-        difference = f"{np.abs(row_a - row_b).max():.4g}"
-        probabilities = [f"{_softmax(row)[best]:.6g}" for row, best in ((row_a, best_a), (row_b, best_b))]
-        yield [path, label_name, names[best_a], probabilities[0], names[best_b], probabilities[1], difference]
-
-
-def _softmax(row_K: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(row_K - row_K.max())
-    return exponentials / exponentials.sum()
+        if best_a != best_b:
+            difference = f"{np.abs(row_a - row_b).max():.4g}"
+            probabilities = [f"{softmax(row)[best]:.6g}" for row, best in ((row_a, best_a), (row_b, best_b))]
+            yield [path, label, names[best_a], probabilities[0], names[best_b], probabilities[1], difference]
 
 
 def _print(a: "Side", b: "Side", found: Comparison, is_labeled: bool) -> None:
@@ -350,9 +330,7 @@ def _diagnose(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex",
 
 
 def _decoded(index: "FolderIndex", chosen: Sequence[int]) -> "tuple[list[Image.Image], list[str]]":
-    from common.data.decode import open_rgb
-
-    return [open_rgb(index.path(i), index.read(i)) for i in chosen], [index.path(i) for i in chosen]
+    return [index.image(i) for i in chosen], [index.path(i) for i in chosen]
 
 
 def _per_layer(a: "Side", b: "Side", index: "FolderIndex") -> list[tuple[str, float]]:

@@ -16,6 +16,7 @@ from common.deploy.sides import ModelSide, Side
 from common.evaluation.comparison import aligned
 from common.evaluation.engines import EngineClassifier
 from common.evaluation.input_pipeline import IMAGENET, NO_ANTIALIAS, InputPipeline
+from common.evaluation.metrics import softmax
 from common.evaluation.torch_classifier import TorchClassifier
 
 _EXPLAINS = 0.25  # share of the error that may be left
@@ -232,7 +233,7 @@ def _columns(state: _State, sample: _Sample) -> Iterator[tuple[str, _State]]:
             other = "A" if name == "B" else "B"
             yield (
                 f"softmax: {name} gives probabilities, {other} logits",
-                dataclasses.replace(state, columns=lambda a_NK, b_NK: tuple(map(_softmax, before(a_NK, b_NK)))),  # type: ignore[arg-type,return-value]  # two
+                dataclasses.replace(state, columns=lambda a_NK, b_NK: tuple(map(_probabilities, before(a_NK, b_NK)))),  # type: ignore[arg-type,return-value]  # two
             )
     if a_NK.shape[1] > 2:
         yield (
@@ -261,12 +262,9 @@ def _are_probabilities(rows_NK: np.ndarray) -> bool:
     return bool((rows_NK >= 0).all() and np.allclose(rows_NK.sum(axis=1), 1, atol=1e-2))
 
 
-def _softmax(rows_NK: np.ndarray) -> np.ndarray:
+def _probabilities(rows_NK: np.ndarray) -> np.ndarray:
     """Probabilities of logits; probabilities stay as they are."""
-    if _are_probabilities(rows_NK):
-        return rows_NK
-    exponentials = np.exp(rows_NK - rows_NK.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    return rows_NK if _are_probabilities(rows_NK) else softmax(rows_NK)
 
 
 def _order(a_NK: np.ndarray, b_NK: np.ndarray) -> np.ndarray | None:

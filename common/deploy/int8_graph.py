@@ -53,7 +53,6 @@ class _Graph:
             for node in graph.node
             if node.op_type == "Constant" and node.attribute[0].name == "value"
         }
-        self.producers = {name: node for node in graph.node for name in node.output}
         self.outputs = {value.name for value in graph.output}
 
     def value(self, name: str) -> np.ndarray | None:

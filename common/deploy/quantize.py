@@ -284,7 +284,7 @@ class Search:
     """
 
     def __init__(self, network: FloatNetwork, config: QuantizeConfig, folder: pathlib.Path) -> None:
-        from common.data import decode, index
+        from common.data import index
         from common.data.transforms import eval_transform
         from common.evaluation import predict
 
@@ -296,9 +296,7 @@ class Search:
         self._train = index.load_folder(train)
         chosen = np.random.default_rng(0).permutation(len(self._train))[: config.images]
         transform = eval_transform(network.spec, network.size)
-        self._pixels = [
-            transform(decode.open_rgb(self._train.path(i), self._train.read(i))) for i in sorted(chosen.tolist())
-        ]
+        self._pixels = [transform(self._train.image(i)) for i in sorted(chosen.tolist())]
         if network.engine.batch:  # whole batches only
             del self._pixels[len(self._pixels) // network.batch * network.batch :]
         if not self._pixels:
@@ -430,7 +428,13 @@ class Search:
         self._recorded[stream].rewind()
         loader = EvalLoader(index, eval_transform(network.spec, network.size), 4 * BATCH, "fail", 0, 1, workers, False)
         try:
-            return compare(self._recorded[stream], classifier, loader, (self._background, self._background))
+            return compare(
+                lambda batch: self._recorded[stream](batch.pixels_NHWC),
+                lambda batch: classifier(batch.pixels_NHWC),
+                loader,
+                (self._background, self._background),
+                self._background,
+            )
         finally:
             loader.close()
 

@@ -6,7 +6,7 @@ Legend: N batch, K class without a background column.
 import dataclasses
 import time
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from common.evaluation.metrics import Counts
 
 if typing.TYPE_CHECKING:
     from common.data.loader import Batch
-    from common.evaluation.evaluate import Classifier
+
+    LogitsOf = Callable[[Batch], np.ndarray]
 
 
 @dataclasses.dataclass
@@ -70,6 +71,12 @@ class Comparison:
         self._sum_squares_a += float((a_NK**2).sum())
         self._sum_cosine += float(((a_NK * b_NK).sum(axis=1) / np.where(norms > 0, norms, 1)).sum())
 
+    def add_times(self, seconds_a: float, seconds_b: float, num_images: int) -> None:
+        """Add the time of both on a batch."""
+        self.seconds_a += seconds_a
+        self.seconds_b += seconds_b
+        self.timed += num_images
+
     @property
     def seen(self) -> int:
         """Images compared."""
@@ -113,31 +120,39 @@ def aligned(logits_a: np.ndarray, logits_b: np.ndarray, background: tuple[int, i
 
 
 def compare(
-    classifier_a: "Classifier",
-    classifier_b: "Classifier",
+    logits_a: "LogitsOf",
+    logits_b: "LogitsOf",
     batches: "Iterable[Batch]",
     background: tuple[int, int] = (0, 0),
+    label_offset: int = 0,
+    observe: "Callable[[Batch, np.ndarray, np.ndarray], None] | None" = None,
 ) -> Comparison:
-    """Run both classifiers over the same batches, whose labels are columns of A; the time of the first one is left out.
+    """Run both classifiers over the same batches; the time of the first one is left out where there are others.
 
     Args:
-      batches: an EvalLoader.
+      batches: an EvalLoader; its labels less `label_offset` are classes.
       background: see Comparison.add.
+      observe: called with each batch and both logits.
     Raises:
       BadImage: a file does not decode. RunError: a logit is NaN.
     """
-    found = Comparison()
-    for number, batch in enumerate(batches):
+    found, first = Comparison(), None
+    for batch in batches:
         batch.raise_if_failed()
         if not len(batch.labels_N):
             continue
         start = time.perf_counter()
-        logits_a = classifier_a(batch.pixels_NHWC)
+        rows_a = logits_a(batch)
         middle = time.perf_counter()
-        logits_b = classifier_b(batch.pixels_NHWC)
-        if number:
-            found.seconds_a += middle - start
-            found.seconds_b += time.perf_counter() - middle
-            found.timed += len(batch.labels_N)
-        found.add(logits_a, logits_b, batch.labels_N.numpy() - background[0], background)
+        rows_b = logits_b(batch)
+        measured = (middle - start, time.perf_counter() - middle, len(batch.labels_N))
+        if first is None:
+            first = measured
+        else:
+            found.add_times(*measured)
+        found.add(rows_a, rows_b, batch.labels_N.numpy() - label_offset, background)
+        if observe is not None:
+            observe(batch, rows_a, rows_b)
+    if first is not None and not found.timed:
+        found.add_times(*first)
     return found

@@ -19,7 +19,7 @@ import numpy as np
 
 from common import parallel
 from common.data import cache
-from common.data.decode import BadImage, open_rgb
+from common.data.decode import BadImage
 from common.errors import UserError
 from common.evaluation import comparison
 from common.evaluation.engines import EngineClassifier, OnnxEngine
@@ -211,9 +211,7 @@ def choose(
 
 
 def _key(subject: Subject, engine: str, fast: bool, index: "FolderIndex") -> str:
-    with open(subject.file, "rb") as content:
-        digest = hashlib.file_digest(content, "sha256") if hasattr(hashlib, "file_digest") else None
-        name = digest.hexdigest() if digest else hashlib.sha256(content.read()).hexdigest()
+    name = hashlib.sha256(subject.file.read_bytes()).hexdigest()
     versions = {
         package: importlib.metadata.version(package)
         for package in ("torch", "onnxruntime", "openvino")
@@ -242,7 +240,7 @@ def _sample(index: "FolderIndex", transform: "Callable[[typing.Any], np.ndarray]
     images, error = [], None
     for i in places:
         try:
-            images.append(transform(open_rgb(index.path(int(i)))))
+            images.append(transform(index.image(int(i))))
         except BadImage as bad:
             error = bad
     if not images and error is not None:

@@ -39,6 +39,12 @@ def label_ranks(logits_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     return ahead_NK.sum(axis=1)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits along the last axis, in their type."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
 def num_shifted_hits(logits_NK: np.ndarray, labels_N: np.ndarray) -> int:
     """Hits at top-1 if every label were one smaller, as where a label file counts from 1."""
     return int((np.asarray(logits_NK).argmax(axis=1) == np.asarray(labels_N) - 1).sum()) if len(labels_N) else 0

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.evaluation.metrics import TOP_K
+from common.evaluation.metrics import TOP_K, softmax
 from common.files import StrPath, atomic_path, check_writable
 
 if typing.TYPE_CHECKING:
@@ -86,8 +86,7 @@ class RowBuilder:
         rows = [(i, self._row(i, (), reason)) for i, (_, reason) in reasons]
         if len(batch.indices_N):
             logits_NK = np.asarray(logits_NK, np.float64)
-            exponentials_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
-            probabilities_NK = exponentials_NK / exponentials_NK.sum(axis=1, keepdims=True)
+            probabilities_NK = softmax(logits_NK)
             best_NK = np.argsort(-logits_NK, axis=1, kind="stable")[:, :TOP_K]  # equal logits: the lower class first
             for i, best, probabilities in zip(batch.indices_N.tolist(), best_NK, probabilities_NK, strict=True):
                 rows.append((i, self._row(i, [self._guess(k, probabilities[k]) for k in best.tolist()])))

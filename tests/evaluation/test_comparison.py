@@ -21,7 +21,11 @@ def batches(rows, labels, size=3):
 
 
 def test_the_numbers_of_four_images_computed_by_hand():
-    found = compare(lambda x: x.numpy()[:, :3], lambda x: x.numpy()[:, 3:], batches(np.hstack([A, B]), LABELS))
+    found = compare(
+        lambda batch: batch.pixels_NHWC.numpy()[:, :3],
+        lambda batch: batch.pixels_NHWC.numpy()[:, 3:],
+        batches(np.hstack([A, B]), LABELS),
+    )
     assert (found.a.correct[0], found.b.correct[0], found.agreed, found.seen) == (3, 2, 3, 4)
     assert found.agreement == 75.0 and found.drop == 25.0 and found.max_difference == 2.0
     # Differences 1; 1 and 1; none; 2: five of twelve logits.
@@ -35,9 +39,20 @@ def test_the_numbers_of_four_images_computed_by_hand():
 def test_background_columns_are_left_out_and_labels_are_those_of_a():
     with_background = np.hstack([np.full((4, 1), 9, np.float32), B])
     both = np.hstack([A, with_background])
-    found = compare(lambda x: x.numpy()[:, :3], lambda x: x.numpy()[:, 3:], batches(both, LABELS), (0, 1))
+    found = compare(
+        lambda batch: batch.pixels_NHWC.numpy()[:, :3],
+        lambda batch: batch.pixels_NHWC.numpy()[:, 3:],
+        batches(both, LABELS),
+        (0, 1),
+    )
     assert found.agreed == 3 and found.max_difference == 2.0 and found.b.correct[0] == 0
-    swapped = compare(lambda x: x.numpy()[:, 3:], lambda x: x.numpy()[:, :3], batches(both, LABELS + 1), (1, 0))
+    swapped = compare(
+        lambda batch: batch.pixels_NHWC.numpy()[:, 3:],
+        lambda batch: batch.pixels_NHWC.numpy()[:, :3],
+        batches(both, LABELS + 1),
+        (1, 0),
+        1,
+    )
     assert swapped.agreed == 3 and swapped.a.correct[1] == found.b.correct[1] and swapped.b.correct[0] == 3
 
 

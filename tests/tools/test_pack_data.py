@@ -15,7 +15,10 @@ from support import draw_images
 from tiny import RECIPE, SPEC
 
 from common.data import audit, augment, decode, index, loader, packed, sampling, transforms
+from common.deploy import compare
+from common.deploy.sides import Side
 from common.errors import UserError
+from common.evaluation import engine_choice
 from tools import pack_data
 
 
@@ -71,6 +74,17 @@ def test_training_and_evaluation_read_the_same_batches(source, packed_set, worke
 
     for a, b in zip(batches(source), batches(packed_set), strict=True):
         assert all(map(torch.equal, a, b))
+
+
+def test_compare_and_the_choice_of_an_engine_take_images_of_a_packed_set(source, packed_set):
+    """Readers beside the loader: each decodes the files of the folder, or the same bytes of a tar file."""
+    side, found = Side("a", 3, 0), []
+    for data in (source, packed_set):
+        images, is_labeled = compare._images(compare.CompareConfig(data=str(data)), side, side)
+        assert is_labeled and images.labels.tolist() == [0, 0, 1, 1, 2, 2]
+        sample = engine_choice._sample(images, transforms.eval_transform(SPEC, 32))
+        found.append([*map(np.asarray, compare._decoded(images, range(6))[0]), *sample])
+    assert all(map(np.array_equal, *found))
 
 
 def test_other_programs_read_the_tar_files(source, packed_set):
