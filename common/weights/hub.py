@@ -1,6 +1,7 @@
 """A folder that timm opens (`timm.create_model("local-dir:FOLDER")`) and the Hugging Face hub shows."""
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -62,6 +63,12 @@ def write(
     return Conversion(meta["format"], "hub", build, difference, meta["taken"], notes)
 
 
+def crop_pct(side: int, resize: int) -> float:
+    """The share from which timm computes the short side after the resize: floor(side / crop_pct)."""
+    share = side / resize
+    return share if math.floor(side / share) == resize else math.nextafter(share, 0.0)
+
+
 def _config(spec: ModelSpec, meta: Mapping[str, Any], half_range: bool) -> dict[str, Any]:
     """timm's config.json."""
     side = meta["image_size"]
@@ -73,7 +80,7 @@ def _config(spec: ModelSpec, meta: Mapping[str, Any], half_range: bool) -> dict[
             "input_size": [3, side, side],
             "fixed_input_size": False,
             "interpolation": "bilinear",
-            "crop_pct": side / spec.resize_for(side),
+            "crop_pct": crop_pct(side, spec.resize_for(side)),
             "crop_mode": "center",
             "mean": list(mean),
             "std": list(std),

@@ -1,6 +1,7 @@
 """--to hub: timm opens the folder and gives the same logits."""
 
 import json
+import math
 
 import pytest
 import timm
@@ -61,3 +62,12 @@ def test_what_timm_does_not_build_is_refused_and_a_full_folder_is_kept(tmp_path)
     assert not (tmp_path / "folder").exists()
     with pytest.raises(UserError, match="not an empty folder"):
         hub.write(tmp_path / "a.pth.tar", tmp_path, spec, tmp_path / "none")
+
+
+def test_timm_resizes_to_the_pixels_of_our_evaluation():
+    """Its transform takes floor(side / crop_pct); 117 / (117 / 125) is below 125."""
+    transform = timm.data.create_transform((3, 117, 117), crop_pct=hub.crop_pct(117, 125), crop_mode="center")
+    assert transform.transforms[0].size == 125
+    for spec in map(models.spec, models.names()):
+        for side in range(spec.min_size, 700):
+            assert math.floor(side / hub.crop_pct(side, spec.resize_for(side))) == spec.resize_for(side)
