@@ -5,9 +5,12 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
+
+import support
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NEEDED = "no Chromium here: apt-get install chromium"
@@ -89,11 +92,20 @@ class Browser:
             file.write(base64.b64decode(picture))
 
 
+def _group_exists(group):
+    try:
+        os.killpg(group, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
 @contextlib.contextmanager
 def browser():
     """A Browser for the block."""
     to_read, to_write = os.pipe(), os.pipe()  # commands, answers
-    with tempfile.TemporaryDirectory() as profile:
+    # A child of the browser may write to its profile until it has ended; a file that is left is no failure of a test.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
 
         def connect():  # Chromium reads commands from descriptor 3 and writes answers to 4
             ends = os.dup(to_read[0]), os.dup(to_write[1])
@@ -105,6 +117,7 @@ def browser():
         process = subprocess.Popen(
             [*command, "about:blank"],
             preexec_fn=connect,
+            start_new_session=True,
             close_fds=False,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -126,7 +139,8 @@ def browser():
         try:
             yield Browser(lambda message: os.write(to_read[1], json.dumps(message).encode() + b"\0"), receive)
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            support.wait_until(lambda: not _group_exists(process.pid), seconds=30)
             os.close(to_read[1])
             os.close(to_write[0])
