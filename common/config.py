@@ -28,7 +28,7 @@ class TrainConfig:
     # Options that a resumed run takes from its checkpoint, that are checked against it, or that change no number.
     NOT_COMPARED_ON_RESUME: typing.ClassVar[frozenset[str]] = frozenset(
         "data workers image_size eval_size num_classes batch_size eval_batch_size exclude arch dropout transform_input "
-        "pretrained freeze freeze_norm cache_features head_lr_scale head_init use_ema accumulate repeated_aug seed device_id npu "
+        "pool_padding pretrained freeze freeze_norm cache_features head_lr_scale head_init use_ema accumulate repeated_aug seed device_id npu "
         "memory_format threads lr_find".split()
     )
 
@@ -66,6 +66,10 @@ class TrainConfig:
     arch: str = _model("", "model name; only checked, each script trains its own model", "-a")
     dropout: float | None = _model(None, "dropout probability before the classifier; default: the model's own", low=0, high=1)
     transform_input: bool | None = _model(None, "convert ImageNet-normalized input to 0.5/0.5; default: as --pretrained needs")
+    pool_padding: str | None = _model(
+        None, "padding of the pools, which decides where the weights can leave to: torch for timm, same for Keras and MindSpore; "
+        "default: as --pretrained needs, else the model's own", choices=("torch", "same")
+    )
     pretrained: str = _model("", "start from the weights in this file")
     freeze: str = _model("none", "weights of --pretrained to keep: none, head (all but the classifier), or a block: all before it")
     freeze_norm: bool = _model(False, "keep the running statistics of all batch norms, not only those of frozen blocks")

@@ -23,7 +23,7 @@ data decay-norm device device-id dropout ema epochs eval-batch-size eval-size ev
 full-fp32 hang-timeout head-init head-lr-scale image-size
 keep-best keep-last label-numbers lr-find
 label-smoothing loss-scale lr lr-schedule machines max-steps memory-format min-crop mixup momentum
-npu num-classes on-bad-image on-save-error opt-level optimizer output-dir predictions pretrained print-freq
+npu num-classes on-bad-image on-save-error opt-level optimizer output-dir pool-padding predictions pretrained print-freq
 random-erasing recipe reduce repeated-aug
 rendezvous-timeout resume run-name save-every seed smoothing-targets threads throughput-skip-steps
 tensorboard train-crop transform-input use-ema

@@ -88,7 +88,8 @@ class ProbeTrainer(Trainer):
         for i in range(len(images)):
             files.update(f"{images.stamp(i)};".encode())
         how = [config.image_size, is_mirrored, config.on_bad_image, config.full_fp32, self.train_step.amp_type]
-        how += [self.group.device.kind, torch.__version__, options.get("transform_input")]
+        how += [self.group.device.kind, torch.__version__]
+        how += sorted(item for item in options.items() if item[0] not in ("num_classes", "dropout"))
         key = f"features {weights} {images.fingerprint} {files.hexdigest()} {how}"
         started, stored = time.perf_counter(), cache.read(key)
         if stored is None:

@@ -361,8 +361,8 @@ class TrainProgram:
 
     def _build_options(self, config: TrainConfig) -> dict[str, Any]:
         """Build options that the recipe or the command line sets."""
-        given: dict[str, Any] = {"dropout": config.dropout, "transform_input": config.transform_input}
-        given = {name: value for name, value in given.items() if value is not None}
+        options = ("dropout", "transform_input", "pool_padding")
+        given = {name: value for name in options if (value := getattr(config, name)) is not None}
         for name in given:
             if name not in self.spec.build_options:
                 raise UserError(f"--{name.replace('_', '-')}: {self.spec.name} has no such option")

@@ -14,6 +14,7 @@ from common.config import AUTO, Recipe, TrainConfig
 from common.data import file_tree, index, sampling
 from common.errors import UserError
 from common.spec import ModelSpec
+from common.weights.convert import destinations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +210,8 @@ def reconcile_with_checkpoint(
     where = f"the checkpoint (--resume {config.resume})"
     if state["arch"] != spec.name:
         raise UserError(f"--resume: {config.resume} holds a {state['arch']}, this script trains {spec.name}")
-    stored = {name: value for name, value in state["build"].items() if name != "num_classes"}
+    stored = {**spec.build_options, **state["build"]}
+    del stored["num_classes"]
     stored |= {"image_size": state["config"].get("image_size", state["image_size"]), "eval_size": state["image_size"]}
     stored |= {name: state["config"].get(name, getattr(TrainConfig, name)) for name in _KEPT_ON_RESUME}
     for name in sorted(explicit & stored.keys()):
@@ -327,6 +329,8 @@ def notes(setup: RunSetup) -> list[str]:
             f"note: an epoch takes {plan.num_images - left} of the {plan.num_images} images; the {left} that do not "
             f"fill a step of {plan.global_batch_size} are dropped, others in every epoch"
         )
+    if setup.state is None and (line := destinations(setup.spec, setup.build_options, setup.config.evaluation_size)):
+        found.append(f"note: {line}")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import UserError
 from common.files import StrPath, atomic_path
 from common.spec import BuildOptions, ModelSpec, StateDict
-from common.weights.load import SAFETENSORS_KEY, load_model
+from common.weights.load import SAFETENSORS_KEY, TRAINING_ONLY, load_model
 
 TOLERANCE = 1e-5  # of the largest logit: the same weights in the same network, up to the order of float32 sums
 FORMATS = {
@@ -25,8 +25,12 @@ FORMATS = {
 }
 # Format of another framework -> module with its `write`.
 FOREIGN = {"mindspore": "common.weights.mindspore", "keras": "common.weights.keras"}
-# Build options that change no logits in evaluation mode.
-_TRAINING_ONLY = ("dropout", "aux")
+# What reads a format, with the names of the files.
+_READERS = {
+    "state_dict": "timm and other PyTorch programs (.pth, .safetensors, --to hub)",
+    "mindspore": "MindSpore (.ckpt)",
+    "keras": "Keras (.h5, .keras)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +94,8 @@ def fitted(
     own = name in ("state_dict", "safetensors")
     kind = "state_dict" if own or name == "hub" else name
     means = {**spec.infer_options(state_dict), **spec.format_options.get(kind, {})}
-    differing = {
-        option: value
-        for option, value in means.items()
-        if option not in _TRAINING_ONLY and build.get(option, value) != value
-    }
-    fixed = [o for o in differing if o not in spec.folds and not spec.same_at(o, meta["image_size"])]
+    differing = _differing(build, means)
+    fixed = _fixed(differing, spec, meta["image_size"])
     if fixed and own:
         return (
             state_dict,
@@ -117,6 +117,41 @@ def fitted(
             notes.append(f"{changed}, which is the same at {side} x {side} pixels, not at all sizes")
         build[option] = value
     return state_dict, build, tuple(notes)
+
+
+def destinations(spec: ModelSpec, build: BuildOptions, image_size: int) -> str:
+    """One line on the programs for which `convert` can write the weights of a network; empty where no option matters.
+
+    Args:
+      image_size: of evaluation, pixels; networks that differ in an option may be the same function at some sizes.
+    """
+    formats = {name: spec.format_options[name] for name in _READERS if name in spec.format_options}
+    fixed = {name: _fixed(_differing(build, means), spec, image_size) for name, means in formats.items()}
+    matter = [
+        o for o in build if o not in (*TRAINING_ONLY, *spec.folds) and any(o in each for each in formats.values())
+    ]
+    if not matter:
+        return ""
+    line = f"weights with {_listed(build, matter)} at {image_size} x {image_size} pixels can be converted for "
+    line += " and ".join(_READERS[name] for name in formats if not fixed[name])
+    for needed in dict.fromkeys(_listed(formats[name], fixed[name]) for name in formats if fixed[name]):
+        others = [_READERS[name] for name in formats if _listed(formats[name], fixed[name]) == needed]
+        line += f"; not for {' and '.join(others)}, which have {needed}"
+    return line
+
+
+def _differing(build: BuildOptions, means: BuildOptions) -> dict[str, Any]:
+    """Build options of a format that change logits and are not those of the network."""
+    return {
+        option: value
+        for option, value in means.items()
+        if option not in TRAINING_ONLY and build.get(option, value) != value
+    }
+
+
+def _fixed(differing: BuildOptions, spec: ModelSpec, image_size: int) -> list[str]:
+    """Those of `differing` for which no weights give the same logits."""
+    return [o for o in differing if o not in spec.folds and not spec.same_at(o, image_size)]
 
 
 def own_metadata(spec: ModelSpec, meta: Mapping[str, Any]) -> dict[str, str]:

@@ -37,6 +37,9 @@ AVERAGED_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema")
 # Entry of a safetensors file's metadata: JSON of arch, build options, image size and class names.
 SAFETENSORS_KEY = "zoo"
 
+# Build options that change no logits in evaluation mode.
+TRAINING_ONLY = ("dropout", "aux")
+
 # Parts of names that DataParallel, DistributedDataParallel, torch.compile, FSDP and activation checkpointing insert.
 _INSERTED = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _LISTED = 3  # differences of each kind that a message lists
@@ -162,6 +165,12 @@ def load_pretrained(
     notes = [f"--pretrained: {found.taken}"] if found.taken else []
     kept = {"num_classes", "aux", *explicit}
     options = {**options, **{name: value for name, value in found.build_options.items() if name not in kept}}
+    decided = explicit & found.build_options.keys() - {"num_classes", *TRAINING_ONLY, *spec.folds}
+    for name in sorted(name for name in decided if options[name] != found.build_options[name]):
+        notes.append(
+            f"note: --{name.replace('_', '-')} {options[name]}: {path} holds weights of a network with "
+            f"{found.build_options[name]}, whose logits differ"
+        )
     state_dict, own = dict(found.state_dict), _initialized(spec, options, seed)
     stored = found.build_options.get("num_classes", 0)
     if options["num_classes"] == stored - spec.background_columns(stored) != stored:
