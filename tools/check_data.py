@@ -27,7 +27,7 @@ from common.data import audit, audit_report, labels
 from common.errors import UserError
 from common.progress import Progress
 
-_SHOWN = 10  # findings of a kind that are printed; the list holds all
+SHOWN = 10  # findings of a kind that are printed; the list holds all
 _FIRST_LINE = "# Images to leave out, found by tools/check_data.py in "
 
 Findings = dict[str, list[audit_report.Finding]]
@@ -93,7 +93,7 @@ def write_list(
         file.write(f"{_FIRST_LINE}{os.path.abspath(root)}: path, tab, reason\n")
         for finding in found:
             counts[finding.kind] += 1
-            if counts[finding.kind] <= _SHOWN:
+            if counts[finding.kind] <= SHOWN:
                 first[finding.kind].append(finding)
             entries += finding.exclude
             comment = "" if finding.exclude else "# "

@@ -22,7 +22,7 @@ from common.data import cache, decode, file_tree, packed
 from common.errors import UserError
 
 # Results of another limit, another decoder or other rules of common/data/decode.py are dropped.
-_VERSION = f"2 {decode.MAX_PIXELS} {PIL.__version__}"
+_VERSION = f"3 {decode.MAX_PIXELS} {PIL.__version__}"
 _BLOCK = 16_384  # files in memory at a time
 _TASK = 32  # files that a process takes at a time
 _COMMIT_S = 1.0
@@ -52,6 +52,7 @@ class Record(typing.NamedTuple):
       kind: empty for an image that decodes, else zero-byte, giant or broken.
       reason: why it does not decode.
       note: something odd about an image that decodes.
+      turned: see decode.is_turned.
     """
 
     stamp: str
@@ -59,6 +60,7 @@ class Record(typing.NamedTuple):
     kind: str
     reason: str
     note: str
+    turned: bool = False
 
 
 # A row number, the path of its file, the stamp of an earlier check, and where the file is in a packed split.
@@ -107,7 +109,7 @@ def _decoded(path: str, content: bytes | None, stamp: str, digest: bytes) -> Rec
         return Record(stamp, digest, "giant", error.reason, "")
     except decode.BadImage as error:
         return Record(stamp, digest, "broken", error.reason, "")
-    return Record(stamp, digest, "", "", _format_note(path, content))
+    return Record(stamp, digest, "", "", _format_note(path, content), decode.is_turned(path, content))
 
 
 def _digest(path: str) -> bytes:
@@ -172,7 +174,7 @@ class Store:
         # Paths are bytes: a file name need not be text.
         self.db.execute(
             "CREATE TABLE IF NOT EXISTS files (path BLOB UNIQUE, part TEXT, class BLOB, listed INTEGER, stamp TEXT, "
-            "digest BLOB, kind TEXT, reason TEXT, note TEXT)"
+            "digest BLOB, kind TEXT, reason TEXT, note TEXT, turned INTEGER)"
         )
 
     def commit(self) -> None:
@@ -255,7 +257,7 @@ class Store:
         """Keep the results of examine_many; returns how many of the files were new or changed."""
         new = [(*record, row) for row, record in results if record is not None]
         self.db.executemany(
-            "UPDATE files SET stamp = ?, digest = ?, kind = ?, reason = ?, note = ? WHERE rowid = ?", new
+            "UPDATE files SET stamp = ?, digest = ?, kind = ?, reason = ?, note = ?, turned = ? WHERE rowid = ?", new
         )
         if time.monotonic() - self._committed > _COMMIT_S:
             self.commit()

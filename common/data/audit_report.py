@@ -81,6 +81,9 @@ def _single_files(store: Store) -> Iterator[Finding]:
     rows = store.db.execute("SELECT path, kind, reason, note FROM files WHERE kind <> '' OR note <> '' ORDER BY path")
     for path, kind, reason, note in rows:
         yield Finding(kind or "misnamed", os.fsdecode(path), reason or note, exclude=bool(kind), is_note=not kind)
+    for (path,) in store.db.execute("SELECT path FROM files WHERE turned ORDER BY path"):
+        reason = "EXIF says to turn it, which is ignored; tools/split_data.py turns it"
+        yield Finding("turned", os.fsdecode(path), reason, is_note=True)
 
 
 def _copies(store: Store) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, ImageChops, ImageFile
+from PIL import ExifTags, Image, ImageChops, ImageFile
 
 from common.errors import UserError
 from common.files import StrPath
@@ -99,6 +99,21 @@ def open_rgb(path: StrPath, content: bytes | None = None) -> Image.Image:
         # SyntaxError for broken PNG chunks, TypeError for TIFF tags of a wrong type, OSError and ValueError for the
         # rest (140,000 files with random damage raised nothing else).
         raise _bad_image(path, error) from error
+
+
+def is_turned(path: StrPath, content: bytes | None = None) -> bool:
+    """Whether EXIF says to turn or mirror what open_rgb gives; False for what is no image.
+
+    Reads the header only. PIL itself turns TIFF files. Arguments: see open_rgb.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path if content is None else io.BytesIO(content), formats=_FORMATS) as image:
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                return orientation in range(2, 9) and image.format != "TIFF"
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
+        return False
 
 
 def _bad_image(path: StrPath, error: Exception) -> BadImage:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
@@ -364,9 +365,18 @@ def load_splits(
         raise UserError(f"{flag}: {root} is not a folder; expected one that holds train/ and val/")
     for part in ("train", "val"):
         if not os.path.isdir(os.path.join(root, part)):
-            raise UserError(f"{flag}: {root} has no {part}/ folder; expected train/ and val/")
+            raise UserError(f"{flag}: {root} has no {part}/ folder; expected train/ and val/{_how_to_divide(root)}")
     train = load_folder(os.path.join(root, "train"), flag)
     return Splits(train, load_val(root, train.classes, flag, numbers)).without(excluded)
+
+
+def _how_to_divide(root: str) -> str:
+    """The command that divides what is there: class folders in `root`, or a train/ without val/."""
+    train = os.path.join(root, "train")
+    source = train if os.path.isdir(train) else root
+    if os.path.isdir(os.path.join(root, "val")) or not file_tree.class_names(source)[0]:
+        return ""
+    return f". To divide one folder of class folders: python tools/split_data.py {shlex.quote(source)} NEW_FOLDER"
 
 
 def load_val(root: str, classes: Sequence[str], flag: str = "--data", numbers: str = labels.FROM_0) -> FolderIndex:

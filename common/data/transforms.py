@@ -8,7 +8,7 @@ import functools
 import typing
 from collections.abc import Callable, Sequence
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common.spec import ModelSpec
 
@@ -66,17 +66,26 @@ def center_crop(image: Image.Image, crop: int, rounding: str) -> Image.Image:
     return image.crop((left, top, left + crop, top + crop))
 
 
-def eval_crop_transform(spec: ModelSpec, image_size: int | None = None) -> Callable[[Image.Image], Image.Image]:
-    """`eval_crop` of a network; at an `image_size` (pixels) other than the published one, the resize scales with it."""
+def eval_crop_transform(
+    spec: ModelSpec, image_size: int | None = None, upright: bool = False
+) -> Callable[[Image.Image], Image.Image]:
+    """`eval_crop` of a network; at an `image_size` (pixels) other than the published one, the resize scales with it.
+
+    Args:
+      upright: first turn the image as EXIF says, which no published accuracy did.
+    """
     size = image_size or spec.input_size
-    return functools.partial(eval_crop, resize=spec.resize_for(size), crop=size, rounding=spec.crop_rounding)
+    crop = functools.partial(eval_crop, resize=spec.resize_for(size), crop=size, rounding=spec.crop_rounding)
+    return (lambda image: crop(ImageOps.exif_transpose(image))) if upright else crop
 
 
-def eval_transform(spec: ModelSpec, image_size: int | None = None) -> "Callable[[Image.Image], np.ndarray]":
+def eval_transform(
+    spec: ModelSpec, image_size: int | None = None, upright: bool = False
+) -> "Callable[[Image.Image], np.ndarray]":
     """`eval_crop_transform` to a C-contiguous uint8 array [image_size, image_size, 3]."""
     import numpy as np
 
-    crop = eval_crop_transform(spec, image_size)
+    crop = eval_crop_transform(spec, image_size, upright)
     return lambda image: np.asarray(crop(image))
 
 

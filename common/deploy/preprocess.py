@@ -59,6 +59,7 @@ class PreprocessConfig:
     )
     resume: bool = cli.option(True, "keep the files of an earlier run whose image has not changed since")
     image_size: int | None = cli.option(None, "side of the input, pixels (default: the model's)", low=1)
+    upright: bool = cli.option(False, "turn photographs as EXIF says, for a network trained on turned ones")
 
     def __post_init__(self) -> None:
         cli.check_ranges(self)
@@ -90,7 +91,7 @@ def preprocess(spec: ModelSpec, config: PreprocessConfig) -> None:
     images = list_images(config.src_path)
     folder = pathlib.Path(config.save_path)
     targets = {path: folder / f"{file_names.stem(path.name)}.{config.format}" for path in images}
-    encoder = Encoder(spec, size, config.dtype, config.format)
+    encoder = Encoder(spec, size, config.dtype, config.format, config.upright)
     settings = {
         "model": spec.name,
         "image_size": size,
@@ -100,6 +101,7 @@ def preprocess(spec: ModelSpec, config: PreprocessConfig) -> None:
         "mean": list(spec.mean),
         "std": list(spec.std),
         "rules": _RULES,
+        "upright": config.upright,
     }
     present = _prepare_folder(folder, settings, {path.name for path in targets.values()}, config.resume)
     todo = [
@@ -172,9 +174,9 @@ class Encoder:
       file_size: bytes of every file.
     """
 
-    def __init__(self, spec: ModelSpec, size: int, dtype: str, format: str) -> None:
+    def __init__(self, spec: ModelSpec, size: int, dtype: str, format: str, upright: bool = False) -> None:
         self._mean, self._std = spec.mean, spec.std
-        self._crop = eval_crop_transform(spec, size)
+        self._crop = eval_crop_transform(spec, size, upright)
         shape = (size, size, 3) if dtype == "uint8" else (3, size, size)
         self._header = _npy_header(dtype, (1, *shape)) if format == "npy" else b""
         self._planes_CHW = None if dtype == "uint8" else _float32_buffer(shape)
@@ -245,7 +247,8 @@ def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: se
                 f"--save-path: {folder} holds {len(unexpected)} input files that belong to no image of "
                 f"--src-path, for example {unexpected[0]}; remove them or choose another folder"
             )
-        found = json.loads(record.read_text()) if present and resume and record.exists() else {}
+        found: dict[str, Any] = {"upright": False}  # also where an older version wrote the record
+        found |= json.loads(record.read_text()) if present and resume and record.exists() else {}
         if present and resume:
             different = [
                 f"{key} {found.get(key)} instead of {value}"

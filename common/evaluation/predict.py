@@ -57,6 +57,12 @@ def main(
             help="take the checkpoint's averaged weights (default: where it has them)",
         )
         parser.add_argument(
+            "--upright",
+            action=argparse.BooleanOptionalAction,
+            default=False,
+            help="turn photographs as EXIF says, for a network trained on turned ones (default: EXIF is ignored)",
+        )
+        parser.add_argument(
             "--predictions",
             default="",
             metavar="FILE",
@@ -67,8 +73,10 @@ def main(
             predictions.check(args.predictions)
         images = [path for argument in args.images for path in list_images(argument)]
         resume = str(args.resume or default_checkpoint())
-        predictor = Predictor(spec, resume, args.device, args.class_names, args.use_ema)
+        predictor = Predictor(spec, resume, args.device, args.class_names, args.use_ema, args.upright)
         index = of_files(images) if images else predictor.samples(validation_option)
+        if not args.upright and (turned := sum(map(decode.is_turned, images))):
+            print(f"note: EXIF says to turn {turned} of {len(images)} photographs, which is ignored without --upright")
         num_failed, num_right, failed = 0, 0, list[Row]()  # of the failed ones, the first
         with predictions.writer(args.predictions) if args.predictions else contextlib.nullcontext(list) as write:
             for rows in predictor(index):
@@ -125,7 +133,7 @@ class Predictor:
       names: of the classes.
     Args:
       model_file: the file; prints which of its weights are taken where it holds several.
-      class_names_file, use_ema: values of --class-names and --use-ema.
+      class_names_file, use_ema, upright: values of --class-names, --use-ema and --upright.
     """
 
     def __init__(
@@ -135,6 +143,7 @@ class Predictor:
         device_kind: str,
         class_names_file: StrPath = "",
         use_ema: bool | None = None,
+        upright: bool = False,
     ) -> None:
         from common.data.transforms import eval_transform
 
@@ -143,7 +152,7 @@ class Predictor:
         self._model = program.load_evaluated_model(spec, self._config)
         if self._model.taken:
             print(self._model.taken, flush=True)
-        self._transform = eval_transform(spec, self._model.image_size)
+        self._transform = eval_transform(spec, self._model.image_size, upright)
         self._background = spec.background_columns(self._model.num_outputs)
         num_classes = self._model.num_outputs - self._background
         self.names = class_names.names(self._model.classes, num_classes, class_names_file)

@@ -105,7 +105,9 @@ def test_every_kind_of_finding(run, data):
     png_bomb(train / "ant" / "0003.png", 20_000, 20_000)
     os.mkfifo(train / "ant" / "pipe.jpg")
     (train / "ant" / "nowhere.jpg").symlink_to("missing.jpg")
-    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(train / "bee" / "png.JPEG", "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(train / "bee" / "png.JPEG", "PNG", exif=exif)
     shutil.copy(train / "bee" / "0000.jpg", train / "bee" / "copy of it.jpg")
     shutil.copy(train / "bee" / "0001.jpg", train / "cat" / "other.jpg")
     shutil.copy(val / "cat" / "0002.jpg", train / "cat" / "leaked.jpg")
@@ -135,6 +137,7 @@ def test_every_kind_of_finding(run, data):
     assert entries["train/ant/pipe.jpg"] == "broken: is no regular file"
     assert sorted(comments) == [
         "# train/bee/png.JPEG\tmisnamed: holds a PNG",
+        "# train/bee/png.JPEG\tturned: EXIF says to turn it, which is ignored; tools/split_data.py turns it",
         "# train/dog\tempty class: holds no image that decodes",
         "# train/dog\tuntested class: val/ has no such class",
         "# train/readme.txt\tignored: is not taken for an image of a class",
@@ -144,7 +147,7 @@ def test_every_kind_of_finding(run, data):
     ]
     assert "train: 61 images that decode in 4 classes of 0 to 22, median 19.5" in done.stdout
     assert "broken: 5\n" in done.stdout
-    assert done.stdout.splitlines()[-1] == "15 findings, 3 notes" and done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "15 findings, 4 notes" and done.stderr == ""
 
 
 def test_a_clean_dataset_gives_an_empty_list_and_notes_do_not_count(data):

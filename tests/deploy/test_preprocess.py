@@ -186,6 +186,25 @@ def test_folder_of_other_settings_or_other_images_is_refused(copies, tmp_path):
     assert before == {path.name: path.read_bytes() for path in target.iterdir()}
 
 
+def test_photographs_are_turned_where_asked_to(tmp_path):
+    """Files made with and without --upright do not mix; those of an older version were made without."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 255, (80, 120, 3), np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "x.png", exif=exif)
+    Image.fromarray(np.rot90(pixels, -1)).save(tmp_path / "in" / "y.png")
+    words = ["--src_path", tmp_path / "in", "--dtype", "uint8", *SMALL, "--save_path"]
+    for out, options, equal in (("stored", [], False), ("turned", ["--upright"], True)):
+        assert run_script(SCRIPT, *words, tmp_path / out, *options).returncode == 0
+        assert ((tmp_path / out / "x.bin").read_bytes() == (tmp_path / out / "y.bin").read_bytes()) == equal
+    fails(run_script(SCRIPT, *words, tmp_path / "turned"), "made with upright True instead of False")
+    record = tmp_path / "stored" / "preprocess.json"
+    record.write_text(record.read_text().replace(', "upright": false', ""))
+    assert "2 kept from an earlier run" in run_script(SCRIPT, *words, tmp_path / "stored").stdout
+    fails(run_script(SCRIPT, *words, tmp_path / "stored", "--upright"), "made with upright False instead of True")
+
+
 def test_colliding_names_are_refused_before_anything_is_written(copies, tmp_path):
     (copies / "ILSVRC2012_val_00000001.old.JPEG").write_bytes(b"")
     fails(
