@@ -1,5 +1,6 @@
 """Every bash block of every README runs, in order, from the repository's root as its reader sees it."""
 
+import ast
 import os
 import pathlib
 import re
@@ -95,3 +96,29 @@ def test_both_languages_have_the_same_commands_and_structure(english, chinese):
         for target, anchor in links(path):
             assert target.exists(), f"{path}: {target}"
             assert not anchor or anchor in anchors(target), f"{path}: {target}#{anchor}"
+
+
+def literals():
+    """The texts of the product's code, with a zero for each value of an f-string."""
+    for folder in ("common", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def messages(path):
+    """The first column of the table of messages."""
+    section = re.search(r"\n\|---\|---\|\n((?:\|.*\n)*)", (ROOT / path).read_text())[1]
+    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+
+
+def test_the_messages_that_the_readme_explains_are_those_of_the_code():
+    assert messages("README.md") == messages("README.zh-CN.md") and len(messages("README.md")) >= 12
+    values = r"\b(?:N \.heic|DIR|N|FILE|REASON|URL|NAME|METHOD|npu|nan|train)\b|^--[a-z-]+(?=:)"
+    texts = [text for text in literals() if len(text) < 1000]
+    for message in messages("README.md"):
+        pattern = re.compile(".*".join(map(re.escape, re.split(values, message))), re.DOTALL)
+        assert any(map(pattern.search, texts)), message

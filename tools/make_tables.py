@@ -133,7 +133,8 @@ def _over_seeds(rows: Sequence[Row]) -> Row:
     accuracies, seconds = ([row[field] for row in rows] for field in ("acc1", "seconds"))
     first = rows[0]
     return {
-        "name": first["name"],
+        **{key: first.get(key) for key in ("name", "stage", "what", "device", "source")},
+        "given": first["options"],
         "options": f"`{first['options']}`" if first["options"] else "none",
         "epochs": first["epochs"],
         "sizes": "{image_size} / {eval_size}".format(**first),
@@ -144,6 +145,40 @@ def _over_seeds(rows: Sequence[Row]) -> Row:
         "last": statistics.fmean(row["acc1_last"] for row in rows),
         "seconds": f"{min(seconds):.0f} to {max(seconds):.0f}",
     }
+
+
+def _overview_rows() -> list[Row]:
+    """One row for each model, stage, device and source; of several, the fastest, or the last where none has a speed.
+
+    Of the studies, the recipes as they are, without further options.
+    """
+    found: list[Row] = []
+    for path in sorted(path.relative_to(ROOT) for path in ROOT.glob("*/results.json")):
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in read_rows(str(path)):
+            groups.setdefault(tuple(row.get(key) for key in ("stage", "device", "devices", "source")), []).append(row)
+        best = [max(rows, key=lambda each: (each.get("fps") or 0, rows.index(each))) for rows in groups.values()]
+        study = path.with_name("study.json")
+        best += [row for row in _study_rows(str(study)) if not row["given"]] if (ROOT / study).exists() else []
+        title = (ROOT / path.with_name("README.md")).read_text().partition("\n")[0].lstrip("# ")
+        found += [_overview_row(title, row) for row in best]
+    return found
+
+
+def _overview_row(model: str, row: Row) -> Row:
+    stage, fps, devices = row.get("stage") or row["name"], row.get("fps"), row.get("devices") or 1
+    if stage == "study":
+        stage = f"recipe {row['name']} on {(row['what'] or '-').partition(',')[0]}"
+    if row.get("epochs"):
+        stage += f", {row['epochs']} epochs"
+    if stage == "inference":
+        stage += f", batch {row['batch_size']}"
+    if fps is None and row.get("step_ms"):
+        fps = 1000 * row["batch_size"] / row["step_ms"]
+    device = f"{devices} x {row['device']}" if devices > 1 else row["device"]
+    source = f"{row['source']}, mean of {row['seeds']} seeds" if row.get("seeds") else row["source"]
+    accuracies = {"acc1": row.get("mean", row.get("acc1")), "acc5": row.get("acc5")}
+    return {"model": model, "stage": stage, "device": device, "source": source, "fps": fps, **accuracies}
 
 
 def study_table(path: str) -> "Table":
@@ -214,6 +249,18 @@ _TORCH_NPU = (
 )
 
 TABLES = {
+    "overview": Table(
+        "*/results.json",
+        (
+            Column("Model", "model"),
+            Column("Stage", "stage"),
+            Column("Device", "device"),
+            *_ACCURACY,
+            Column("Images/s", "fps", "{:,.0f}"),
+            Column("Source", "source"),
+        ),
+        read=_overview_rows,
+    ),
     "inception_v3_study": study_table("inception_v3/study.json"),
     "versions": Table(_VERSIONS, _TORCH_NPU, read=_supported_rows),
     "torch_npu": Table(_VERSIONS, (Column("Release", "product"), *_TORCH_NPU), read=_torch_npu_rows),
@@ -279,15 +326,7 @@ TABLES = {
     "speed": Table(
         "docs/benchmarks.json",
         _COMPARISON,
-        names=(
-            "training_step",
-            "training_step_bf16",
-            "preprocess_float32",
-            "postprocess",
-            "run_onnx",
-            "index_later_start",
-            "checkpoint_step",
-        ),
+        names=("training_step", "training_step_bf16", "preprocess_float32", "index_later_start"),
     ),
     "benchmarks": Table(
         "docs/benchmarks.json",

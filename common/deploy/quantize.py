@@ -308,6 +308,12 @@ class Search:
         model = program.load_evaluated_model(network.spec, evaluated)
         self._background = network.spec.background_columns(model.num_outputs)
         self._streams = [program.load_index(evaluated, model, self._background)]
+        if config.max_drop < (share := 100 / len(self._streams[0])) < 100:
+            print(
+                f"note: one of the {len(self._streams[0])} images of val/ is {share:.2g} points of top-1, so that "
+                f"--max-drop {config.max_drop:g} allows no loss; --max-drop {share + 0.05:.1f} allows one image",
+                flush=True,
+            )
         if config.agreement_data:
             root = config.agreement_data
             if not pathlib.Path(root).is_dir():

@@ -55,6 +55,32 @@ def test_a_changed_number_makes_the_table_stale_until_it_is_written(tree, capsys
     assert make_tables.main(["--check"]) == 1
 
 
+def test_the_overview_has_the_fastest_row_of_each_stage_and_device_and_the_recipes_as_they_are(tree):
+    (tree / "README.md").write_text("<!-- table:overview -->\n<!-- /table -->\n")
+    (tree / "inception_v4" / "README.md").write_text("# Inception v4\n\ntext\n")
+    inference = [
+        dict(MEASURED, stage="inference", devices=1, batch_size=n, fps=f, acc1=80.0, seed=0)
+        for n, f in ((1, 9), (4, 1234.5), (8, 7))
+    ]
+    reported = dict(source="reported", origin="x", software="s", commit=None, command=None, epochs=250, batch_size=512)
+    training = [
+        dict(reported, stage="training", device="GPU", devices=8, acc1=acc1, step_ms=282) for acc1 in (78.0, 79.8)
+    ]
+    write_rows(tree, *inference, *training)
+    study = dict(
+        MEASURED, stage="study", name="probe", what="bees, 3 images", epochs=2, image_size=75, eval_size=75, seconds=1
+    )
+    rows = [dict(study, seed=k, acc1=90.0 + k, acc1_last=90.0, options="") for k in (0, 1)]
+    rows += [dict(study, name="scratch", seed=0, acc1=50.0, acc1_last=50.0, options="--epochs=1")]
+    (tree / "inception_v4" / "study.json").write_text(json.dumps(rows))
+    assert make_tables.main([]) == 0
+    assert (tree / "README.md").read_text().splitlines()[3:-1] == [
+        "| Inception v4 | inference, batch 4 | H100 | 80 % | - | 1,234 | measured |",
+        "| Inception v4 | training, 250 epochs | 8 x GPU | 79.8 % | - | 1,816 | reported |",
+        "| Inception v4 | recipe probe on bees, 2 epochs | H100 | 90.5 % | - | - | measured, mean of 2 seeds |",
+    ]
+
+
 @pytest.mark.parametrize(
     "row, problem",
     [
