@@ -182,6 +182,23 @@ def test_the_page_fits_each_width_in_light_and_dark(opened):
     assert backgrounds == {("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 27)")}
 
 
+def test_no_label_of_a_chart_covers_another_and_no_mark_is_cut(opened):
+    script = """[...document.querySelectorAll('.plot svg')].flatMap((svg) => {
+      const boxes = (name) => [...svg.querySelectorAll(name)].filter((each) => getComputedStyle(each).opacity > 0)
+        .map((each) => ({ text: each.textContent, ...each.getBoundingClientRect().toJSON() }));
+      const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+      const labels = boxes('.role-axis-label text').filter((box) => box.text), all = svg.getBoundingClientRect();
+      const outside = (box) => box.left < all.left - 1 || box.right > all.right + 1;
+      return [...labels.filter((a, i) => labels.some((b, j) => j < i && meet(a, b))), ...labels.filter(outside),
+        ...boxes('.mark-symbol path').filter(outside)].map((box) => box.text || 'a mark')
+        .concat([...svg.querySelectorAll('.mark-symbol[clip-path], [clip-path] .mark-symbol')].map(() => 'cut'));
+    })"""
+    for width in (400, 900, 1600):
+        opened.resize(width)
+        opened.js("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert opened.js(script) == []
+
+
 def test_every_link_leads_to_a_section(opened):
     targets = opened.js("[...document.querySelectorAll('a')].map((link) => link.getAttribute('href'))")
     assert len(targets) >= 8 and all(opened.js(f"!!document.querySelector('{each}')") for each in targets)

@@ -95,7 +95,7 @@ function tableLater(title, build) {
 // ---- charts ------------------------------------------------------------------------------------------------------
 
 const AXIS = { labelColor: "var(--dim)", titleColor: "var(--dim)", gridColor: "var(--line)", domainColor: "var(--line)",
-  tickColor: "var(--line)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" };
+  tickColor: "var(--line)", labelFlush: false, labelOverlap: "greedy", labelSeparation: 8, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" };
 const CONFIG = { background: null, font: "system-ui, Segoe UI, Roboto, sans-serif", view: { stroke: null }, axis: AXIS };
 
 async function draw(place, spec) {
@@ -134,10 +134,10 @@ function lineChart(title, unit, series, xTitle) {
   draw(plot, {
     description: `${title}: ${series.length} line(s) over ${xTitle}. The table below holds the numbers.`,
     data: { values },
-    mark: { type: "line", strokeWidth: 2, clip: true, interpolate: "linear",
+    mark: { type: "line", strokeWidth: values.length > 1000 ? 1.25 : 2, interpolate: "linear",
       point: few ? { size: series.some((one) => one.points.length === 1) ? 70 : values.length > 60 ? 14 : 26, filled: true } : false },
     encoding: {
-      x: { field: "x", type: "quantitative", title: xTitle, scale: { nice: false, zero: false },
+      x: { field: "x", type: "quantitative", title: xTitle, scale: { nice: false, zero: false, padding: 5 },
         axis: { grid: false, tickCount: 6 } },
       y: { field: "y", type: "quantitative", title: isWide ? `${unit} (logarithmic)` : unit, scale: isWide ? { type: "log" } : { zero: false, nice: true }, axis: { tickCount: 6 } },
       color: { field: "s", type: "nominal", legend: null, scale: { domain, range: series.map((one) => style(one.style)[0]) } },
@@ -296,7 +296,7 @@ function mistakes(evaluation) {
     const [guess, probability] = each.best[0], file = shown(each.path).split("/").pop();
     return make("li", {},
       make("div", { class: each.heat ? "pictures two" : "pictures" }, picture(each.picture, file), each.heat && make("img", { src: each.heat, alt: `Grad-CAM of ${file}` })),
-      make("div", {}, "guess: ", make("span", { class: "guess" }, nameOf(evaluation, guess)), ` ${number(100 * probability, 2)} %`),
+      make("div", {}, "guess: ", make("span", { class: "guess" }, nameOf(evaluation, guess)), ` ${number(100 * probability, 2)}\u00a0%`),
       make("div", {}, "truth: ", make("span", { class: "truth" }, nameOf(evaluation, each.label))),
       make("details", {}, make("summary", {}, `${each.best.length} best classes`), make("ol", {}, ...each.best.map(([k, p]) => make("li", {}, nameOf(evaluation, k), make("span", {}, `${number(100 * p, 2)} %`))))),
       make("p", { class: "path" }, name(each.path)));
