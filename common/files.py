@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 from common.errors import UserError
@@ -29,6 +30,31 @@ def atomic_path(target: StrPath, suffix: str = ".tmp") -> Iterator[pathlib.Path]
     finally:  # also after os.replace, which does nothing where draft and target are hard links to one file
         with contextlib.suppress(OSError):
             os.unlink(draft)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: StrPath, suffix: str = ".tmp") -> Iterator[pathlib.Path]:
+    """Path of a new folder beside `target`, which becomes it at the end of the block.
+
+    An exception in the block removes the new folder and leaves `target` as it was.
+
+    Args:
+      target: absent, or an empty folder, which stays and gets the files.
+      suffix: appended to the name of `target`.
+    """
+    target = pathlib.Path(target).absolute()
+    draft = target.with_name(f"{target.name}{suffix}")
+    shutil.rmtree(draft, ignore_errors=True)  # of a killed process
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        if target.is_dir():
+            for path in draft.iterdir():
+                shutil.move(path, target / path.name)
+        else:
+            draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_atomic(

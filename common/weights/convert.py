@@ -154,10 +154,20 @@ def _fixed(differing: BuildOptions, spec: ModelSpec, image_size: int) -> list[st
     return [o for o in differing if o not in spec.folds and not spec.same_at(o, image_size)]
 
 
-def own_metadata(spec: ModelSpec, meta: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata of a safetensors file with which this repository builds the same network."""
+def write_safetensors(path: pathlib.Path, state_dict: StateDict, spec: ModelSpec, meta: Mapping[str, Any]) -> None:
+    """Write weights, and as metadata what this repository needs to build the same network.
+
+    Raises:
+      UserError: the safetensors package is missing.
+    """
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise UserError(f"{path.name}: it needs the safetensors package; pip install safetensors") from error
     stored = {key: meta[key] for key in ("build", "image_size", "classes")}
-    return {"format": "pt", SAFETENSORS_KEY: json.dumps({"arch": spec.name, **stored})}
+    metadata = {"format": "pt", SAFETENSORS_KEY: json.dumps({"arch": spec.name, **stored})}
+    tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
+    path.write_bytes(save(tensors, metadata))  # save_file lets nobody but the owner read the file
 
 
 def check_same_logits(model: Any, path: StrPath, spec: ModelSpec, image_size: int, refused: str) -> float:
@@ -202,12 +212,7 @@ def _write(
         else:
             importlib.import_module(FOREIGN[name]).write(draft, foreign)
     elif name == "safetensors":
-        try:
-            from safetensors.torch import save_file
-        except ImportError as error:
-            raise UserError(f"{target.name}: it needs the safetensors package; pip install safetensors") from error
-        tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
-        save_file(tensors, draft, own_metadata(spec, meta))
+        write_safetensors(draft, state_dict, spec, meta)
     else:
         import torch
 

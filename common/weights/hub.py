@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import UserError
-from common.files import StrPath, atomic_path
+from common.files import StrPath, atomic_folder
 from common.spec import ModelSpec
-from common.weights.convert import Conversion, check_same_logits, fitted, own_metadata
+from common.weights.convert import Conversion, check_same_logits, fitted, write_safetensors
 from common.weights.load import load_model
 
 _ROW = ("stage", "device", "devices", "batch_size", "epochs", "acc1", "acc5", "source")
@@ -26,10 +26,6 @@ def write(
     Raises:
       UserError: see load_model; timm does not build the network; the folder holds something.
     """
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise UserError("--to hub: it needs the safetensors package; pip install safetensors") from error
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not an empty folder; name a new one")
@@ -45,21 +41,17 @@ def write(
     )
     build = {**meta["build"], **fitting}
     state_dict = {
-        name: tensor.contiguous()
-        for name, tensor in state_dict.items()
-        if not name.startswith(spec.training_modules or "\0")
+        name: tensor for name, tensor in state_dict.items() if not name.startswith(spec.training_modules or "\0")
     }
     if "aux" in build:
         build["aux"] = False
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "model.safetensors"
-    with atomic_path(weights, ".tmp.safetensors") as draft:
-        save_file(state_dict, draft, own_metadata(spec, {**meta, "build": build}))
-        refused = f"{folder}: not written, its logits differ from those of {source}"
-        difference = check_same_logits(model, draft, spec, meta["image_size"], refused)
     config = _config(spec, meta, half_range)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(spec, config, meta, pathlib.Path(results)), encoding="utf-8")
+    with atomic_folder(folder) as draft:
+        write_safetensors(draft / "model.safetensors", state_dict, spec, {**meta, "build": build})
+        refused = f"{folder}: not written, its logits differ from those of {source}"
+        difference = check_same_logits(model, draft / "model.safetensors", spec, meta["image_size"], refused)
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (draft / "README.md").write_text(_card(spec, config, meta, pathlib.Path(results)), encoding="utf-8")
     return Conversion(meta["format"], "hub", build, difference, meta["taken"], notes)
 
 
@@ -93,6 +85,25 @@ def _config(spec: ModelSpec, meta: Mapping[str, Any], half_range: bool) -> dict[
     return config
 
 
+def training_facts(meta: Mapping[str, Any]) -> list[str]:
+    """What a checkpoint of a run says of its training, one line each; none for other files."""
+    config = meta.get("config")
+    if not config:
+        return []
+    data = f"{meta['num_images']} images" if meta.get("num_images") else "images"
+    facts = [f"trained on {data} of {len(meta['classes'] or ())} classes, {config['image_size']} pixels"]
+    start = pathlib.Path(config["pretrained"]).name if config.get("pretrained") else "random weights"
+    done = f"{meta['epoch']} of {config['epochs']} epochs"
+    facts.append(f"recipe {config['recipe']} from {start}, seed {config['seed']}, {done}")
+    if meta.get("best_epoch"):
+        own = meta["best_epoch"] == meta["epoch"] and not meta["step"]
+        whose = "these weights" if own else f"the run in epoch {meta['best_epoch']}, not of these weights"
+        facts.append(f"best validation top-1: {meta['best_acc1']:.3f} %, of {whose}")
+    if meta.get("weights") == "ema":
+        facts.append(f"averaged weights, decay {config['ema']}")
+    return facts
+
+
 def _card(spec: ModelSpec, config: Mapping[str, Any], meta: Mapping[str, Any], results: pathlib.Path) -> str:
     """Model card: what the checkpoint says about itself, how to open it, published results of the network."""
     front = "---\ntags:\n- image-classification\n- timm\nlibrary_name: timm\n---\n"
@@ -100,7 +111,7 @@ def _card(spec: ModelSpec, config: Mapping[str, Any], meta: Mapping[str, Any], r
     facts = [
         f"{meta['num_classes']} classes, images of {side} x {side} pixels, mean {config['pretrained_cfg']['mean']}"
     ]
-    facts += [f"{name}: {meta[name]}" for name in ("epoch", "best_acc1") if isinstance(meta.get(name), int | float)]
+    facts += training_facts(meta)
     rows = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
     table = [" | ".join(["", *_ROW, ""]).strip(), "|---" * len(_ROW) + "|"]
     for row in rows:

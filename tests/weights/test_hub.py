@@ -5,6 +5,7 @@ import math
 
 import pytest
 import timm
+import tiny
 import torch
 from support import ROOT, fill_closed_form
 
@@ -62,6 +63,48 @@ def test_what_timm_does_not_build_is_refused_and_a_full_folder_is_kept(tmp_path)
     assert not (tmp_path / "folder").exists()
     with pytest.raises(UserError, match="not an empty folder"):
         hub.write(tmp_path / "a.pth.tar", tmp_path, spec, tmp_path / "none")
+
+
+def test_the_model_card_tells_of_the_training():
+    config = {"recipe": "finetune", "pretrained": "/secret/place/a.pth", "seed": 3, "epochs": 4, "image_size": 299}
+    meta = {"config": config, "classes": ["ants", "bees"], "num_images": 244, "epoch": 4, "step": 0}
+    best = {"best_epoch": 4, "best_acc1": 97.3856}
+    lines = ["trained on 244 images of 2 classes, 299 pixels", "recipe finetune from a.pth, seed 3, 4 of 4 epochs"]
+    assert hub.training_facts({"config": None}) == []
+    assert hub.training_facts({**meta, **best}) == [*lines, "best validation top-1: 97.386 %, of these weights"]
+    later = {**meta, **best, "best_epoch": 2, "weights": "ema", "config": {**config, "ema": 0.9, "pretrained": ""}}
+    assert hub.training_facts(later) == [
+        lines[0],
+        "recipe finetune from random weights, seed 3, 4 of 4 epochs",
+        "best validation top-1: 97.386 %, of the run in epoch 2, not of these weights",
+        "averaged weights, decay 0.9",
+    ]
+
+
+def test_a_checkpoint_of_a_run_gives_its_training_to_the_card(weights, tmp_path):
+    hub.write(weights, tmp_path / "folder", tiny.SPEC, tmp_path / "none")
+    lines = (tmp_path / "folder" / "README.md").read_text().splitlines()
+    facts = hub.training_facts(load_model(weights, tiny.SPEC)[1])
+    assert {f"* {fact}" for fact in facts} <= set(lines) and "* trained on 60 images of 3 classes, 32 pixels" in lines
+    assert facts[2].endswith(", of these weights")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_no_folder_is_left_where_the_logits_differ(tmp_path, monkeypatch, exists):
+    spec = models.spec("xception")
+    checkpoint(tmp_path / "a.pth.tar", spec, pool_padding="torch")
+    (tmp_path / "folder").mkdir() if exists else None
+    with monkeypatch.context() as patch:
+        patch.setattr("common.weights.convert.TOLERANCE", -1.0)
+        with pytest.raises(UserError, match="not written, its logits differ"):
+            hub.write(tmp_path / "a.pth.tar", tmp_path / "folder", spec, tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.pth.tar"] + ["folder"] * exists
+    hub.write(tmp_path / "a.pth.tar", tmp_path / "folder", spec, tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "README.md", "a.pth.tar", "config.json", "folder", "model.safetensors",
+    ]  # fmt: skip
+    mode = (tmp_path / "folder" / "model.safetensors").stat().st_mode & 0o777
+    assert mode == (tmp_path / "folder" / "README.md").stat().st_mode & 0o777
 
 
 def test_timm_resizes_to_the_pixels_of_our_evaluation():
