@@ -113,15 +113,18 @@ def main(a: str, b: str, config: CompareConfig, spec_of: "Callable[[str], ModelS
     most_different = _Largest(config.sample // 2)
     found = _compare(config, left, right, index, is_labeled, most_different)
     _print(left, right, found, is_labeled)
-    if is_labeled and (note := found.a.note_on_labels(int(index.labels.min()))):
-        print(note)
+    offset = found.label_offset(index.labels) if is_labeled else ""
+    if offset:
+        print(f"cause: {offset}")
     finding = None
     if config.diagnose and found.relative_error > _ROUNDING:
         finding = _diagnose(config, left, right, index, most_different.indices())
         print(finding or "cause: none of the known mistakes explains the difference")
     layers = _per_layer(left, right, index) if config.per_layer else []
     if config.json:
-        files.write_atomic(config.json, json.dumps(_summary(left, right, found, finding, layers), indent=2) + "\n")
+        files.write_atomic(
+            config.json, json.dumps(_summary(left, right, found, offset, finding, layers), indent=2) + "\n"
+        )
     _check_gates(config, found, is_labeled)
 
 
@@ -266,7 +269,7 @@ def _ks(counts: Any) -> list[int]:
 
 
 def _summary(
-    a: "Side", b: "Side", found: Comparison, finding: Any, layers: Sequence[tuple[str, float]]
+    a: "Side", b: "Side", found: Comparison, offset: str, finding: Any, layers: Sequence[tuple[str, float]]
 ) -> dict[str, Any]:
     """Content of --json."""
     sides = {
@@ -289,13 +292,13 @@ def _summary(
         relative_error=found.relative_error,
         cosine=found.cosine,
     )
-    causes = None if finding is None else list(finding.causes)
-    explained = None if finding is None else finding._asdict()
+    explained = {} if finding is None else finding._asdict()
+    causes = [*([offset] if offset else []), *explained.pop("causes", ())]
     return {
         **sides,
         **numbers,
-        "causes": causes,
-        "explained": explained,
+        "causes": causes or None,
+        "explained": explained or None,
         "layers": [dict(name=name, error=error) for name, error in layers],
     }
 

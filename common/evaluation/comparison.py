@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from common.data.labels import HOLDS_NO_0
 from common.errors import RunError
-from common.evaluation.metrics import Counts
+from common.evaluation.metrics import Counts, fit_better
 
 if typing.TYPE_CHECKING:
     from common.data.loader import Batch
@@ -26,6 +27,7 @@ class Comparison:
     Attributes:
       a, b: hits of each.
       agreed: images with the same top-1.
+      smaller, larger: hits of A and of B at top-1 if every label were one smaller, or one larger.
       max_difference: largest difference of a logit.
       seconds_a, seconds_b: time of the classifiers over `timed` images.
     """
@@ -33,6 +35,8 @@ class Comparison:
     a: Counts = dataclasses.field(default_factory=Counts)
     b: Counts = dataclasses.field(default_factory=Counts)
     agreed: int = 0
+    smaller: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
+    larger: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
     max_difference: float = 0.0
     seconds_a: float = 0.0
     seconds_b: float = 0.0
@@ -63,7 +67,11 @@ class Comparison:
         a_NK, b_NK = aligned(logits_a, logits_b, background)
         difference_NK = a_NK - b_NK
         norms = np.linalg.norm(a_NK, axis=1) * np.linalg.norm(b_NK, axis=1)
-        self.agreed += int((a_NK.argmax(axis=1) == b_NK.argmax(axis=1)).sum())
+        best = [rows_NK.argmax(axis=1) for rows_NK in (a_NK, b_NK)]
+        self.agreed += int((best[0] == best[1]).sum())
+        for hits, offset in ((self.smaller, -1), (self.larger, 1)):
+            for i in range(2):
+                hits[i] += int((best[i] == labels_N + offset).sum())
         self.max_difference = max(self.max_difference, float(np.abs(difference_NK).max(initial=0)))
         self._num_logits += difference_NK.size
         self._sum_absolute += float(np.abs(difference_NK).sum())
@@ -86,6 +94,24 @@ class Comparison:
     def agreement(self) -> float:
         """Images with the same top-1, percent."""
         return 100.0 * self.agreed / self.seen if self.seen else 100.0
+
+    def label_offset(self, labels_N: np.ndarray) -> str:
+        """What is wrong where the labels of the images differ by one from the classes, or nothing.
+
+        Where one side is right with these labels, the columns of the other one are shifted, not the labels.
+        """
+        top1 = int(max(self.a.correct[0], self.b.correct[0]))
+        for hits, word, possible, hint in (
+            (self.smaller, "smaller", bool((labels_N > 0).all()), HOLDS_NO_0),
+            (self.larger, "larger", True, "the labels are too small by one, as where one was subtracted twice"),
+        ):
+            for letter, counts, shifted in (("A", self.a, hits[0]), ("B", self.b, hits[1])):
+                if possible and fit_better(shifted, top1, self.seen):
+                    return (
+                        f"label offset: top-1 of {letter} is {counts.percent(1):.2f} %, and "
+                        f"{100 * shifted / self.seen:.2f} % if every label were one {word}; {hint}"
+                    )
+        return ""
 
     @property
     def drop(self) -> float:

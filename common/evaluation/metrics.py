@@ -50,6 +50,11 @@ def num_shifted_hits(logits_NK: np.ndarray, labels_N: np.ndarray) -> int:
     return int((np.asarray(logits_NK).argmax(axis=1) == np.asarray(labels_N) - 1).sum()) if len(labels_N) else 0
 
 
+def fit_better(shifted: int, top1: int, seen: int) -> bool:
+    """Whether labels that differ by one are meant: they give `shifted` hits at top-1, those of the file `top1`."""
+    return 5 * shifted >= seen > 0 and shifted > 2 * top1
+
+
 def smoothed_losses(logits_NK: np.ndarray, labels_N: np.ndarray, smoothing: float = 0.0) -> np.ndarray:
     """Label-smoothed cross entropy of each row in float64, target probability 1 - s + s/K -> float64 [N]."""
     logits_NK = np.asarray(logits_NK, np.float64)
@@ -93,7 +98,7 @@ class Counts:
     def note_on_labels(self, lowest: int) -> str:
         """A line to print where the labels of a file, of which `lowest` is the smallest, seem to count from 1."""
         top1 = int(self.correct[0])
-        if lowest == 0 or 5 * self.shifted < self.seen or self.shifted <= 2 * top1:
+        if lowest == 0 or not fit_better(self.shifted, top1, self.seen):
             return ""
         return (
             f"note: top-1 is {self.percent(1):.2f} %, and {100 * self.shifted / self.seen:.2f} % if every label were "

@@ -201,6 +201,7 @@ def test_two_folders_of_results_and_probabilities(case, tmp_path):
     found = run(case, write_results(tmp_path / "probabilities", case["paths"], rows), logits)
     assert found["causes"] == ["softmax: B gives probabilities, A logits"] and found["agreed"] == 24
     assert found["a"]["correct"] == found["b"]["correct"] and found["explained"]["error"] < 1e-5
+    assert sorted(found["explained"]) == ["agreement", "agreement_before", "error", "error_before", "num_images"]
     with pytest.raises(UserError, match=f"^{tmp_path}/logits has no .txt, .npy or .bin results"):
         for path in (tmp_path / "logits").iterdir():
             path.unlink()
@@ -240,16 +241,34 @@ def test_equal_models_and_small_errors_have_no_cause(case, tmp_path, capsys):
     assert "(16)" in out and "agreement of top-1: 100.000 % (24 of 24)" in out
 
 
-def test_labels_counted_from_1_are_named(case, tmp_path, capsys):
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "val").symlink_to(case["folder"] / "data" / "val")
-    rows = case["logits"][:, :-1]  # so that label + 1 is a class too
-    write_labels(data, case["paths"], rows.argmax(axis=1) + 1)
-    result = write_results(tmp_path / "result", case["paths"], case["logits"])
-    config = compare.CompareConfig(data=str(data), workers=0, device="cpu", num_classes=CLASSES)
-    compare.main(case["ckpt"], result, config, lambda path: SPEC)
-    assert "if every label were one smaller" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("by", "cause"),
+    [
+        (1, "top-1 of A is 0.00 %, and 100.00 % if every label were one smaller; the file holds no label 0: if it"),
+        (-1, "top-1 of A is 0.00 %, and 100.00 % if every label were one larger; the labels are too small by one"),
+        (2, None),
+    ],
+)
+def test_labels_that_are_off_by_one_are_a_cause(by, cause, case, tmp_path, capsys):
+    """Of images whose class has a neighbor on that side; B has a mistake of its own besides."""
+    best = case["logits"].argmax(axis=1)
+    kept = (best + by >= 0) & (best + by < CLASSES)
+    paths, data = [path for path, keep in zip(case["paths"], kept, strict=True) if keep], tmp_path / "data"
+    (data / "val").mkdir(parents=True)
+    for path in paths:
+        (data / "val" / path.name).symlink_to(path)
+    write_labels(data, paths, (best + by)[kept])
+    rows = case["logits"][kept]
+    target = tmp_path / "out.json"
+    config = compare.CompareConfig(data=str(data), workers=0, device="cpu", num_classes=CLASSES, json=str(target))
+    order = [0, 9, 1, 8, 2, 7, 3, 5, 4, 6]
+    for name, columns, others in (("equal", list(range(CLASSES)), []), ("mixed", order, ["class order: 9 of 10"])):
+        result = write_results(tmp_path / name, paths, rows[:, columns])
+        compare.main(case["ckpt"], result, config, lambda path: SPEC)
+        causes = json.loads(target.read_text())["causes"] or []
+        expected = [f"label offset: {cause}"] * (cause is not None) + others
+        assert [found[: len(start)] for found, start in zip(causes, expected, strict=True)] == expected
+        assert all(f"cause: {found}" in capsys.readouterr().out for found in causes[:1])
 
 
 def test_gates_end_with_one_line(case, tmp_path, capsys):
