@@ -1,14 +1,18 @@
 """Every bash block of every README runs, in order, from the repository's root as its reader sees it."""
 
 import ast
+import functools
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
-from support import ROOT
+from support import ROOT, run_program
+
+from tools import models
 
 READMES = [path.relative_to(ROOT) for path in sorted(ROOT.glob("**/README.md"))]
 READMES = [path for path in READMES if not path.parts[0].startswith(".")]  # .venv, .pytest_cache
@@ -34,6 +38,39 @@ def test_every_bash_block_runs(readme, tmp_path):
             env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+def shown_commands():
+    """(document, words) of the commands in blocks that a document shows and no test runs."""
+    pattern = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    for document in sorted({*DOCUMENTS}):
+        for kind, block in pattern.findall((ROOT / document).read_text()):
+            for line in block.replace("\\\n", " ").splitlines() if kind in ("", "console") else []:
+                for command in re.sub(r"^(node \d)?\$ |\s#.*", "", line).split(" && "):
+                    if re.match(r"(python|bash|sh) \S+\.(py|sh)\b", command):
+                        yield document, shlex.split(command)[1:]
+
+
+@functools.cache
+def help_of(program):
+    return run_program(program, "--help", cwd=ROOT).stdout.replace("_", "-")
+
+
+def test_commands_that_are_only_shown_have_programs_and_options_that_exist():
+    """train.py parses them, launchers print their command, the --help of other programs lists every option."""
+    shown = list(shown_commands())
+    assert len(shown) > 60
+    for document, (name, *words) in shown:
+        program = ROOT / name if (ROOT / name).exists() else ROOT / document.parent / name
+        where = f"{document}: {name}"
+        assert program.is_file(), where
+        if program.name == "train.py":
+            models.program(program.parent.name).parse(words)
+        elif program.suffix == ".sh" and not any(word[0].isupper() for word in words):  # DATA_PATH
+            run_program(program, "--dry_run=true", *words, cwd=ROOT)
+        elif program.suffix == ".py":
+            for flag in (word.partition("=")[0].replace("_", "-") for word in words if re.match("--?[a-z]", word)):
+                assert re.search(rf"(?<![\w-]){flag}(?![\w-])", help_of(program)), f"{where} {flag}"
 
 
 DOCUMENTS = [*READMES, *(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))]
