@@ -119,7 +119,7 @@ def usable_images(folder: str, config: SplitConfig) -> tuple[index.FolderIndex, 
     turned = {each.path for each in found_all if each.kind == "turned"}
     shown = collections.defaultdict(list)
     for each in found_all:
-        if each.exclude or each.kind == "unread":
+        if each.exclude or each.kind == "unread" or (each.kind == "ignored" and file_tree.is_image(each.path)):
             shown[each.kind].append(each)
     for kind, findings in shown.items():
         print(f"left out, {kind}: {len(findings)}")
@@ -127,7 +127,12 @@ def usable_images(folder: str, config: SplitConfig) -> tuple[index.FolderIndex, 
             print(f"  {each.path}: {each.reason}")
         if len(findings) > check_data.SHOWN:
             print(f"  ... {len(findings) - check_data.SHOWN} more; python tools/check_data.py {folder} lists all")
-    return index.apply_exclude_list(images, {each.path for each in found_all if each.exclude}, True), turned
+    kept = images.without({each.path for each in found_all if each.exclude})
+    emptied = sorted(set(range(len(images.classes))) - set(kept.labels.tolist()))
+    if emptied:
+        name = images.classes[emptied[0]]
+        raise UserError(f"DIR: no image of class {name} is usable, as listed above; add others, or remove the class")
+    return kept, turned
 
 
 def place(file: _File) -> None:

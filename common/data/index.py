@@ -365,13 +365,13 @@ def load_splits(
         raise UserError(f"{flag}: {root} is not a folder; expected one that holds train/ and val/")
     for part in ("train", "val"):
         if not os.path.isdir(os.path.join(root, part)):
-            raise UserError(f"{flag}: {root} has no {part}/ folder; expected train/ and val/{_how_to_divide(root)}")
+            raise UserError(f"{flag}: {root} has no {part}/ folder; expected train/ and val/{how_to_divide(root)}")
     train = load_folder(os.path.join(root, "train"), flag)
     return Splits(train, load_val(root, train.classes, flag, numbers)).without(excluded)
 
 
-def _how_to_divide(root: str) -> str:
-    """The command that divides what is there: class folders in `root`, or a train/ without val/."""
+def how_to_divide(root: str) -> str:
+    """End of a message: the command that divides what `root` holds, class folders or a train/ without val/."""
     train = os.path.join(root, "train")
     source = train if os.path.isdir(train) else root
     if os.path.isdir(os.path.join(root, "val")) or not file_tree.class_names(source)[0]:

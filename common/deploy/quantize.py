@@ -292,7 +292,10 @@ class Search:
         self.reduce_range = config.reduce_range == "on" or (config.reduce_range == "auto" and not has_vnni())
         train = pathlib.Path(config.data) / "train"
         if not train.is_dir():
-            raise UserError(f"--data: {config.data} has no train/; quantization calibrates with its images")
+            raise UserError(
+                f"--data: {config.data} has no train/; quantization calibrates with its images"
+                f"{index.how_to_divide(config.data)}"
+            )
         self._train = index.load_folder(train)
         chosen = np.random.default_rng(0).permutation(len(self._train))[: config.images]
         transform = eval_transform(network.spec, network.size)

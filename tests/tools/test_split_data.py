@@ -70,15 +70,24 @@ def test_what_check_data_would_exclude_is_left_out_and_named(photos, tmp_path, c
     shutil.copy(photos / "cat" / "0003.jpg", photos / CLASSES[0] / "other.jpg")
     (photos / "cat" / "IMG_1.HEIC").write_bytes(b"x")
     (photos / "Thumbs.db").write_bytes(b"x")
+    shutil.copy(photos / "cat" / "0004.jpg", photos / "loose.jpg")
     divide(photos, tmp_path / "out")
     printed = capfd.readouterr().out
-    for kind, number in {"broken": 1, "duplicate": 1, "contradiction": 2, "unread": 1}.items():
+    for kind, number in {"broken": 1, "duplicate": 1, "contradiction": 2, "unread": 1, "ignored": 1}.items():
         assert f"left out, {kind}: {number}\n" in printed
     assert "cat/IMG_1.HEIC: is a .heic image, which is not read; convert it to JPEG or PNG" in printed
     assert "/out: 22 images for training, 6 for validation, in 3 classes. One validation image is 17 %" in printed
     kept = {name.partition("/")[2] for name in files_of(tmp_path / "out")}
     assert files_of(photos) - kept == {
-        *("cat/0001.jpg", "cat/0002.jpg", "cat/0003.jpg", f"{CLASSES[0]}/other.jpg", "cat/IMG_1.HEIC", "Thumbs.db")
+        *(
+            "cat/0001.jpg",
+            "cat/0002.jpg",
+            "cat/0003.jpg",
+            f"{CLASSES[0]}/other.jpg",
+            "cat/IMG_1.HEIC",
+            "Thumbs.db",
+            "loose.jpg",
+        )
     }
 
 
@@ -135,7 +144,11 @@ def test_mistakes_are_named_and_write_nothing(run, photos, tmp_path):
     for part in ("train", "val"):
         shutil.copytree(photos, tmp_path / "divided" / part)
     shutil.copytree(photos, tmp_path / "half" / "train")
+    for label in ("a", "b"):
+        (tmp_path / "copies" / label).mkdir(parents=True)
+        shutil.copy(photos / "cat" / "0000.jpg", tmp_path / "copies" / label / f"{label}.jpg")
     for words, message in (
+        (["copies", "out"], "DIR: no image of class a is usable, as listed above; add others, or remove the class"),
         (["none", "out"], "DIR: none is not a folder"),
         ([photos, "full"], "OUT: full exists; name a new folder"),
         ([photos, photos / "new"], "OUT: .*/new is inside of DIR, where it would be a class; name a folder elsewhere"),
