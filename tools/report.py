@@ -87,7 +87,8 @@ def content(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--grad-cam: needs a RUN with predictions; add --evaluate")
     evaluations += [evaluation.summarize(path, args.mistakes, picture) for path in args.predictions]
     named = [pathlib.Path(folder).resolve() for folder in args.runs]
-    title = args.title or (", ".join("/".join(each.parts[-2:]) for each in named) if named else "Report")
+    names = ["/".join(each.parts[-2:]) for each in named] or [pathlib.Path(each).name for each in args.predictions]
+    title = args.title or ", ".join(names) or "Report"
     return {
         "title": title,
         "command": shlex.join(["python", "tools/report.py", *sys.argv[1:]]),

@@ -146,6 +146,11 @@ def test_a_thousand_classes_have_a_list_of_pairs(tmp_path):
     assert len(json.dumps(found)) < 100_000
 
 
+def test_a_page_of_predictions_alone_is_named_after_them(case, tmp_path):
+    run_ok("tools/report.py", f"--predictions={case / 'predictions.csv'}", f"--out={tmp_path / 'x.html'}")
+    assert page_data(tmp_path / "x.html")["title"] == "predictions.csv"
+
+
 def test_text_cannot_end_the_script(html):
     text = html.read_text()
     assert "<script>bad()" not in text and "<b>bold" not in text
