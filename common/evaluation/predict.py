@@ -22,6 +22,7 @@ from common.spec import ModelSpec
 
 NUM_SAMPLES = 8  # validation images that are named where no image is given
 _BATCH, _WITHOUT_WORKERS = 16, 64  # images of a batch; images that are decoded without worker processes
+_HEADERS = 1000  # images whose EXIF orientation is looked at before the first one is classified
 _LISTED = 5  # unreadable files that the message at the end names
 _PROVIDERS = {"cuda": "cuda", "npu": "cann"}  # --device -> ONNX Runtime's provider; cpu otherwise
 
@@ -75,8 +76,10 @@ def main(
         resume = str(args.resume or default_checkpoint())
         predictor = Predictor(spec, resume, args.device, args.class_names, args.use_ema, args.upright)
         index = of_files(images) if images else predictor.samples(validation_option)
-        if not args.upright and (turned := sum(map(decode.is_turned, images))):
-            print(f"note: EXIF says to turn {turned} of {len(images)} photographs, which is ignored without --upright")
+        seen = images[:_HEADERS]
+        if not args.upright and (turned := sum(map(decode.is_turned, seen))):
+            first = "the first " if len(seen) < len(images) else ""
+            print(f"note: EXIF says to turn {turned} of {first}{len(seen)} photographs, ignored without --upright")
         num_failed, num_right, failed = 0, 0, list[Row]()  # of the failed ones, the first
         with predictions.writer(args.predictions) if args.predictions else contextlib.nullcontext(list) as write:
             for rows in predictor(index):

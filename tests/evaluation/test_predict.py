@@ -87,7 +87,7 @@ def test_it_goes_on_past_broken_files_and_reports_them_at_the_end(demo, images, 
     assert error.endswith("; and 1 more\n") and error.count("\n") == 1
 
 
-def test_photographs_are_turned_where_asked_to(demo, images, tmp_path):
+def test_photographs_are_turned_where_asked_to(demo, images, tmp_path, monkeypatch):
     """A photograph that is stored turned is classified as its upright twin; without --upright a note says so."""
     stored, exif = Image.open(images / "val" / "bee" / "0001.jpg"), Image.Exif()
     exif[0x0112] = 6
@@ -97,7 +97,9 @@ def test_photographs_are_turned_where_asked_to(demo, images, tmp_path):
         status, out, _ = demo(tmp_path, *words)
         lines = [line for line in out.splitlines() if "%" in line]
         assert status == 0 and (lines[:3] == lines[3:]) == equal and len(lines) == 6
-        assert ("note: EXIF says to turn 1 of 2 photographs, which is ignored without --upright\n" in out) == note
+        assert ("note: EXIF says to turn 1 of 2 photographs, ignored without --upright\n" in out) == note
+    monkeypatch.setattr(predict, "_HEADERS", 1)
+    assert "note: EXIF says to turn 1 of the first 1 photographs" in demo(tmp_path)[1]
 
 
 def test_labels_and_exclude_list_are_read_as_the_run_read_them(demo, trained, images, tmp_path):
