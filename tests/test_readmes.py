@@ -154,7 +154,7 @@ def messages(path):
 
 def test_the_messages_that_the_readme_explains_are_those_of_the_code():
     assert messages("README.md") == messages("README.zh-CN.md") and len(messages("README.md")) >= 12
-    values = r"\b(?:N \.heic|DIR|N|FILE|REASON|URL|NAME|METHOD|npu|nan|train)\b|^--[a-z-]+(?=:)"
+    values = r"\b(?:N \.heic|DIR|N|FILE|REASON|URL|NAME|DEVICE|METHOD|npu|nan|train)\b|^--[a-z-]+(?=:)"
     texts = [text for text in literals() if len(text) < 1000]
     for message in messages("README.md"):
         pattern = re.compile(".*".join(map(re.escape, re.split(values, message))), re.DOTALL)
