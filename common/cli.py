@@ -22,8 +22,9 @@ from common.errors import (
     RunError,
     UserError,
     discard_output,
+    missing_package,
     print_error,
-    print_traceback,
+    print_once,
 )
 
 if typing.TYPE_CHECKING:
@@ -248,7 +249,8 @@ def parse(
 def exit_on_error() -> Iterator[None]:
     """Body of every program: set torch's environment, and turn an exception into the documented exit status.
 
-    A UserError ends with status 2 and one line, a RunError with 1 and one line, anything else with a traceback.
+    A UserError and a package that is not installed end with status 2 and one line, a RunError with 1 and one line,
+    anything else with a traceback.
     """
     use_utf8()
     name_user()
@@ -275,6 +277,11 @@ def exit_on_error() -> Iterator[None]:
     except RunError as error:
         print_error(f"error: {error}")
         sys.exit(EXIT_FINAL if error.is_final and "WORLD_SIZE" in os.environ else 1)
+    except ModuleNotFoundError as error:
+        if not (message := missing_package(error)):
+            raise
+        print_once(error, f"error: {message}")
+        sys.exit(EXIT_USER_ERROR)
     except BrokenPipeError:  # standard output was closed (`... | head`)
         discard_output()
         sys.exit(1)
@@ -319,7 +326,7 @@ def rank_exit_on_error() -> Iterator[None]:
     except SystemExit as end:
         status = end.code or 0
     except BaseException as error:  # noqa: BLE001  print and exit as the interpreter would
-        print_traceback(error)
+        print_once(error)
         status = 1
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

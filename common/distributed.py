@@ -133,18 +133,29 @@ class Group:
             dist.all_gather_object(values, value, group=self._host)
         return values
 
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Block at whose end all ranks meet; they go on if none of them raised a UserError in it.
+
+        Raises:
+          UserError: on one rank that raised it; SystemExit on the others.
+        """
+        error = None
+        try:
+            yield
+        except UserError as raised:
+            error = raised
+        self.sync_status(error=error)
+
     def from_rank0(self, function: Callable[[], T]) -> T:
         """function() of rank 0, any picklable object, on every rank.
 
         Raises:
           UserError: on rank 0, which raised it; SystemExit on the others.
         """
-        box, error = [], None
-        try:
+        box = []
+        with self.agreed():
             box = [function() if self.world.is_main else None]
-        except UserError as raised:
-            error = raised
-        self.sync_status(error=error)
         if self._host is not None:
             dist.broadcast_object_list(box, src=0, group=self._host)
         return box[0]  # type: ignore[return-value]  # None was replaced by rank 0's value
@@ -181,13 +192,9 @@ class Group:
         """
         result: T
         for is_first in (True, False):
-            error = None
-            if (self.world.local_rank == 0) == is_first:
-                try:
+            with self.agreed():
+                if (self.world.local_rank == 0) == is_first:
                     result = function()
-                except UserError as raised:
-                    error = raised
-            self.sync_status(error=error)
         return result
 
     def check_same(self, value: Any, name: str) -> None:
@@ -209,7 +216,7 @@ class Group:
         """
         try:
             yield
-        except (UserError, RunError):  # agreed between the ranks, or known to be equal on all
+        except (UserError, RunError, ImportError):  # agreed between the ranks, or equal on all of a node
             raise
         except Exception as error:
             if "gloo/transport" in str(error):

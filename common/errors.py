@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import pathlib
 import sys
 import traceback
 
@@ -63,21 +64,48 @@ def print_error(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def print_traceback(error: BaseException) -> None:
-    """Print an exception as the interpreter does; once for all ranks of a launcher and all their restarts.
+def missing_package(error: ModuleNotFoundError) -> str:
+    """The message where a package of others is not installed; empty for a module of this repository."""
+    package = (error.name or "").partition(".")[0]
+    if (pathlib.Path(__file__).resolve().parents[1] / package).exists():
+        return ""
+    return (
+        f"{sys.executable}: the Python package {package} is not installed; run `make venv`, or `pip install -r "
+        "requirements.txt` in your own environment"
+    )
 
-    Exceptions are the same where type and line are.
+
+def print_once(error: BaseException, line: str = "") -> None:
+    """Print an exception as the interpreter does, or `line`; once for the ranks of a node and their restarts.
+
+    Exceptions are the same where type and line of code are.
     """
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    name = hashlib.sha256(f"{type(error).__name__} {last.filename}:{last.lineno}".encode()).hexdigest()
-    with contextlib.suppress(OSError):
-        if REPORTS in os.environ:
-            try:
-                os.close(os.open(os.path.join(os.environ[REPORTS], name), os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                return
+    if _is_reported(error):
+        return
+    if line:
+        print_error(line)
+        return
     with contextlib.suppress(OSError):
         traceback.print_exception(error)
+
+
+def _is_reported(error: BaseException) -> bool:
+    """Whether another rank of this node has printed the same exception, or will.
+
+    The ranks of our launcher note what they print. Those of another one share their packages, and local rank 0 prints
+    what is wrong with these.
+    """
+    if REPORTS not in os.environ:
+        return isinstance(error, ImportError) and os.environ.get("LOCAL_RANK", "0") != "0"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    name = hashlib.sha256(f"{type(error).__name__} {last.filename}:{last.lineno}".encode()).hexdigest()
+    try:
+        os.close(os.open(os.path.join(os.environ[REPORTS], name), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def discard_output() -> None:

@@ -1,11 +1,15 @@
-"""Atomic writes: a file appears whole under its name, or what was there before stays; text files of any encoding."""
+"""Files that appear whole or not at all, places that one program at a time may write, text files of any encoding."""
 
 import codecs
 import contextlib
+import fcntl
 import os
 import pathlib
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
+from typing import IO
 
 from common.errors import UserError
 
@@ -20,8 +24,8 @@ def atomic_path(target: StrPath, suffix: str = ".tmp") -> Iterator[pathlib.Path]
     next writer of the same `target` overwrites it.
 
     Args:
-      target: file to write or to replace.
-      suffix: appended to the name of `target`. Make it unique where several processes may write the same file.
+      target: file to write or to replace. Where several processes may write it at once, see `claimed`.
+      suffix: appended to the name of `target`.
     """
     draft = pathlib.Path(f"{os.fspath(target)}{suffix}")
     try:
@@ -62,19 +66,19 @@ def write_atomic(
     *parts: str | bytes | memoryview,
     mode: int = 0o666,
     mtime_ns: int | None = None,
-    suffix: str = ".tmp",
+    suffix: str = "",
 ) -> None:
-    """Write the parts, text as UTF-8, one after the other.
+    """Write the parts, text as UTF-8, one after the other; of several processes at once, the last one's file stays.
 
     Args:
       target: file to write or to replace.
       mode: permissions of a new file, before the umask.
       mtime_ns: modification time to give to the file.
-      suffix: see `atomic_path`.
+      suffix: see `atomic_path`; default: one that no other process has.
     Raises:
       OSError: the disk is full or the folder cannot be written; `target` is as it was.
     """
-    with atomic_path(target, suffix) as draft:
+    with atomic_path(target, suffix or f".{secrets.token_hex(8)}.tmp") as draft:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
             for part in parts:
@@ -88,12 +92,90 @@ def write_atomic(
             os.close(descriptor)
 
 
-def make_folders(folder: StrPath, mode: int) -> None:
-    """Create a folder and its parents with these permissions; os.makedirs gives its `mode` to the last folder only."""
+_CLAIM = ".lock"
+
+
+@contextlib.contextmanager
+def claimed(target: StrPath, flag: str) -> Iterator[None]:
+    """Keep other programs from writing a file or a folder until the end of the block.
+
+    The claim is the kernel's lock on the file TARGET.lock, for a folder that exists FOLDER/.lock, which is removed at
+    the end. A killed process leaves the file, not the lock. Where the file cannot be made (the parent of `target` does
+    not exist yet), the block runs without a claim.
+
+    Args:
+      flag: of `target`, for the message.
+    Raises:
+      UserError: another process has claimed it, or it cannot be written to.
+    """
+    check_writable(target, flag)
+    path = os.path.join(target, _CLAIM) if os.path.isdir(target) else f"{os.fspath(target)}{_CLAIM}"
+    try:
+        file = _claim(path)
+    except BlockingIOError as error:
+        raise UserError(
+            f"{flag}: {os.fspath(target)} is being written by another program; wait for its end, or name another place"
+        ) from error
+    try:
+        yield
+    finally:
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            file.close()
+
+
+def _claim(path: str) -> IO[str] | None:
+    """The open file with this process's lock on it, or None where it cannot be made."""
+    while True:
+        try:
+            # 0o644: ais_bench refuses folders with files that others may write.
+            file = open(path, "a", opener=lambda name, flags: os.open(name, flags, 0o644))  # noqa: SIM115
+        except OSError:
+            return None
+        if not lock(file):
+            file.close()
+            raise BlockingIOError
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                return file
+        file.close()  # the one that had it has removed it since
+
+
+def lock(file: IO[str]) -> bool:
+    """Take the kernel's lock on an open file; whether no other process has it.
+
+    It lasts until the file is closed or this process ends, whatever ends it. Without locks in a file system, every
+    process gets it.
+    """
+    os.register_at_fork(after_in_child=file.close)  # a child that outlives this process must not keep the lock
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks here
+        pass
+    return True
+
+
+def is_empty(folder: StrPath) -> bool:
+    """Whether a folder holds nothing, or what `claimed` and a `write_atomic` that was killed leave."""
+    return all(re.fullmatch(r".*\.lock|.*\.[0-9a-f]{16}\.tmp", name) for name in os.listdir(folder))
+
+
+def make_folders(folder: StrPath, flag: str, mode: int = 0o777) -> None:
+    """Create a folder and its parents with these permissions; os.makedirs gives its `mode` to the last folder only.
+
+    Raises:
+      UserError: it cannot be created; the message begins with `flag`.
+    """
     parent = os.path.dirname(os.path.abspath(folder))
     if not os.path.isdir(parent):
-        make_folders(parent, mode)
-    os.makedirs(folder, mode, exist_ok=True)
+        make_folders(parent, flag, mode)
+    try:
+        os.makedirs(folder, mode, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag}: {os.fspath(folder)} cannot be created ({error.strerror})") from error
 
 
 def read_text(path: StrPath) -> str:

@@ -1,16 +1,20 @@
 """common/files.py: a file is replaced whole or not at all, and no draft stays behind."""
 
+import multiprocessing
 import os
 import pathlib
+import re
 import stat
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
-from support import LAUNCH_TINY, ROOT, TINY, user_error
+from support import LAUNCH_TINY, ROOT, SIZE, TINY, user_error, write_pooling_onnx
 
 from common import files
+from common.errors import UserError
 
 
 def names(folder):
@@ -50,7 +54,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_draft(tmp_path):
     (tmp_path / "x").write_text("old")
     (tmp_path / "x.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        files.write_atomic(tmp_path / "x", "new")
+        files.write_atomic(tmp_path / "x", "new", suffix=".tmp")
     assert (tmp_path / "x").read_text() == "old" and names(tmp_path) == ["x"]
 
 
@@ -67,6 +71,147 @@ def test_a_draft_that_is_a_link_to_the_target_is_removed(tmp_path):
     with files.atomic_path(tmp_path / "x") as draft:
         os.link(tmp_path / "x", draft)
     assert names(tmp_path) == ["x"]
+
+
+# ---- two at once -----------------------------------------------------------------------------------------------------
+
+
+def at_once(function, number, *args):
+    """Exit statuses of `function` in processes that start together."""
+    context = multiprocessing.get_context("fork")
+    gate = context.Barrier(number)
+    started = [context.Process(target=lambda: (gate.wait(), function(*args))) for _ in range(number)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    return [process.exitcode for process in started]
+
+
+def test_of_processes_that_write_one_file_at_once_each_writes_a_whole_one(tmp_path):
+    def write():
+        for _ in range(200):
+            files.write_atomic(tmp_path / "x", str(os.getpid()).ljust(5000, "."))
+
+    assert at_once(write, 4) == [0, 0, 0, 0]
+    assert len((tmp_path / "x").read_text()) == 5000 and names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_one_process_at_a_time_has_a_claim(tmp_path, is_folder):
+    place, inside = tmp_path / "place", tmp_path / "inside"
+    if is_folder:
+        place.mkdir()
+
+    def take_turns():
+        taken = 0
+        while taken < 15:
+            try:
+                with files.claimed(place, "--out"):
+                    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+                    os.unlink(inside)
+                    taken += 1
+            except UserError:
+                time.sleep(0.0002)
+
+    assert at_once(take_turns, 4) == [0, 0, 0, 0]
+    assert names(tmp_path) == ["place"] * is_folder and (not is_folder or names(place) == [])
+
+
+def test_a_claim_on_a_file_that_its_owner_has_just_removed_is_made_again(tmp_path, monkeypatch):
+    calls = []
+
+    def lock_of_removed(file, lock=files.lock):
+        calls.append(file)
+        if len(calls) == 1:
+            os.unlink(file.name)
+        return lock(file)
+
+    monkeypatch.setattr(files, "lock", lock_of_removed)
+    with files.claimed(tmp_path / "x", "--out"):
+        assert names(tmp_path) == ["x.lock"] and len(calls) == 2
+        with pytest.raises(UserError):
+            files.claimed(tmp_path / "x", "--out").__enter__()
+
+
+def test_a_claim_ends_with_its_process_and_not_with_its_children(tmp_path):
+    started, children = multiprocessing.get_context("fork").Queue(), []
+
+    def claim():
+        with files.claimed(tmp_path / "x", "--out"):
+            child = subprocess.Popen(["sleep", "60"])
+            grandchild = os.fork() or time.sleep(60)
+            started.put((child.pid, grandchild))
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=claim)
+    process.start()
+    children = started.get(timeout=20)
+    with pytest.raises(UserError, match=f"^--out: {tmp_path}/x is being written by another program; wait for its end"):
+        files.claimed(tmp_path / "x", "--out").__enter__()
+    process.kill()
+    process.join()
+    assert names(tmp_path) == ["x.lock"]
+    with files.claimed(tmp_path / "x", "--out"):
+        pass
+    assert names(tmp_path) == []
+    for child in children:
+        os.kill(child, 9)
+
+
+def test_without_locks_or_a_place_for_the_file_the_block_runs(tmp_path, monkeypatch):
+    with files.claimed(tmp_path / "new" / "x", "--out"):
+        assert names(tmp_path) == []
+
+    def no_locks(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with files.claimed(tmp_path, "--out"):
+        assert names(tmp_path) == [".lock"] and files.is_empty(tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "place", "words"),
+    [
+        ("--save-path", "out/", ["inception_v3/preprocess.py", "--src_path=DATA/val/ant", "--save_path=out"]),
+        ("--output-dirname", "all/out/", ["tools/run_onnx.py", "--model=ONNX", "--output=all", "--output_dirname=out"]),
+        ("--onnx", "out.onnx", ["inception_v3/pthtar2onnx.py", "--ckpt=x", "--onnx=out.onnx"]),
+        ("OUT", "out.onnx", ["tools/quantize.py", "x.onnx", "out.onnx", "--data=x"]),
+        ("OUT", "out.pth", ["tools/convert_weights.py", "x.pth", "out.pth"]),
+        ("OUT", "out/", ["tools/convert_weights.py", "x.pth", "out", "--to=hub"]),
+        ("--out", "out.html", ["tools/report.py", "x", "--out=out.html"]),
+        ("--json", "out.json", ["tools/compare.py", "x", "y", "--data=x", "--json=out.json"]),
+        ("--output", "out/", ["tools/study.py", "--data=x", "--recipes=scratch", "--output=out"]),
+        ("--list", "out.txt", ["tools/check_data.py", "DATA", "--list=out.txt"]),
+        ("OUT", "out/", ["tools/pack_data.py", "DATA", "out"]),
+        ("OUT", "out/shard-1-of-2", ["tools/pack_data.py", "DATA", "out", "--shard=1/2"]),
+        ("OUT", "out/train/train-000000.tar", ["tools/pack_data.py", "DATA", "out", "--shard=2/2"]),
+        ("DIR", "out/", ["tools/make_sample_data.py", "out"]),
+        ("--predictions", "out.csv", ["inception_v3/demo.py", "IMAGE", "--resume=ONNX", "--predictions=out.csv"]),
+    ],
+)
+def test_a_program_whose_output_another_one_writes_says_so(run, images, tmp_path, flag, place, words):
+    target = tmp_path / place
+    (target if place.endswith("/") else target.parent).mkdir(parents=True, exist_ok=True)
+    if place.endswith(".tar"):
+        run(ROOT / "tools" / "pack_data.py", images, "out", "--shard=2/2")
+        for left in (tmp_path / "out" / "train").glob("*0.*"):
+            left.unlink()
+        words = [word.replace("2/2", "1/2") for word in words]
+    write_pooling_onnx(tmp_path / "net.onnx", shape=(1, 3, SIZE, SIZE))
+    before = names(target.parent)
+    replaced = {"DATA": images, "ONNX": tmp_path / "net.onnx", "IMAGE": images / "val" / "ant" / "0000.jpg"}
+    for name, path in replaced.items():
+        words = [word.replace(name, str(path)) for word in words]
+    with files.claimed(target, flag):
+        done = run(ROOT / words[0], *words[1:], check=2)
+    assert re.fullmatch(
+        f"{flag}: .*{place.rstrip('/')} is being written by another program; wait for its end, or name another place",
+        user_error(done),
+    )
+    assert names(target.parent) == before
 
 
 @pytest.fixture

@@ -129,6 +129,12 @@ def main() -> int:
     if not os.path.isdir(folder):
         raise UserError(f"DIR: {folder} is not a folder")
     check_list_file(config.list)
+    with files.claimed(config.list, "--list"):
+        return check(folder, config)
+
+
+def check(folder: str, config: CheckConfig) -> int:
+    """Check a data set, write the list and print what was found; returns the exit status."""
     store = audit.Store(folder)
     try:
         splits = store.list_files()

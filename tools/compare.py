@@ -11,12 +11,13 @@ normalization, crop, layout, EXIF, order and shift of the columns, a forgotten e
 make it a gate, with exit status 1.
 """
 
+import contextlib
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common import cli
+from common import cli, files
 from common.deploy import compare, reference_models
 from common.errors import UserError
 from common.spec import ModelSpec
@@ -55,7 +56,11 @@ def main() -> None:
     a, b = given.pop("a"), given.pop("b")
     config = compare.CompareConfig(**given)
     cli.check_required(config)
-    compare.main(a, b, config, lambda argument: spec_of(argument, config.arch))
+    with contextlib.ExitStack() as stack:
+        for path, flag in ((config.changes, "--changes"), (config.json, "--json")):
+            if path:
+                stack.enter_context(files.claimed(path, flag))
+        compare.main(a, b, config, lambda argument: spec_of(argument, config.arch))
 
 
 if __name__ == "__main__":

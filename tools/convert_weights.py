@@ -59,16 +59,17 @@ def main() -> None:
     spec = models.spec(options.arch) if options.arch else None
     from common.weights import convert
 
-    if options.to == "hub":
-        from common.weights import hub
-
-        spec = spec or detect(options.input)
-        results = pathlib.Path(__file__).resolve().parents[1] / spec.name / "results.json"
-        done = hub.write(options.input, options.output, spec, results, options.use_ema)
-    else:
+    if options.to != "hub":
         convert.format_of(pathlib.Path(options.output))
-        files.check_writable(options.output, "OUT")
-        done = convert.convert(options.input, options.output, spec or detect(options.input), options.use_ema)
+    with files.claimed(options.output, "OUT"):
+        spec = spec or detect(options.input)
+        if options.to == "hub":
+            from common.weights import hub
+
+            results = pathlib.Path(__file__).resolve().parents[1] / spec.name / "results.json"
+            done = hub.write(options.input, options.output, spec, results, options.use_ema)
+        else:
+            done = convert.convert(options.input, options.output, spec, options.use_ema)
     for line in (done.taken, *done.notes):
         if line:
             print(line)

@@ -153,12 +153,17 @@ def make(folder: str | pathlib.Path, config: SampleConfig) -> int:
     """Write the data set; returns the number of images.
 
     Raises:
-      UserError: `folder` exists and is not empty.
+      UserError: `folder` is not empty, or another program writes it.
     """
     folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"DIR: {folder} exists and is not an empty folder; choose another one")
-    files.check_writable(folder, "DIR")
+    files.make_folders(folder, "DIR")
+    with files.claimed(folder, "DIR"):
+        if not files.is_empty(folder):
+            raise UserError(f"DIR: {folder} is not an empty folder; choose another one")
+        return _draw_all(folder, config)
+
+
+def _draw_all(folder: pathlib.Path, config: SampleConfig) -> int:
     count = 0
     for part, per_class in (("train", config.train_per_class), ("val", config.val_per_class)):
         for shape in CLASSES:

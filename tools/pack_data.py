@@ -22,7 +22,6 @@ import json
 import os
 import pathlib
 import re
-import secrets
 import shutil
 import sys
 import tarfile
@@ -38,7 +37,7 @@ from common.data import index, labels, packed
 from common.data.decode import BadImage, open_rgb
 from common.data.transforms import resize_short_side
 from common.errors import UserError
-from common.files import atomic_path, write_atomic
+from common.files import atomic_path, claimed, is_empty, make_folders, write_atomic
 from common.progress import Progress
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -116,7 +115,7 @@ def _write_shard(shard: _Shard) -> tuple[int, int, int]:
     images, config = _job["images"], _job["config"]
     positions = shard.positions.tolist()
     digest, offsets, sizes, names, before = hashlib.sha256(), list[int](), list[int](), list[str](), 0
-    with atomic_path(shard.path) as draft, open(draft, "wb") as file:
+    with claimed(shard.path, "OUT"), atomic_path(shard.path) as draft, open(draft, "wb") as file:
 
         def add(name: str, content: bytes) -> int:
             """Append a member; returns the position of its content."""
@@ -212,10 +211,9 @@ def pack_split(root: pathlib.Path, out: pathlib.Path, name: str, config: PackCon
                 raise UserError(
                     f"OUT: {folder} holds a set of other {', '.join(changed)}; choose another folder, or remove it"
                 )
-        elif any(not path.name.startswith(packed.MANIFEST) for path in folder.iterdir()):
+        elif not is_empty(folder):
             raise UserError(f"OUT: {folder} is not empty and holds no packed set; choose another folder")
-        # A unique suffix: several machines write the same content at the same time.
-        write_atomic(folder / packed.MANIFEST, json.dumps(manifest), suffix=f".{secrets.token_hex(8)}.tmp")
+        write_atomic(folder / packed.MANIFEST, json.dumps(manifest))
         if images.label_file:
             shutil.copyfile(images.label_file, out / "val_label.txt")
         part, parts = config.part
@@ -284,8 +282,11 @@ def main() -> int:
     if out.resolve() == root.resolve():
         raise UserError(f"OUT: {out} is DIR; choose another folder")
     names = [name for name in ("train", "val") if (root / name).is_dir()] or [""]
-    splits = {name or "train": pack_split(root, out, name, config) for name in names}
-    write_atomic(out / "_info.json", json.dumps({"splits": splits}), suffix=f".{secrets.token_hex(8)}.tmp")
+    make_folders(out, "OUT")
+    part, parts = config.part
+    with claimed(out if parts == 1 else out / f"shard-{part}-of-{parts}", "OUT"):
+        splits = {name or "train": pack_split(root, out, name, config) for name in names}
+        write_atomic(out / "_info.json", json.dumps({"splits": splits}))
     return 0
 
 

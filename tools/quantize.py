@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
-from common import cli
+from common import cli, files
 from common.deploy import om_quantize, quantize
 from tools import models
 
@@ -27,7 +27,9 @@ def main() -> None:
     source, target = given.pop("IN"), given.pop("OUT")
     config = quantize.QuantizeConfig(**given)
     cli.check_required(config)
-    (om_quantize.quantize_for_om if config.target == "om" else quantize.quantize)(source, target, config, models.spec)
+    write = om_quantize.quantize_for_om if config.target == "om" else quantize.quantize
+    with files.claimed(target, "OUT"):  # OUT.work too
+        write(source, target, config, models.spec)
 
 
 if __name__ == "__main__":

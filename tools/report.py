@@ -64,9 +64,9 @@ def main() -> None:
     if not args.runs and not others_given:
         raise UserError("RUN: missing; give a run folder, or --predictions, --study, --benches, --comparison, --sweep")
     out = args.out or str(pathlib.Path(args.runs[0] if args.runs else ".") / "report.html")
-    files.check_writable(out, "--out")
-    library = page.plotting_library()
-    page.write(out, content(args), library)
+    with files.claimed(out, "--out"):
+        library = page.plotting_library()
+        page.write(out, content(args), library)
     print(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB; open it in a browser")
 
 

@@ -182,9 +182,16 @@ def row(config: StudyConfig, run: Run, commit: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     config, _ = cli.parse(StudyConfig(), __doc__, argv)
     target = pathlib.Path(config.json or pathlib.Path(config.output) / "study.json")
-    planned, rows, commit = list(runs(config)), list[dict[str, Any]](), make_tables.commit()
-    files.check_writable(config.output, "--output")
+    planned = list(runs(config))
     files.check_writable(str(target), "--json")
+    files.make_folders(config.output, "--output")
+    with files.claimed(config.output, "--output"):
+        _train_all(config, planned, target)
+
+
+def _train_all(config: StudyConfig, planned: Sequence[Run], target: pathlib.Path) -> None:
+    """Train what is not finished, and write and print the rows of all runs."""
+    rows, commit = list[dict[str, Any]](), make_tables.commit()
     known = {(each["name"], each["seed"]): each for each in _read(target)}
     for run in planned:
         was_finished = run.is_finished

@@ -7,7 +7,6 @@ share the pages of the mapped file.
 import hashlib
 import json
 import os
-import secrets
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -43,8 +42,7 @@ def write(key: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             target = os.path.join(folder, _file_name(key))
-            # A unique suffix: nodes that share a home folder may write at the same time.
-            write_atomic(target, line, *content, mode=0o600, suffix=f".{secrets.token_hex(8)}.tmp")
+            write_atomic(target, line, *content, mode=0o600)
             return
         except OSError:
             continue

@@ -1,5 +1,6 @@
 """run_ais_bench.py: runs `python -m ais_bench`, and reports the errors that it passes over with exit status 0."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -77,14 +78,16 @@ def run(config: AisBenchConfig) -> float:
     batch = _resolve_batch(config, metadata)
     files = _check_inputs(config, metadata, front) if config.input else []
     folder = None
-    if config.output:
-        config = dataclasses.replace(config, output_dirname=config.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
-        front.check_output(config.output, config.output_dirname)
-        folder, _ = result_files.create_output(config.output, config.output_dirname)
-        front.check_readable("--output-dirname", folder)
-    command = bench_command(config, front)
-    print(" ".join(command), flush=True)
-    status, output = _run_streaming(command)
+    with contextlib.ExitStack() as stack:
+        if config.output:
+            dirname = config.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S")
+            config = dataclasses.replace(config, output_dirname=dirname)
+            front.check_output(config.output, dirname)
+            folder, _ = stack.enter_context(result_files.output_folder(config.output, dirname))
+            front.check_readable("--output-dirname", folder)
+        command = bench_command(config, front)
+        print(" ".join(command), flush=True)
+        status, output = _run_streaming(command)
     if status != 0:
         incomplete = f"; {folder} is incomplete, remove it" if folder else ""
         raise RunError(f"ais_bench: exit status {status}, {cann_failure.explain(output)}{incomplete}")

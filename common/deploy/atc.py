@@ -172,7 +172,6 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
         print(shlex.join(commands[batch]), flush=True)
         built[batch] = pathlib.Path(f"{target}.om")
         if not config.dry_run:
-            built[batch] = _run_atc(commands[batch], target)
             metadata = om_metadata.OmMetadata(
                 input=model.input_name,
                 batch=batch,
@@ -182,7 +181,9 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
                 command=commands[batch],
                 sources=sources,
             )
-            om_metadata.write(built[batch], metadata)
+            with files.claimed(built[batch], "--output"):
+                built[batch] = _run_atc(commands[batch], target)
+                om_metadata.write(built[batch], metadata)
     return built
 
 

@@ -89,9 +89,6 @@ def main(a: str, b: str, config: CompareConfig, spec_of: "Callable[[str], ModelS
     """
     from common.deploy.sides import open_side
 
-    for path, flag in ((config.changes, "--changes"), (config.json, "--json")):
-        if path:
-            files.check_writable(path, flag)
     options = program.EvalConfig(
         data=config.data,
         device=config.device,

@@ -72,12 +72,12 @@ def main(
     """
     with cli.exit_on_error():
         config, _ = cli.parse(defaults or ExportConfig(), description)
-        export(spec, config, default_checkpoint)
+        with files.claimed(config.onnx, "--onnx"):
+            export(spec, config, default_checkpoint)
 
 
 def export(spec: ModelSpec, config: ExportConfig, default_checkpoint: Callable[[], pathlib.Path] | None = None) -> None:
     """Write the ONNX file and print one line about it."""
-    files.check_writable(config.onnx, "--onnx")
     ckpt = config.ckpt or (default_checkpoint() if default_checkpoint else download(spec))
     model, meta = load_model(ckpt, spec, config.use_ema, num_classes=config.num_classes)
     if meta["taken"]:

@@ -1,6 +1,7 @@
 """run_onnx.py: ais_bench's options, result files, summary and throughput line, on ONNX Runtime."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -68,22 +69,23 @@ def run(config: RunOnnxConfig) -> None:
     if config.simulate_fp16:
         _simulate_fp16(config, loader, files, batch)
         return
-    folder = summary = None
-    if config.output:
-        folder, summary = result_files.create_output(config.output, config.output_dirname)
-        print(f"[INFO] output path:{folder}")
-    inference = Inference(config, engine, loader, batch, folder)
-    try:
-        if files:
-            inference.run_files(files)
-        else:
-            inference.run_synthetic()
-    except BaseException:
-        if folder is not None:
-            shutil.rmtree(folder)  # create_output made it, or found it empty
-        raise
-    if summary is not None:
-        result_files.write_summary(summary, inference.filesinfo, sys.argv, inference.compute_ms, batch)
+    with contextlib.ExitStack() as stack:
+        folder = summary = None
+        if config.output:
+            folder, summary = stack.enter_context(result_files.output_folder(config.output, config.output_dirname))
+            print(f"[INFO] output path:{folder}")
+        inference = Inference(config, engine, loader, batch, folder)
+        try:
+            if files:
+                inference.run_files(files)
+            else:
+                inference.run_synthetic()
+        except BaseException:
+            if folder is not None:
+                shutil.rmtree(folder)  # output_folder made it, or found it empty
+            raise
+        if summary is not None:
+            result_files.write_summary(summary, inference.filesinfo, sys.argv, inference.compute_ms, batch)
     _print_summary(inference.compute_ms, batch)
 
 

@@ -24,7 +24,7 @@ from common.data.decode import EXTENSIONS, BadImage, open_rgb
 from common.data.transforms import eval_crop_transform, normalize_into
 from common.deploy import file_names
 from common.errors import UserError
-from common.files import make_folders, write_atomic
+from common.files import claimed, make_folders, write_atomic
 from common.progress import Progress
 from common.spec import ModelSpec
 
@@ -103,14 +103,16 @@ def preprocess(spec: ModelSpec, config: PreprocessConfig) -> None:
         "rules": _RULES,
         "upright": config.upright,
     }
-    present = _prepare_folder(folder, settings, {path.name for path in targets.values()}, config.resume)
-    todo = [
-        (path, target)
-        for path, target in targets.items()
-        if target.name not in present or not is_current(path, target, encoder.file_size)
-    ]
-    _check_space(folder, len(todo) * encoder.file_size)
-    skipped = _convert(todo, encoder, folder, config.workers, config.on_bad_image)
+    make_folders(folder, "--save-path", 0o750)
+    with claimed(folder, "--save-path"):
+        present = _prepare_folder(folder, settings, {path.name for path in targets.values()}, config.resume)
+        todo = [
+            (path, target)
+            for path, target in targets.items()
+            if target.name not in present or not is_current(path, target, encoder.file_size)
+        ]
+        _check_space(folder, len(todo) * encoder.file_size)
+        skipped = _convert(todo, encoder, folder, config.workers, config.on_bad_image)
     for path, reason in sorted(skipped):
         print(f"skipped: {path} ({reason})", file=sys.stderr, flush=True)
     if len(skipped) == len(images):
@@ -232,14 +234,13 @@ def is_current(source: pathlib.Path, target: pathlib.Path, file_size: int) -> bo
 
 
 def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: set[str], resume: bool) -> set[str]:
-    """Create the output folder, or check that the input files in it come from the same images and settings.
+    """Check that the input files in the output folder come from the same images and settings.
 
     Returns:
       names of the input files that an earlier run left; none without `resume`, which removes them.
     """
     record = folder / SETTINGS
     try:
-        make_folders(folder, 0o750)
         present = {path.name for path in folder.iterdir() if path.suffix.lower() in (".bin", ".npy")}
         unexpected = sorted(present - expected)
         if unexpected:

@@ -1,12 +1,13 @@
 """Options, input files, results and summary of an inference run, in ais_bench's names and layouts."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from common import cli
 from common.data.file_tree import is_hidden
 from common.deploy import file_names
 from common.errors import UserError
-from common.files import make_folders, write_atomic
+from common.files import claimed, is_empty, make_folders, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,29 +129,28 @@ def load_sample(path: pathlib.Path, out: np.ndarray) -> None:
             view = view[count:]
 
 
-def create_output(output: str, dirname: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """Create the results' folder of a run.
+@contextlib.contextmanager
+def output_folder(output: str, dirname: str) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """The results' folder of a run, which belongs to this process until the end of the block.
 
     ais_bench overwrites equal names and keeps other files, so a folder that is not empty would mix two runs.
 
     Returns:
       (folder, path of the summary): the summary lies beside the folder, or in it when `dirname` ends with a slash.
     Raises:
-      UserError: the folder is not empty, or cannot be created.
+      UserError: the folder is not empty, belongs to another process, or cannot be created.
     """
     prefix = os.path.join(output, dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))  # keeps the slash at the end
     folder, summary = pathlib.Path(prefix), pathlib.Path(prefix + "_summary.json")
     if os.path.isabs(dirname):
         raise UserError(f"--output-dirname: {dirname} is absolute; it is a name inside --output")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--output-dirname: {folder} already holds files; choose another name or remove it")
     if summary.exists():
         raise UserError(f"--output-dirname: {summary} is left from an earlier run; choose another name or remove it")
-    try:
-        make_folders(folder, 0o750)
-    except OSError as error:
-        raise UserError(f"--output: {folder} cannot be made ({error.strerror})") from error
-    return folder, summary
+    make_folders(folder, "--output", 0o750)
+    with claimed(folder, "--output-dirname"):
+        if not is_empty(folder):
+            raise UserError(f"--output-dirname: {folder} already holds files; choose another name or remove it")
+        yield folder, summary
 
 
 def write_result(folder: pathlib.Path, stem: str, outfmt: str, row: np.ndarray) -> pathlib.Path:

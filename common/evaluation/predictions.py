@@ -22,7 +22,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.evaluation.metrics import TOP_K, softmax
-from common.files import StrPath, atomic_path, check_writable
+from common.files import StrPath, atomic_path, check_writable, claimed
 
 if typing.TYPE_CHECKING:
     from common.data.index import FolderIndex
@@ -129,6 +129,7 @@ def writer(path: str, flag: str = "--predictions") -> Iterator[Write]:
     with contextlib.ExitStack() as stack:
         with _explained(path, flag):
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            stack.enter_context(claimed(path, flag))
             draft = stack.enter_context(atomic_path(path))
             file = stack.enter_context(open(draft, "w", encoding="utf-8", newline=""))  # newline: see module csv
             out = (_JsonFormat if path.endswith(".json") else _CsvFormat)(file)
@@ -150,28 +151,36 @@ def writer_of_ranks(path: str, group: "Group") -> Iterator[Write]:
 
     Each rank keeps its rows in a temporary file until the end of the block, where all ranks must arrive or none. Calls
     give equally many rows on all ranks, but for the last one.
+
+    Raises:
+      UserError: on a rank that cannot write; SystemExit on the others.
     """
     if group.world.size == 1:
         with writer(path) as write:
             yield write
         return
     num_calls = 0
-    with tempfile.TemporaryFile() as spool:
+    with contextlib.ExitStack() as stack:
+        with group.agreed(), _explained(tempfile.gettempdir(), "TMPDIR"):
+            write_all = stack.enter_context(writer(path)) if group.world.is_main else None
+            spool = stack.enter_context(tempfile.TemporaryFile())
 
         def keep(rows: Iterable[Row]) -> None:
             nonlocal num_calls
-            with _explained(tempfile.gettempdir(), "--predictions"):
+            with _explained(tempfile.gettempdir(), "TMPDIR"):
                 pickle.dump(list(rows), spool)
             num_calls += 1
 
         yield keep
-        spool.seek(0)
-        with contextlib.ExitStack() as stack:
-            write_all = stack.enter_context(writer(path)) if group.world.is_main else None
-            for call in range(group.all_reduce_max(num_calls)):
-                parts = group.all_gather_objects(pickle.load(spool) if call < num_calls else [])
+        with group.agreed(), _explained(tempfile.gettempdir(), "TMPDIR"):
+            spool.seek(0)
+        for call in range(group.all_reduce_max(num_calls)):
+            parts = group.all_gather_objects(pickle.load(spool) if call < num_calls else [])
+            with group.agreed():
                 if write_all is not None:
                     write_all(row for rows in itertools.zip_longest(*parts) for row in rows if row is not None)
+        with group.agreed():
+            stack.close()
 
 
 @contextlib.contextmanager

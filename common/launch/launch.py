@@ -109,13 +109,7 @@ def load_program(script: str | os.PathLike[str]) -> "TrainProgram":
     spec = importlib.util.spec_from_file_location("program_to_launch", script)
     assert spec and spec.loader, script
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{sys.executable}: the Python package {error.name} is not installed; run `make venv`, or "
-            "`pip install -r requirements.txt` in your own environment"
-        ) from error
+    spec.loader.exec_module(module)
     return module.PROGRAM
 
 

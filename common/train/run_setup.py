@@ -2,14 +2,13 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from common import cli, run_folder
+from common import cli, files, run_folder
 from common.config import AUTO, Recipe, TrainConfig
 from common.data import file_tree, index, sampling
 from common.errors import UserError
@@ -348,8 +347,8 @@ def refuse_used_folder(folder: str) -> None:
 def claimed_folder(setup: RunSetup) -> Iterator[pathlib.Path]:
     """The run folder, on rank 0: the one given, the one that is resumed, or a new numbered one.
 
-    It belongs to this process until the end of the block. The kernel's lock on log.txt ends with the process, however
-    that ends; where a file system has no locks, the creation of log.txt still decides between two new runs.
+    It belongs to this process until the end of the block, by the kernel's lock on log.txt; where a file system has no
+    locks, the creation of log.txt still decides between two new runs.
 
     Raises:
       UserError: another process has it, or it cannot be written.
@@ -361,19 +360,12 @@ def claimed_folder(setup: RunSetup) -> Iterator[pathlib.Path]:
         refuse_used_folder(str(folder))
         raise
     except OSError as error:
-        reason = f"{folder} cannot be written ({error.strerror})"
-        raise UserError(f"--output-dir: {reason}", every_rank=False) from error
+        raise UserError(f"--output-dir: {folder} cannot be written ({error.strerror})") from error
     with log:
-        os.register_at_fork(after_in_child=log.close)  # a child that outlives this process must not keep the lock
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            # The lock of a node that was lost may stay in a network file system; there the rendezvous keeps runs apart.
-            if not setup.config.machines:
-                reason = f"{folder} is in use by another run; choose another folder, or wait for its end"
-                raise UserError(f"--output-dir: {reason}") from error
-        except OSError:  # no locks here
-            pass
+        # The lock of a node that was lost may stay in a network file system; there the rendezvous keeps runs apart.
+        if not files.lock(log) and not setup.config.machines:
+            reason = f"{folder} is in use by another run; choose another folder, or wait for its end"
+            raise UserError(f"--output-dir: {reason}")
         if resumes and setup.state is None:
             from common.train import checkpoint
 
@@ -386,12 +378,7 @@ def _folder(setup: RunSetup) -> pathlib.Path:
     """The folder of a run, which exists."""
     config = setup.config
     if config.output_dir:
-        try:
-            os.makedirs(config.output_dir, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--output-dir: {config.output_dir} cannot be created ({error.strerror})", every_rank=False
-            ) from error
+        files.make_folders(config.output_dir, "--output-dir")
         return pathlib.Path(config.output_dir)
     parent = run_folder.OUTPUT / (config.run_name or f"{setup.spec.name}_train")
     newest = _newest_run(parent.name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import UserError
-from common.files import StrPath, atomic_folder
+from common.files import StrPath, atomic_folder, is_empty
 from common.spec import ModelSpec
 from common.weights.convert import Conversion, check_same_logits, fitted, write_safetensors
 from common.weights.load import load_model
@@ -27,7 +27,7 @@ def write(
       UserError: see load_model; timm does not build the network; the folder holds something.
     """
     folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or not is_empty(folder)):
         raise UserError(f"{folder}: exists and is not an empty folder; name a new one")
     model, meta = load_model(source, spec, use_ema)
     build = dict(meta["build"])

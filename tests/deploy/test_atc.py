@@ -8,6 +8,8 @@ import pytest
 from onnx import helper
 from support import NPU_SMI_310P, SIZE, fails, run_script, write_pooling_onnx
 
+from common import files
+
 SCRIPT = "tools/run_atc.py"
 TABLE_A2 = """
 | npu-smi 25.2.0                   Version: 25.2.0                                               |
@@ -336,6 +338,15 @@ def test_file_that_atc_cannot_take(name, work, fake_tools):
 def test_file_that_is_no_onnx(work, fake_tools):
     (work / "net.onnx").write_bytes(b"<html>")
     fails(convert(work, fake_tools), "net.onnx", "not an ONNX file")
+
+
+def test_an_om_file_that_another_program_builds_is_left_alone(work, fake_tools):
+    with files.claimed(work / "net_bs4.om", "--output"):
+        done = run_script(
+            SCRIPT, "--model=net.onnx", "--batch=4", "--soc-version=Ascend310P3", cwd=work, env=fake_tools
+        )
+    fails(done, "--output: ", "net_bs4.om is being written by another program")
+    assert not (work / "net_bs4.om").exists()
 
 
 @pytest.mark.parametrize(

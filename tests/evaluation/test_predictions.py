@@ -1,10 +1,14 @@
 """--predictions of eval.py and demo.py: the file, its rows by hand, broken images, engines, ranks."""
 
+import concurrent.futures
+import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import os
+import socket
 import sys
 
 import numpy as np
@@ -13,6 +17,7 @@ import torch
 from support import ROOT, draw_images, run_program
 from tiny import SPEC
 
+from common import files
 from common.data import index
 from common.data.loader import Batch
 from common.deploy import export
@@ -240,6 +245,40 @@ def test_several_ranks_write_one_file_in_the_order_of_the_index(broken, tmp_path
     one, two = (list(predictions.read(tmp_path / name)) for name in ("one.csv", "two.csv"))
     assert len(two) == 21 and [_rounded(row) for row in two] == [_rounded(row) for row in one]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "rank.py", "two.csv"]
+
+
+@pytest.fixture
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("event", ["write", "end", "spool", "claimed"])
+def test_a_disk_that_fills_up_on_one_of_two_ranks_is_one_line(broken, tmp_path, free_port, event):
+    """While rank 0 merges the rows or ends the file, while rank 1 keeps its own; or another program writes the file."""
+    fault = f"""
+import os
+def full(*args):
+    raise OSError(28, "No space left on device")
+from common.evaluation import predictions
+if {event!r} in ("write", "end"):
+    predictions._CsvFormat.{event} = full
+elif {event!r} == "spool" and os.environ["RANK"] == "1":
+    predictions.pickle.dump = full
+"""
+    (tmp_path / "rank.py").write_text(RANK.replace("with cli", f"{fault}\nwith cli"))
+    words = ["--evaluate", "--data", broken, "--resume", broken / "x.pth", "--eval-batch-size=4", "--workers=0"]
+    words += ["--on-bad-image=skip", "--predictions", "two.csv"]
+    address = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    claim = files.claimed(tmp_path / "two.csv", "--predictions") if event == "claimed" else contextlib.nullcontext()
+    with claim, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        environments = [address | dict(RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+        start = functools.partial(run_program, tmp_path / "rank.py", *words, cwd=tmp_path, check=2)
+        done = list(pool.map(lambda environment: start(env=environment), environments))
+    lines = [line for rank in done for line in rank.stderr.splitlines() if not line.startswith("skipped: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: TMPDIR: " if event == "spool" else "error: --predictions: ")
+    assert ("is being written by another program" if event == "claimed" else "(No space left on device)") in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["rank.py"]
 
 
 def _rounded(row):

@@ -237,6 +237,20 @@ def test_a_second_run_removes_nothing_of_the_first(tmp_path, monkeypatch):
     assert run_log.newest_checkpoint().name == "Xception-rank0_2-2_20.ckpt"
 
 
+def test_two_runs_at_once_in_one_folder(tmp_path, monkeypatch, capsys):
+    """Both have reached the end of an epoch before one has written a checkpoint; one says that they share a log file."""
+    first, second = (saver(tmp_path, monkeypatch) for _ in range(2))
+    assert capsys.readouterr().out == (
+        f"note: another run writes {tmp_path}/log_gpu.txt too, so lines of both are in it; {tmp_path}/run2/log.txt has "
+        "those of this run alone\n"
+    )
+    found = ["Xception-rank0", "Xception-rank0", "Xception-rank0_1"]
+    monkeypatch.setattr(run_log, "_prefix", lambda *args: found.pop(0))
+    first(1)
+    second(1)
+    assert names(tmp_path) == ["Xception-rank0-1_20.ckpt", "Xception-rank0_1-1_20.ckpt"] and not found
+
+
 def test_save_checkpoint_epochs_and_off(tmp_path, monkeypatch):
     save = saver(tmp_path, monkeypatch, save_checkpoint_epochs=2)
     for epoch in (1, 2, 3, 4):

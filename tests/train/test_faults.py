@@ -399,6 +399,24 @@ def test_an_unexpected_error_of_all_ranks_is_printed_once_also_where_they_start_
     assert output.count("all ranks start again") == 1
 
 
+@pytest.mark.parametrize("is_launched", [True, False])
+def test_a_package_that_is_missing_is_one_line_for_all_ranks(images, start, tmp_path, monkeypatch, is_launched):
+    """Of a launcher's ranks the first one prints it; of those that torchrun starts, the one with local rank 0."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "tqdm.py").write_text("raise ModuleNotFoundError('no tqdm', name='tqdm')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    words = command(images, tmp_path / "run", "--devices=2", "--max_restarts=1")
+    if not is_launched:
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TINY]
+        words += ["--data", images, "--device=cpu"]
+    output = start(words, tmp_path / "run").ends(2 if is_launched else 1)
+    lines = [line for line in output.splitlines() if is_launched or "error: " in line]
+    assert lines == [
+        f"error: {sys.executable}: the Python package tqdm is not installed; run `make venv`, or `pip install -r "
+        "requirements.txt` in your own environment"
+    ]
+
+
 def test_workers_that_hang_die_with_their_trainer(images, start, tmp_path):
     folder, data = tmp_path / "run", tmp_path / "data"
     subprocess.run(["cp", "-r", images, data], check=True)

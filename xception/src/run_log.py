@@ -1,14 +1,15 @@
 """Log lines, log files and checkpoint names of the MindSpore package."""
 
+import contextlib
 import os
 import pathlib
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from common import run_folder
+from common import files, run_folder
 from common.errors import UserError
 from common.evaluation.metrics import Counts
 from common.train.run_log import RunLogger
@@ -44,11 +45,25 @@ class XceptionLogger(RunLogger):
         assert isinstance(setup.config, XceptionConfig)
         self.config, self.resumed = setup.config, setup.state is not None
         self._log = pathlib.Path.cwd() / LOGS["Ascend" if self.config.recipe == "Ascend" else "GPU"]
+        self._lock = self._locked_log() if self.folder else None
         self._prefix: str | None = None
         self._kept: list[pathlib.Path] = []
         lr_generator.mode(self.config.lr_schedule, self.info)
         if self.config.is_distributed and "WORLD_SIZE" not in os.environ:
             self.info("is_distributed: one process was started; scripts/run_distribute_train.sh starts several")
+
+    def _locked_log(self) -> IO[str] | None:
+        """The log file in the current folder with this run's lock, or None and a note where another run has it."""
+        with contextlib.suppress(OSError):  # reported when it is written to
+            file = open(self._log, "a")  # noqa: SIM115  closed by `close`
+            if files.lock(file):
+                return file
+            file.close()
+            self.info(
+                f"note: another run writes {self._log} too, so lines of both are in it; {self.folder}/{run_folder.LOG} "
+                "has those of this run alone"
+            )
+        return None
 
     def info(self, text: str = "") -> None:
         super().info(text)
@@ -85,12 +100,23 @@ class XceptionLogger(RunLogger):
         folder.mkdir(parents=True, exist_ok=True)
         if self._prefix is None:
             self._prefix = _prefix(folder, config.resume, self.resumed)
+            while not self.resumed:
+                try:  # of runs that come here at once, each gets its own
+                    (folder / f"{self._prefix}-{epochs_done}_{num_steps}.ckpt").touch(exist_ok=False)
+                    break
+                except FileExistsError:
+                    self._prefix = _prefix(folder, config.resume, self.resumed)
             self._kept = [path for path in _named(folder) if _parts(path)[0] == self._prefix]
         target = folder / f"{self._prefix}-{epochs_done}_{num_steps}.ckpt"
         checkpoints.link(checkpoint, target)
         self._kept = [path for path in self._kept if path != target] + [target]
         while len(self._kept) > config.keep_checkpoint_max:
             self._kept.pop(0).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        super().close()
+        if self._lock is not None:
+            self._lock.close()
 
     def final_result(self, fps: float, best_acc1: float, duration_s: float) -> None:
         self.info("train success")
