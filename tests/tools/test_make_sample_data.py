@@ -74,6 +74,4 @@ def test_mean_colors_classify_less_than_half_of_the_images(sample):
 
 
 def test_a_folder_with_content_is_left_alone(sample, run):
-    assert "is not an empty folder" in user_error(
-        run(ROOT / "tools" / "make_sample_data.py", sample, check=2)
-    )
+    assert "is not an empty folder" in user_error(run(ROOT / "tools" / "make_sample_data.py", sample, check=2))
