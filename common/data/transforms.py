@@ -5,6 +5,7 @@ because these imports take longer than many images. Legend: H W pixel, C channel
 """
 
 import functools
+import struct
 import typing
 from collections.abc import Callable, Sequence
 
@@ -107,3 +108,16 @@ def normalize_into(
         plane /= np.float32(255)
         plane -= np.float32(center)
         plane /= np.float32(scale)
+
+
+def normalized_levels(mean: float, std: float) -> list[float]:
+    """What `normalize_into` makes of the levels 0 to 255 of a channel, without numpy.
+
+    Every operation in double precision is rounded to float32: for these operations, the result in float32.
+    """
+    center, scale = _float32(mean), _float32(std)
+    return [_float32(_float32(_float32(level / 255) - center) / scale) for level in range(256)]
+
+
+def _float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]

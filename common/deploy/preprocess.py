@@ -2,7 +2,7 @@
 
 float32 files are normalized CHW, byte for byte those of the published single-process programs; float16 files are the
 same, rounded; uint8 files are HWC pixels for a model that normalizes on the device (AIPP). Imports no torch, and numpy
-only where it computes: importing them takes longer than converting many images.
+for float16 and .npy files only: importing them takes longer than converting many images.
 """
 
 import collections
@@ -21,7 +21,7 @@ from typing import Any
 from common import cli, parallel
 from common.data import file_tree
 from common.data.decode import EXTENSIONS, BadImage, open_rgb
-from common.data.transforms import eval_crop_transform, normalize_into
+from common.data.transforms import eval_crop_transform, normalized_levels
 from common.deploy import file_names
 from common.errors import UserError
 from common.files import claimed, make_folders, write_atomic
@@ -29,7 +29,6 @@ from common.progress import Progress
 from common.spec import ModelSpec
 
 if typing.TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
 SETTINGS = "preprocess.json"  # in the output folder, of which ais_bench reads only .bin and .npy
@@ -170,30 +169,28 @@ def _describe(others: Sequence["os.DirEntry[str]"]) -> str:
 
 
 class Encoder:
-    """Turns images into the bytes of input files, float32 in one buffer: fresh pages cost as much as the math.
+    """Turns images into the bytes of input files. Normalization is a table of the 256 levels of each channel.
 
     Attributes:
       file_size: bytes of every file.
     """
 
     def __init__(self, spec: ModelSpec, size: int, dtype: str, format: str, upright: bool = False) -> None:
-        self._mean, self._std = spec.mean, spec.std
-        self._crop = eval_crop_transform(spec, size, upright)
+        self._crop, self._dtype = eval_crop_transform(spec, size, upright), dtype
+        self._levels = [normalized_levels(mean, std) for mean, std in zip(spec.mean, spec.std, strict=True)]
         shape = (size, size, 3) if dtype == "uint8" else (3, size, size)
         self._header = _npy_header(dtype, (1, *shape)) if format == "npy" else b""
-        self._planes_CHW = None if dtype == "uint8" else _float32_buffer(shape)
-        self._is_half = dtype == "float16"
         self.file_size = len(self._header) + {"float32": 4, "float16": 2, "uint8": 1}[dtype] * size * size * 3
 
-    def encode(self, image: "Image.Image") -> memoryview:
-        """The numbers of an RGB image, computed with the operations of the published programs."""
+    def encode(self, image: "Image.Image") -> list[bytes]:
+        """The numbers of an RGB image, in parts: those that the operations of the published programs compute."""
         cropped = self._crop(image)
-        if self._planes_CHW is None:
-            return memoryview(cropped.tobytes())
-        import numpy as np
-
-        normalize_into(self._planes_CHW, np.asarray(cropped), self._mean, self._std)
-        return (self._planes_CHW.astype("<f2") if self._is_half else self._planes_CHW).data
+        if self._dtype == "uint8":
+            return [cropped.tobytes()]
+        planes = [
+            plane.point(levels, "F").tobytes() for plane, levels in zip(cropped.split(), self._levels, strict=True)
+        ]
+        return [_rounded_to_half(plane) for plane in planes] if self._dtype == "float16" else planes
 
     def write(self, source: str, target: str) -> None:
         """Convert one file; the target's modification time is the change time of its source, for `is_current`."""
@@ -202,13 +199,13 @@ class Encoder:
         except OSError as error:
             raise BadImage(source, error.strerror or "cannot be read") from error
         numbers = self.encode(open_rgb(source))
-        write_atomic(target, self._header, numbers, mode=0o640, mtime_ns=mtime_ns, suffix=".part")
+        write_atomic(target, self._header, *numbers, mode=0o640, mtime_ns=mtime_ns, suffix=".part")
 
 
-def _float32_buffer(shape: tuple[int, ...]) -> "np.ndarray":
+def _rounded_to_half(plane: bytes) -> bytes:
     import numpy as np
 
-    return np.empty(shape, np.float32)
+    return np.frombuffer(plane, np.float32).astype("<f2").tobytes()
 
 
 def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:

@@ -61,6 +61,14 @@ def test_normalization_on_the_device_is_to_tensor_and_normalize_bit_for_bit():
         assert torch.equal(Normalizer(SPEC, Device("cpu"), layout)(torch.from_numpy(pixels)), expected)
 
 
+def test_the_table_of_normalized_levels_is_the_normalization_bit_for_bit():
+    levels, planes = np.arange(256, dtype=np.uint8).reshape(16, 16), np.empty((3, 16, 16), np.float32)
+    for values in np.random.default_rng(0).uniform(0.05, 1, (50, 2, 3)):
+        transforms.normalize_into(planes, np.stack([levels] * 3, 2), *values)
+        for plane, mean, std in zip(planes, *values, strict=True):
+            assert transforms.normalized_levels(mean, std) == plane.ravel().tolist()
+
+
 def test_training_pixels_depend_on_torchs_generator_alone():
     transform = augment.TrainTransform(
         dataclasses.replace(

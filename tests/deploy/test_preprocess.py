@@ -275,6 +275,18 @@ def test_scripts_without_torch(script):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_raw_files_take_no_numpy(dtype):
+    code = (
+        "import sys; from PIL import Image; from common.deploy.preprocess import Encoder\n"
+        "from inception_v4.spec import SPEC\n"
+        f"encoder = Encoder(SPEC, {SIZE}, {dtype!r}, 'bin')\n"
+        "parts = encoder.encode(Image.new('RGB', (90, 80)))\n"
+        "assert sum(map(len, parts)) == encoder.file_size and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_smaller_inputs_equal_the_same_arithmetic(photos, tmp_path):
     """Tall images among them: PIL then swaps its two passes, so nothing may be cut off between them."""
     convert(photos, tmp_path / "prep", "--dtype", "uint8")
