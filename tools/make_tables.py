@@ -29,10 +29,10 @@ Row = Mapping[str, Any]
 RESULTS = "acc1 acc1_last acc5 loss fps step_ms ratio zoo".split()
 NUMBERS = [
     *RESULTS,
-    *"devices batch_size epochs hours minutes seconds image_size eval_size seed pairs baseline".split(),
+    *"devices batch_size epochs hours minutes seconds image_size eval_size seed pairs baseline fraction".split(),
 ]
 REQUIRED = "source device software commit command".split()
-TEXTS = [*REQUIRED, *"name what against stage origin date note unit amp_type options".split()]
+TEXTS = [*REQUIRED, *"name what against stage origin date note unit amp_type options limit".split()]
 
 _BLOCK = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 _MARKER = re.compile(r"<!-- table:|<!-- /table -->")
@@ -111,6 +111,12 @@ def _result(row: Row) -> str:
 
 def _range(row: Row) -> str:
     return "{:.3g} to {:.3g}".format(*row["range"]) if row.get("range") else "-"
+
+
+def _limit(row: Row) -> str:
+    """What bounds the zoo's side, and the share of it that was reached."""
+    reached = f": {100 * row['fraction']:.0f} %" if row.get("fraction") is not None else ""
+    return row["limit"] + reached if row.get("limit") else "-"
 
 
 def _reported_at(row: Row) -> str:
@@ -332,6 +338,7 @@ TABLES = {
         "docs/benchmarks.json",
         (
             *_COMPARISON,
+            Column("Limit, share reached", _limit),
             Column("Pairs", "pairs"),
             Column("Device", "device"),
             Column("Commit", "commit"),
@@ -372,6 +379,8 @@ def _problem(row: Row) -> str:
         return f"source is {row['source']!r}, must be reported or measured"
     if not any(row.get(field) is not None for field in RESULTS):
         return f"no result; give one of {', '.join(RESULTS)}"
+    if row.get("fraction") is not None and not row.get("limit"):
+        return "fraction without limit; name what it is a share of"
     if row["source"] == "reported":
         return "" if row.get("origin") else "origin is missing; a reported row names its publication"
     if not row["commit"] or not row["command"]:

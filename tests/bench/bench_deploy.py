@@ -36,16 +36,45 @@ def seconds(command, fresh=None):
     return time.perf_counter() - start
 
 
-def in_turns(name, plain, ours, turns):
-    """Ratios plain/ours of `turns` pairs; prints them all."""
-    pairs = [(plain(), ours()) for _ in range(turns)]
-    ratios = [a / b for a, b in pairs]
+def in_turns(name, plain, ours, turns, limit, bound):
+    """Fields of a row for `turns` pairs; prints them all.
+
+    Args:
+      plain, ours: seconds of a run.
+      limit: what bounds ours.
+      bound: seconds that ours takes at that limit, measured in the same turns.
+    """
+    pairs = [(plain(), ours(), bound()) for _ in range(turns)]
+    ratios = [a / b for a, b, _ in pairs]
+    row = record.compared(ratios) | record.limited(limit, statistics.median(c / b for _, b, c in pairs))
     print(
-        f"{name}: plain {' '.join(f'{a:.2f}' for a, _ in pairs)} s, ours {' '.join(f'{b:.2f}' for _, b in pairs)} s, "
-        f"median ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
+        f"{name}: plain {' '.join(f'{a:.2f}' for a, _, _ in pairs)} s, "
+        f"ours {' '.join(f'{b:.2f}' for _, b, _ in pairs)} s, "
+        f"median ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f}), "
+        f"limit: {limit}, share reached: {row['fraction']:.2f}",
         flush=True,
     )
-    return ratios
+    return row
+
+
+def decode_and_resize(source):
+    """Seconds that one core takes for PIL's part of preprocess.py: decode, resize and crop each image of a folder."""
+    sys.path.insert(0, str(REPO))
+    from common.data import decode, transforms
+    from inception_v4.spec import SPEC
+
+    crop, start = transforms.eval_crop_transform(SPEC), time.process_time()
+    for path in source.iterdir():
+        crop(decode.open_rgb(path))
+    return time.process_time() - start
+
+
+def read_all(folder):
+    """Seconds to read each file of a folder."""
+    start = time.perf_counter()
+    for path in folder.iterdir():
+        path.read_bytes()
+    return time.perf_counter() - start
 
 
 def drawn_photos(folder):
@@ -71,7 +100,7 @@ def preprocess(photos, num_files, turns, folder, record_to):
     photos = pathlib.Path(photos) if photos else drawn_photos(folder)
     for i, path in zip(range(num_files), itertools.cycle(sorted(photos.iterdir()))):
         shutil.copy(path, source / f"image_{i:05d}.JPEG")
-    plain = REPO / "tests" / "bench" / "plain_preprocess.py"
+    plain, cores = REPO / "tests" / "bench" / "plain_preprocess.py", len(os.sched_getaffinity(0))
     for dtype in ("float32", "uint8"):
         ours = [
             REPO / "inception_v4" / "preprocess.py",
@@ -82,14 +111,16 @@ def preprocess(photos, num_files, turns, folder, record_to):
             "--dtype",
             dtype,
         ]
-        ratios = in_turns(
+        row = in_turns(
             f"preprocess {dtype}, {num_files} images",
             lambda: seconds([plain, source, folder / "a"], folder / "a"),
             lambda command=ours: seconds(command, folder / "b"),
             turns,
+            f"PIL's decoding and resizing alone on {cores} cores",
+            lambda: decode_and_resize(source) / cores,
         )
         what, against = f"preprocess.py, {images}, {dtype}", "one process with PIL and numpy"
-        record.record(record_to, f"preprocess_{dtype}", what, against, **record.compared(ratios))
+        record.record(record_to, f"preprocess_{dtype}", what, against, **row)
         if dtype == "float32":
             names = [path.name for path in (folder / "a").iterdir()]
             _, different, missing = filecmp.cmpfiles(folder / "a", folder / "b", names, shallow=False)
@@ -115,7 +146,14 @@ def postprocess(num_files, turns, folder, record_to):
         folder / "m.json",
     ]
     plain = [REPO / "tests" / "bench" / "plain_postprocess.py", folder / "res", folder / "labels.txt"]
-    ratios = in_turns(f"postprocess, {num_files} results", lambda: seconds(plain), lambda: seconds(ours), turns)
+    row = in_turns(
+        f"postprocess, {num_files} results",
+        lambda: seconds(plain),
+        lambda: seconds(ours),
+        turns,
+        "reading the files alone, one process",
+        lambda: read_all(folder / "res"),
+    )
     command = [sys.executable, *map(str, ours)]
     done = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, _, usage = os.wait4(done.pid, 0)
@@ -126,7 +164,7 @@ def postprocess(num_files, turns, folder, record_to):
         "postprocess",
         f"postprocess.py, {num_files:,} text results of 1001 numbers",
         "a loop with `split`, `float` and a sort",
-        **record.compared(ratios),
+        **row,
         note=f"peak memory {memory}",
     )
 
@@ -178,15 +216,17 @@ def run_onnx(num_files, turns, folder, size, batch, record_to):
     ready_arrays()
     loading = statistics.median(load() for _ in range(3))
     print(f"loading the model: {loading:.2f} s, taken off our times")
-    ratios = in_turns(
+    row = in_turns(
         f"run_onnx, {num_files} images of {size} pixels, batch {batch}, TXT",
         ready_arrays,
         lambda: files() - loading,
         turns,
+        "ONNX Runtime alone",
+        ready_arrays,
     )
     what = f"run_onnx.py from files to results, {num_files} images of {size} pixels, batch {batch}"
     against = "ONNX Runtime alone on arrays in memory"
-    record.record(record_to, "run_onnx", what, against, **record.compared(ratios))
+    record.record(record_to, "run_onnx", what, against, **row)
 
 
 def main():

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 from tools import make_tables
 
 PACKAGES = ("torch", "torchvision", "onnxruntime", "pillow", "numpy")
+PEERS = {"simplejpeg": "simplejpeg", "timm": "timm", "nvidia.dali": "nvidia-dali-cuda120"}  # where imported
 
 
 def add_option(parser):
@@ -27,13 +28,18 @@ def compared(ratios):
     return dict(ratio=digits[0], range=digits[1:], pairs=len(ratios))
 
 
+def limited(limit, fraction):
+    """Fields of a row for what bounds the zoo's side, and the share of that bound that was reached."""
+    return dict(limit=limit, fraction=round(fraction, 2))
+
+
 def record(path, name, what, against, **result):
     """Write one row; it replaces that of the same name, description and device.
 
     Args:
       path: JSON file of rows, or None: do nothing.
       name, what, against: see docs/benchmarks.md.
-      result: fields of the result, for example those of `compared`.
+      result: fields of the result, for example those of `compared` and `limited`.
     """
     if path is None:
         return
@@ -62,7 +68,8 @@ def device():
 
 
 def software():
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    peers = (package for module, package in PEERS.items() if module in sys.modules)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in (*PACKAGES, *peers))
     return f"Python {platform.python_version()}, {versions}"
 
 

@@ -27,13 +27,19 @@ class Stepping:
         self.trainer.train_step.network.train()
         self._batches = self.trainer.train_loader.epoch(0)
 
-    def step(self) -> None:
+    def fetch(self):
+        """Micro-batches of the next step."""
+        micro_batches, error = self.trainer.fetch(self._batches)
+        assert error is None
+        return micro_batches
+
+    def step(self, micro_batches=None) -> None:
+        """One step; of the next micro-batches where none are given."""
         trainer, state = self.trainer, self.trainer.state
         if state.step == trainer.setup.plan.steps_per_epoch:
             state.epoch, state.step = state.epoch + 1, 0
             self._batches = trainer.train_loader.epoch(state.epoch)
-        micro_batches, error = trainer.fetch(self._batches)
-        assert error is None
+        micro_batches = micro_batches or self.fetch()
         trainer.loss_meter.add(state.epoch, state.step, trainer.train_step(state.epoch, state.step, micro_batches))
         state.step += 1
 

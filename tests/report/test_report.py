@@ -255,6 +255,11 @@ def test_names_and_numbers_are_shown_as_they_are(case, opened):
     assert "A: <b> 50.00 % (right)B: z 25.00 % (wrong)" in opened.js(
         "document.getElementById('comparison').textContent"
     )
+    rows = json.loads(pathlib.Path("docs/benchmarks.json").read_text())
+    limited = [row for row in rows if row.get("ratio") and row.get("fraction")]
+    reached = "{limit}: {:.0f} %".format(100 * limited[0]["fraction"], **limited[0])
+    assert reached in opened.js("document.getElementById('benches').textContent")
+    assert opened.js("document.querySelectorAll('#benches .layer_2_marks path').length") == len(limited)
     assert opened.js("shown('a\\udc9c\\ud83d\\udc1d')") == "a\\x9c\U0001f41d"  # a byte that is no UTF-8, a bee
 
 

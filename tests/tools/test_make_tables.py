@@ -91,6 +91,7 @@ def test_the_overview_has_the_fastest_row_of_each_stage_and_device_and_the_recip
         (dict(MEASURED, seed=0), "no result"),
         (dict(MEASURED, fps="1", seed=0), "fps is '1', must be a number"),
         (dict(MEASURED, fps=1, seed=0, speed=1), "speed is no field"),
+        (dict(MEASURED, fps=1, seed=0, fraction=0.8), "fraction without limit"),
         ({"fps": 1, "seed": 0}, "source is missing"),
     ],
 )

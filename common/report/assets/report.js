@@ -339,24 +339,27 @@ function study() {
   section("study", "Study", ...parts);
 }
 
+const reached = (row) => (row.limit ? shown(row.limit) + (row.fraction ? `: ${Math.round(100 * row.fraction)} %` : "") : "");
+
 function bench() {
-  const ratios = data.benches.rows.map((row, i) => ({ ...row, i, label: shown(row.what), low: row.range ? row.range[0] : row.ratio, high: row.range ? row.range[1] : row.ratio }));
+  const ratios = data.benches.rows.map((row, i) => ({ ...row, i, label: shown(row.what), low: row.range ? row.range[0] : row.ratio, high: row.range ? row.range[1] : row.ratio,
+    bound: row.fraction ? row.ratio / row.fraction : null, reached: reached(row) }));
   const plot = make("div", { class: "plot bars" });
   const y = { field: "i", type: "ordinal", title: null, axis: { labels: false, ticks: false, domain: false } };
   const x = (field) => ({ field, type: "quantitative", title: "times as fast as the peer (logarithmic)", scale: { type: "log" }, axis: { format: "~g", tickCount: 6 } });
-  const tip = [{ field: "label", title: "what" }, { field: "against", title: "against" }, { field: "ratio" }, { field: "low" }, { field: "high" }];
-  draw(plot, { description: "ratio to the peer with its range", height: 34 * ratios.length, data: { values: ratios }, encoding: { y },
+  const tip = [{ field: "label", title: "what" }, { field: "against", title: "against" }, { field: "ratio" }, { field: "low" }, { field: "high" }, { field: "reached", title: "limit, share reached" }];
+  draw(plot, { description: "ratio to the peer with its range and its limit", height: 34 * ratios.length, data: { values: ratios }, encoding: { y },
     layer: [
       { mark: { type: "bar", height: 12, yOffset: 8, color: "var(--c0)" }, encoding: { x: x("ratio"), x2: { datum: 1 }, tooltip: tip } },
       { mark: { type: "rule", yOffset: 8, color: "var(--text)", strokeWidth: 1.5 }, encoding: { x: x("low"), x2: { field: "high" } } },
-      ...(ratios.some((row) => typeof row.limit === "number") ? [{ transform: [{ filter: "isNumber(datum.limit)" }], mark: { type: "tick", yOffset: 8, thickness: 3, size: 20, color: "var(--c3)" }, encoding: { x: x("limit") } }] : []),
+      ...(ratios.some((row) => row.bound) ? [{ transform: [{ filter: "isNumber(datum.bound)" }], mark: { type: "tick", yOffset: 8, thickness: 3, size: 20, color: "var(--c3)" }, encoding: { x: x("bound"), tooltip: tip } }] : []),
       { mark: { type: "rule", color: "var(--c1)", strokeDash: [5, 3], strokeWidth: 2 }, encoding: { x: { datum: 1 }, y: null } },
       { mark: { type: "text", align: "left", baseline: "middle", yOffset: -8, color: "var(--text)", limit: 1200, fontSize: 12 }, encoding: { x: { value: 0 }, text: { field: "label" } } }] });
   const fields = [["what", "what"], ["against", "against"], ["ratio", "ratio"]];
-  section("benches", "Against peers", make("p", { class: "dim" }, name(data.benches.source), ": bars: median ratio; thin line: range of single pairs; dashed line: as fast as the peer. A tick is the limit of a row that states one; else its note says what limits it."),
+  section("benches", "Against peers", make("p", { class: "dim" }, name(data.benches.source), ": bars: median ratio; thin line: range of single pairs; dashed line: as fast as the peer; tick: where the measured limit of a row lies, of which the table names the share that was reached."),
     ratios.length && make("figure", {}, make("figcaption", {}, "Speed against peers"), plot),
     table([...fields.map(([title, key]) => ({ title, value: (row) => row[key], number: key === "ratio", text: key === "ratio" ? undefined : (row) => name(row[key]) })),
-      { title: "range", value: (row) => (row.range ? row.range.join(" to ") : ""), }, { title: "limit", value: (row) => row.limit ?? null, number: true },
+      { title: "range", value: (row) => (row.range ? row.range.join(" to ") : ""), }, { title: "limit, share reached", value: reached, text: (row) => name(reached(row)) },
       { title: "device", value: (row) => row.device || "", text: (row) => name(row.device || "") }, { title: "note", value: (row) => row.note || "", text: (row) => name(row.note || "") }], data.benches.rows, { caption: "rows of benchmarks", limit: 15 }));
 }
 
