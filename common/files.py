@@ -198,6 +198,14 @@ def read_text(path: StrPath) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def existing_folder(path: StrPath) -> pathlib.Path:
+    """`path`, or the nearest folder above it that exists."""
+    folder = pathlib.Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def check_writable(path: StrPath, flag: str) -> None:
     """Check that a file or folder can be made, before the work whose result it will hold.
 
@@ -205,9 +213,7 @@ def check_writable(path: StrPath, flag: str) -> None:
       UserError: the nearest folder above it that exists cannot be written to.
     """
     target = pathlib.Path(path).absolute()
-    folder = target if target.is_dir() else target.parent
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing_folder(target if target.is_dir() else target.parent)
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{flag}: {folder} cannot be written to; name a place elsewhere")
 

@@ -66,7 +66,7 @@ def main() -> None:
     out = args.out or str(pathlib.Path(args.runs[0] if args.runs else ".") / "report.html")
     with files.claimed(out, "--out"):
         library = page.plotting_library()
-        page.write(out, content(args), library)
+        files.write_atomic(out, page.render(content(args), library))
     print(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB; open it in a browser")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from common.evaluation import engines
 from common.files import atomic_path
 from common.progress import Progress
 
@@ -106,15 +107,12 @@ class Calibration:
 
     def _session(self) -> typing.Any:
         import onnx
-        import onnxruntime
 
         copy = onnx.ModelProto()
         copy.CopyFrom(self._proto)
         known = {value.name: value for value in copy.graph.value_info}
         copy.graph.output.extend(known[name] for name in self._tensors if name in known)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return engines.cpu_session(copy)
 
     def _collector(self, method: str, num_bins: int) -> typing.Any:
         """ONNX Runtime's collector with what was counted; its histograms reach to the extremes, so that none grows."""

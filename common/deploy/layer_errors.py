@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.evaluation.engines import Engine, EngineClassifier
+from common.evaluation.engines import Engine, EngineClassifier, cpu_session
 
 if typing.TYPE_CHECKING:
     import onnx
@@ -98,7 +98,6 @@ def _torch_outputs(classifier: Any, pixels_NHWC: np.ndarray) -> dict[str, np.nda
 def _onnx_outputs(path: str, classifier: EngineClassifier, pixels_NHWC: np.ndarray) -> dict[str, np.ndarray]:
     """The last result within the scope of each module, by the module's name."""
     import onnx
-    import onnxruntime
 
     proto = onnx.shape_inference.infer_shapes(onnx.load(path))
     known = {value.name: value for value in (*proto.graph.value_info, *proto.graph.output)}
@@ -107,8 +106,7 @@ def _onnx_outputs(path: str, classifier: EngineClassifier, pixels_NHWC: np.ndarr
     names += [tensor for tensor in dict.fromkeys(tensors.values()) if tensor not in names]
     del proto.graph.output[:]
     proto.graph.output.extend(known[name] for name in names)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    recorder = _Recorder(classifier.engine, session)
+    recorder = _Recorder(classifier.engine, cpu_session(proto))
     observed = copy.copy(classifier)
     observed.engine = recorder
     observed(pixels_NHWC)

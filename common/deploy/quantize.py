@@ -456,7 +456,7 @@ class Search:
             for layer in self._network.layers:
                 if layer not in self._damage:
                     others = [each for each in self._network.layers if each != layer]
-                    session = _session(self.quantized(method, others, ("Conv",)), self._config.threads)
+                    session = engines.cpu_session(self.quantized(method, others, ("Conv",)), self._config.threads)
                     name = session.get_inputs()[0].name
                     error = sum(
                         float(((session.run(None, {name: images})[0] - logits) ** 2).sum())
@@ -512,16 +512,8 @@ class Search:
         write_atomic(self._notes, json.dumps(dict(key=self._key, trials=trials, damage=self._damage)))
 
 
-def _session(proto: "onnx.ModelProto", threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def _run(proto: "onnx.ModelProto", images: np.ndarray, threads: int) -> np.ndarray:
-    session = _session(proto, threads)
+    session = engines.cpu_session(proto, threads)
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 
 

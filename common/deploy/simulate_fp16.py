@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import UserError
+from common.evaluation import engines
 
 if TYPE_CHECKING:
     import onnx
@@ -71,17 +72,9 @@ class Simulation:
     """
 
     def __init__(self, path: str | pathlib.Path, threads: int = 0) -> None:
-        import onnxruntime
-
         proto, self.layers, self._last = _three_networks(path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Optimization would fuse nodes, whose outputs could then not be rounded.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        # The outputs of nodes that are fused could not be rounded.
+        self._session = engines.cpu_session(proto, threads, fuses_nodes=False)
         self.num_images = 0
         self.changed: list[tuple[str, int, int]] = []
 

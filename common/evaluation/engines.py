@@ -8,6 +8,7 @@ import functools
 import pathlib
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from common.evaluation.onnx_metadata import OnnxMetadata
 from common.spec import ModelSpec
 
 if typing.TYPE_CHECKING:
+    import onnx
     import torch
 
 PROVIDERS = {
@@ -61,6 +63,17 @@ def open_engine(path: str | pathlib.Path, provider: str = "cpu", device_id: int 
     if path.suffix == ".om":
         return OmEngine(path, device_id)
     raise UserError(f"--model: {path} is neither .onnx nor .om")
+
+
+def cpu_session(proto: "onnx.ModelProto", threads: int = 0, fuses_nodes: bool = True) -> Any:
+    """ONNX Runtime's session of a model in memory; without fusions the results of all nodes are those of the graph."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if not fuses_nodes:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class OnnxEngine:

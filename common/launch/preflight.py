@@ -87,7 +87,7 @@ def _check_python() -> Finding:
 
 def _check_packages() -> Iterator[Finding]:
     """torch, and all other packages of requirements.txt in one line."""
-    versions, unfit = dict[str, str](), dict[str, str]()
+    installed, unfit = dict[str, str](), dict[str, str]()
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         match = re.match(r"([\w-]+)(?:>=([\d.]+))?(?:,<([\d.]+))?", line)
         if not match:
@@ -97,18 +97,14 @@ def _check_packages() -> Iterator[Finding]:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             version = "not installed"
-        versions[name] = version
-        fits = version[0].isdigit() and (not low or _numbers(low) <= _numbers(version))
-        if not fits or (high and _numbers(version) >= _numbers(high)):
+        installed[name] = version
+        fits = version[0].isdigit() and (not low or versions.numbers(low) <= versions.numbers(version))
+        if not fits or (high and versions.numbers(version) >= versions.numbers(high)):
             unfit[name] = f"{name} {version} ({line})"
     remedy = "`make venv`, or `pip install -r requirements.txt`"
-    num_fit, torch = len(versions) - len(unfit), unfit.pop("torch", "")
-    yield Finding("torch", torch or versions["torch"], remedy if torch else "")
+    num_fit, torch = len(installed) - len(unfit), unfit.pop("torch", "")
+    yield Finding("torch", torch or installed["torch"], remedy if torch else "")
     yield Finding("packages", ", ".join(unfit.values()) or f"{num_fit} installed", remedy if unfit else "")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
 def _check_device(config: PreflightConfig) -> Iterator[Finding]:
@@ -162,9 +158,7 @@ def _check_disk(folder: str) -> Finding:
         files.check_writable(folder, "--output_dir")
     except UserError as error:
         return Finding("disk", str(error).partition(": ")[2].partition(";")[0], "give another --output_dir")
-    path = pathlib.Path(folder).absolute()
-    while not path.exists():
-        path = path.parent
+    path = files.existing_folder(folder)
     free = shutil.disk_usage(path).free
     remedy = f"free {_size(DISK_BYTES)} for the checkpoints, or give another --output_dir"
     return Finding("disk", f"{_size(free)} free in {path}", remedy if free < DISK_BYTES else "")

@@ -1,7 +1,6 @@
 """What the report shows besides runs and evaluations: studies, benches, comparisons, batch sweeps."""
 
 import csv
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ def study(path: StrPath) -> dict[str, Any]:
     Raises:
       UserError: no such file.
     """
-    rows = [row for row in _read(path, "--study") if "seed" in row]
+    rows = [row for row in runs.read_json(path, "--study") if "seed" in row]
     if not rows:
         raise UserError(f"--study: {path} holds no runs; give the study.json of tools/study.py")
     curves = []
@@ -42,7 +41,7 @@ def study(path: StrPath) -> dict[str, Any]:
 
 def benches(path: StrPath) -> dict[str, Any]:
     """Rows of docs/benchmarks.json that are ratios to a peer."""
-    rows = [row for row in _read(path, "--benches") if isinstance(row.get("ratio"), int | float)]
+    rows = [row for row in runs.read_json(path, "--benches") if isinstance(row.get("ratio"), int | float)]
     if not rows:
         raise UserError(f"--benches: {path} holds no ratios; give docs/benchmarks.json")
     return {"source": str(path), "rows": rows}
@@ -55,7 +54,7 @@ def comparison(path: StrPath, changes: StrPath, most: int, picture: Callable[[st
       changes: CSV; empty: none.
       most: images to show.
     """
-    content = _read(path, "--comparison", dict)
+    content = runs.read_json(path, "--comparison", dict)
     if not {"a", "b", "agreed", "layers"} <= content.keys():
         raise UserError(f"--comparison: {path} is no file of tools/compare.py --json")
     changed = []
@@ -83,13 +82,3 @@ def sweep(paths: Sequence[StrPath]) -> list[dict[str, Any]]:
         row = {"model": model, "batch": summary.batch, "images/s": summary.throughput, "file": str(path)}
         found.append(row)
     return sorted(found, key=lambda row: (row["model"], row["batch"]))
-
-
-def _read(path: StrPath, flag: str, kind: type = list) -> Any:
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: {path} cannot be read as JSON ({error})") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{flag}: {path} holds another kind of JSON than expected")
-    return content

@@ -6,7 +6,6 @@ import pathlib
 import string
 from typing import Any
 
-from common import files
 from common.errors import UserError
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -47,8 +46,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write(path: str, data: dict[str, Any], library: str) -> None:
-    """Write the page; OSError where the disk is full."""
-    files.write_atomic(path, render(data, library))

@@ -39,8 +39,8 @@ def read(folder: StrPath, num_runs: int = 1) -> dict[str, Any]:
     steps_per_epoch = max((record["step"] for record in [*train, *val]), default=1) or 1
     return {
         "folder": str(folder),
-        "config": _json(folder / run_folder.CONFIG),
-        "summary": _json(folder / run_folder.SUMMARY),
+        "config": _content(folder / run_folder.CONFIG),
+        "summary": _content(folder / run_folder.SUMMARY),
         "train": _columns(shown, TRAIN_COLUMNS, steps_per_epoch),
         "train_records": len(train),
         "val": _columns(val, VAL_COLUMNS, steps_per_epoch),
@@ -57,15 +57,18 @@ def options_that_differ(config: Mapping[str, Any], recipe: Mapping[str, Any]) ->
     return [[name, config[name], recipe.get(name)] for name in compared if config[name] != recipe.get(name)]
 
 
-def _json(path: pathlib.Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
+def _content(path: pathlib.Path) -> dict[str, Any] | None:
+    return read_json(path, "RUN", dict) if path.is_file() else None
+
+
+def read_json(path: StrPath, flag: str, kind: type = list) -> Any:
+    """A list or dict; UserError for a file that holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
     except (OSError, ValueError) as error:
-        raise UserError(f"RUN: {path} cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"RUN: {path} holds no JSON object")
+        raise UserError(f"{flag}: {path} cannot be read as JSON ({error})") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{flag}: {path} holds another kind of JSON than expected")
     return content
 
 
