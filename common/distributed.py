@@ -197,13 +197,13 @@ class Group:
                     result = function()
         return result
 
-    def check_same(self, value: Any, name: str) -> None:
-        """Raise UserError on all ranks if a rank's value differs from rank 0's, because its node reads other files."""
+    def check_same(self, value: Any, name: str, remedy: str = "all nodes must have the same files") -> None:
+        """Raise UserError on all ranks if a rank's value differs from rank 0's, because its node has other files."""
         first, *others = self.all_gather_objects(value)
         for rank, other in enumerate(others, 1):
             if other != first:
                 raise UserError(
-                    f"{name}: rank {rank} has {other}, rank 0 has {first}; all nodes must have the same files",
+                    f"{name}: rank {rank} has {other}, rank 0 has {first}; {remedy}",
                     every_rank=self.world.local_rank != 0,  # print once per node
                 )
 

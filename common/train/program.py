@@ -196,7 +196,8 @@ class TrainProgram:
 
                 setup = setup or prepare(config)
                 group.check_same(setup.splits.summary, "--data")
-                group.check_same(augment.decoder_fingerprint(config.decoder), "--decoder")
+                remedy = "install the same Pillow, torchvision and simplejpeg on all nodes, or give --decoder pil"
+                group.check_same(augment.decoder_fingerprint(config.decoder), "--decoder", remedy)
                 if setup.finds_batch_size:
                     from common.train import tuner
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import draw_images
-from tiny import RECIPE, SPEC
+from support import draw_images, final, run_differences
+from tiny import PROGRAM, RECIPE, SPEC
 
 from common.data import audit, augment, decode, index, loader, packed, sampling, transforms
 from common.deploy import compare
@@ -74,6 +74,25 @@ def test_training_and_evaluation_read_the_same_batches(source, packed_set, worke
 
     for a, b in zip(batches(source), batches(packed_set), strict=True):
         assert all(map(torch.equal, a, b))
+
+
+@pytest.fixture(scope="module")
+def packed_images(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("packed images") / "set"
+    assert pack(images, out, "--images-per-file=16") == 0
+    return out
+
+
+def test_a_training_ends_with_the_same_bits_and_goes_on_with_either_form(images, packed_images, tmp_path):
+    """Two epochs of five steps on the folder, and in two parts that are stopped and resumed in the second epoch."""
+    words = ["--epochs=2", "--ema=0.9", "--workers=1", "--save-every=3"]
+    PROGRAM.main([*words, f"--data={images}", f"--output-dir={tmp_path / 'folder'}"])
+    for first, second in ((packed_images, packed_images), (packed_images, images), (images, packed_images)):
+        output = tmp_path / f"{first.name} {second.name}"
+        PROGRAM.main([*words, f"--data={first}", f"--output-dir={output}", "--max-steps=7"])
+        assert final(output)["step"] == 2
+        PROGRAM.main([*words, f"--data={second}", f"--output-dir={output}", "--resume=auto"])
+        assert not run_differences(tmp_path / "folder", output)
 
 
 def test_compare_and_the_choice_of_an_engine_take_images_of_a_packed_set(source, packed_set):

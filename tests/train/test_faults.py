@@ -1,15 +1,19 @@
 """Signals to one rank; ranks that die or hang; nodes that leave and join: no step is lost, no process hangs."""
 
+import concurrent.futures
 import json
 import os
 import pty
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from PIL import Image
 from support import (
     LAUNCH_TINY,
     ROOT,
@@ -21,6 +25,7 @@ from support import (
     pending_signals,
     processes_naming,
     run_differences,
+    run_program,
     send_delivered,
     wait_until,
 )
@@ -441,3 +446,42 @@ def test_a_number_of_nodes_may_be_a_range():
             launch.parse_keys([], [f"--nnodes={text}"])
     with pytest.raises(UserError, match="--resume: x.pth, with --max_restarts"):
         launch.restart_arguments(launch.LaunchConfig(max_restarts=1), PROGRAM, ["--resume=x.pth"])
+
+
+def two_ranks(site, *words):
+    """Two ranks of the tiny network, rank 1 with the modules in `site` before all others; [finished process]."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    world = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    def rank(number):
+        env = {key: str(value) for key, value in {**world, "RANK": number, "LOCAL_RANK": number}.items()}
+        return run_program(TINY, *words, env={**env, "PYTHONPATH": str(site) if number else ""}, check=None)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        return list(threads.map(rank, (0, 1)))
+
+
+def test_ranks_that_decode_other_pixels_are_refused(images, tmp_path):
+    """A node whose JPEG library reads other pixels than PIL's takes PIL; then all must."""
+    (tmp_path / "simplejpeg.py").write_text("def decode_jpeg(data, strict):\n    raise ValueError('other version')\n")
+    words = ["--data", images, "--output-dir", tmp_path / "run", "--max-steps=2", "--reduce=exact"]
+    done = two_ranks(tmp_path, *words)
+    assert [each.returncode for each in done] == [2, 2], done[0].stderr + done[1].stderr
+    (line,) = [line for each in done for line in each.stderr.splitlines() if line.startswith("error: ")]
+    found = rf"error: --decoder: rank 1 has pil {re.escape(Image.__version__)}, rank 0 has fast [0-9a-f]{{8}}; install "
+    assert re.match(found, line) and line.endswith("or give --decoder pil")
+    assert not (tmp_path / "run" / "checkpoint.pth.tar").exists()
+    done = two_ranks(tmp_path, *words, "--decoder=pil")
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
+
+
+def test_a_rank_without_simplejpeg_decodes_the_same_pixels(images, tmp_path):
+    (tmp_path / "simplejpeg.py").write_text("raise ImportError\n")
+    words = ["--data", images, "--max-steps=7", "--reduce=exact", "--accumulate=2"]
+    PROGRAM.main([*map(str, words), f"--output-dir={tmp_path / 'one'}"])
+    done = two_ranks(tmp_path, *words, "--accumulate=1", f"--output-dir={tmp_path / 'two'}")
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert not run_differences(tmp_path / "one", tmp_path / "two")
