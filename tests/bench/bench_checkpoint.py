@@ -3,7 +3,9 @@
     python tests/bench/bench_checkpoint.py --model xception --image-size 75 -b 8
 
 One step in a few saves, in turns with and without waiting for the writer thread (A B A B). The numbers are the time
-that this step, and the ones after it, take beyond the median of the steps before it.
+that this step, and the ones after it, take beyond the median of the steps before it. The limit of the step that saves
+is a copy of as many bytes in memory. The share of a run is that of the default interval: at the end of each epoch and
+after its validation, with as many steps as ImageNet has batches of 256.
 """
 
 import argparse
@@ -22,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from tools import models
 
 STEPS_BETWEEN = 4
+STEPS_PER_EPOCH, SAVES_PER_EPOCH = 1_281_167 // 256, 2
 
 
 def main():
@@ -45,6 +48,7 @@ def main():
             for way, seconds in added.items():
                 seconds.append(training.added_by_a_save(wait=way == "before"))
         size = (pathlib.Path(folder) / "run" / "checkpoint.pth.tar").stat().st_size
+        copies = [seconds_to_copy(size) for _ in range(args.rounds)]
         training.close()
     print(
         f"{args.model}, {args.image_size} pixels, batch {args.batch_size}, checkpoint of {size / 1e6:.0f} MB, step "
@@ -61,6 +65,7 @@ def main():
     steps = ("a training step", f"a training step and the {STEPS_BETWEEN} after it")
     for n, name in enumerate(("checkpoint_step", f"checkpoint_{STEPS_BETWEEN + 1}_steps")):
         beside, before = (round(1000 * statistics.median(pair[n] for pair in added[way])) for way in added)
+        bound = record.limited("copying as many bytes", 1000 * statistics.median(copies) / beside) if n == 0 else {}
         record.record(
             args.record,
             name,
@@ -70,7 +75,34 @@ def main():
             baseline=before,
             unit="ms",
             pairs=args.rounds,
+            **bound,
         )
+    step, later = statistics.median(training.plain), statistics.median(pair[1] for pair in added["beside"])
+    share = 100 * SAVES_PER_EPOCH * later / (STEPS_PER_EPOCH * step)
+    note = (
+        f"{SAVES_PER_EPOCH} checkpoints in {STEPS_PER_EPOCH:,} steps of {1000 * step:.0f} ms; "
+        f"1 % at {SAVES_PER_EPOCH * later / (0.01 * step):.0f} steps an epoch"
+    )
+    print(f"checkpoints at the default interval: {share:.3f} % of the training time; {note}")
+    record.record(
+        args.record,
+        "checkpoint_share",
+        f"share of checkpoints in the training time, default interval, {of}",
+        "training without checkpoints",
+        zoo=float(f"{share:.2g}"),
+        unit="%",
+        pairs=args.rounds,
+        note=note,
+    )
+
+
+def seconds_to_copy(size):
+    import torch
+
+    source = torch.ones(size // 4)
+    started = time.perf_counter()
+    source.clone()
+    return time.perf_counter() - started
 
 
 class Training:
