@@ -37,6 +37,26 @@ def test_pixels_are_torchvisions(size):
     assert np.array_equal(transforms.eval_transform(SPEC)(image), np.asarray(expected))
 
 
+def test_the_two_passes_of_a_resize_leave_out_what_the_crop_does_not_need(monkeypatch):
+    """Of every shape the pixels of one call of PIL; for all but tall images, in two calls."""
+    rng, calls, resize = np.random.default_rng(0), [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *words: calls.append(words) or resize(*words))
+    for i in range(400):
+        width = int(rng.integers(8, 200))
+        height = int(rng.integers(8, 200)) if i % 2 else int(width * rng.uniform(1.6, 2.2))
+        short = min(width, height) + int(rng.integers(-3, 4)) if i % 3 else int(rng.integers(8, 100))
+        crop, rounding = int(rng.integers(1, short + 1)), ("round", "floor")[i % 2]
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for resample in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS):
+            calls.clear()
+            found = transforms.eval_crop(image, short, crop, rounding, resample)
+            is_split = len(calls) == 2
+            splits = transforms._KNOWS_PASSES and height <= 1.8 * width and short != min(width, height)
+            assert is_split == splits
+            expected = transforms.center_crop(transforms.resize_short_side(image, short, resample), crop, rounding)
+            assert found.tobytes() == expected.tobytes(), (width, height, short, crop)
+
+
 def test_floor_rounding_cuts_one_pixel_earlier():
     assert transforms.center_crop_offset(342, 299, "round") == 22
     assert transforms.center_crop_offset(342, 299, "floor") == 21

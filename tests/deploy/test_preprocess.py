@@ -288,7 +288,7 @@ def test_raw_files_take_no_numpy(dtype):
 
 
 def test_smaller_inputs_equal_the_same_arithmetic(photos, tmp_path):
-    """Tall images among them: PIL then swaps its two passes, so nothing may be cut off between them."""
+    """Tall images among them: PIL 13 resizes their columns first, so that nothing may be left out between the passes."""
     convert(photos, tmp_path / "prep", "--dtype", "uint8")
     for source in sorted(photos.iterdir()):
         assert (tmp_path / "prep" / f"{source.name.split('.')[0]}.bin").read_bytes() == plain_pixels(source).tobytes()
