@@ -10,7 +10,7 @@ import itertools
 import pathlib
 import typing
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -49,6 +49,17 @@ def calibrated_tensors(proto: "onnx.ModelProto") -> list[str]:
     ]
 
 
+def open_session(proto: "onnx.ModelProto", tensors: Iterable[str]) -> typing.Any:
+    """Session that also returns inner `tensors`; `proto` has inferred shapes."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    known = {value.name: value for value in copy.graph.value_info}
+    copy.graph.output.extend(known[name] for name in tensors if name in known)
+    return engines.cpu_session(copy)
+
+
 class Calibration:
     """Statistics of the activations of `proto` over batches of its input.
 
@@ -83,7 +94,7 @@ class Calibration:
         end = (2 if with_histograms else 1) * self._num_batches
         if self._done >= end:
             return
-        session, collector = self._session(), None
+        session, collector = open_session(self._proto, self._tensors[1:]), None
         with Progress(end, "calibration batches") as advance:
             advance(self._done)
             while self._done < end:
@@ -104,15 +115,6 @@ class Calibration:
                 with atomic_path(self._store, ".tmp.npz") as draft:
                     np.savez(draft, key=self._key, done=self._done, limits=self._limits, counts=self._counts)
                 advance(1)
-
-    def _session(self) -> typing.Any:
-        import onnx
-
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self._proto)
-        known = {value.name: value for value in copy.graph.value_info}
-        copy.graph.output.extend(known[name] for name in self._tensors if name in known)
-        return engines.cpu_session(copy)
 
     def _collector(self, method: str, num_bins: int) -> typing.Any:
         """ONNX Runtime's collector with what was counted; its histograms reach to the extremes, so that none grows."""

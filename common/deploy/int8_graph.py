@@ -73,7 +73,8 @@ class _Graph:
         return name
 
 
-def _attributes(node: "onnx.NodeProto") -> Mapping[str, typing.Any]:
+def attributes(node: "onnx.NodeProto") -> Mapping[str, typing.Any]:
+    """Attributes of a node by name."""
     import onnx
 
     return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
@@ -123,7 +124,7 @@ def _fold_input_affine(graph: _Graph) -> None:
     if len(readers) != 1 or readers[0].op_type != "Conv" or name in graph.outputs:
         return
     conv = readers[0]
-    weight, found = graph.value(conv.input[1]), _attributes(conv)
+    weight, found = graph.value(conv.input[1]), attributes(conv)
     if (
         weight is None
         or weight.shape[1] != 3
@@ -152,11 +153,11 @@ def _fold_input_affine(graph: _Graph) -> None:
 def _move_pool(graph: _Graph, pool: "onnx.NodeProto") -> None:
     import onnx
 
-    found, readers = _attributes(pool), graph.consumers(pool.output[0])
+    found, readers = attributes(pool), graph.consumers(pool.output[0])
     if len(readers) != 1 or readers[0].op_type != "Conv" or pool.output[0] in graph.outputs:
         return
     conv, kernel = readers[0], list(found.get("kernel_shape", ()))
-    weight, of_conv = graph.value(conv.input[1]), _attributes(conv)
+    weight, of_conv = graph.value(conv.input[1]), attributes(conv)
     is_pointwise = (
         weight is not None
         and weight.shape[2:] == (1, 1)

@@ -3,6 +3,7 @@
 docs/QUANTIZE.md says why this library and these settings.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import time
 import typing
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +27,7 @@ import numpy as np
 from common import cli, files, parallel
 from common.data import labels
 from common.data.transforms import normalize_into
-from common.deploy import calibrate, int8_graph
+from common.deploy import calibrate, int8_graph, rounding
 from common.errors import RunError, UserError
 from common.evaluation import engines, onnx_metadata, program
 from common.files import write_atomic
@@ -38,8 +40,10 @@ if typing.TYPE_CHECKING:
 
 BATCH = 8  # images of one calibration batch, and of the speed that is printed, where the file leaves it open
 DAMAGE_BATCHES = 2  # calibration batches that rank the layers
-# Operators with int8 kernels in ONNX Runtime. The classifier stays in float32: it takes no time, and costs the most.
-OPERATORS = ("Conv", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Add", "Flatten")
+# Operators with int8 kernels in ONNX Runtime. The last pool and the classifier stay in float32: they take no time, and
+# their rounding errors go straight into the logits.
+OPERATORS = ("Conv", "Relu", "Clip", "MaxPool", "AveragePool", "Concat", "Add")
+INTEGERS, SCALES = "_quantized", "_scale"  # that ONNX Runtime appends to the name of a weight
 EQUAL_SHARE = 1e-4  # of the largest logit, as in export: the rewritten float graph must compute the same
 
 
@@ -199,7 +203,7 @@ def record(
     return {
         "source": pathlib.Path(source).name,
         "source_sha256": hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest(),
-        "library": library or f"onnxruntime {importlib.metadata.version('onnxruntime')}, QDQ",
+        "library": library or f"onnxruntime {importlib.metadata.version('onnxruntime')}, QDQ, weights rounded by GPTQ",
         "method": best.method,
         "calibration_images": search.num_images,
         "activations": activations,
@@ -325,6 +329,7 @@ class Search:
         self._recorded = [_Recorded(model.classifier) for _ in self._streams]
         self._base: onnx.ModelProto | None = None
         self._ranges: dict[str, calibrate.Ranges] = {}
+        self._rounded: dict[str, np.ndarray] = {}  # weight -> integers
         self.trials: list[Trial] = []
         self._damage: dict[str, float] = {}
         content = [pathlib.Path(network.path).read_bytes(), *(each.fingerprint.encode() for each in self._streams)]
@@ -367,6 +372,7 @@ class Search:
         )
         self._calibration.collect(with_histograms=tuple(methods) != ("minmax",))
         self._check_prepared()
+        self._round()
         found = [self._try(method, []) for method in methods]
         best = min(found, key=self._rank)
         if best.meets(self._config):
@@ -380,6 +386,25 @@ class Search:
             found.append(trial)
             count *= 2
         return min(found, key=self._rank)
+
+    def _round(self) -> None:
+        """Round the weights by the calibration images, or read what was kept of that."""
+        store = self.folder / "rounded.npz"
+        with (
+            contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile),
+            np.load(store) as kept,
+        ):
+            if str(kept["key"]) == self._key:
+                self._rounded = {name: kept[name] for name in kept.files if name != "key"}
+                return
+        self._rounded = rounding.rounded_weights(
+            self._network.prepared,
+            _quantized_weights(self.quantized("minmax", ())),
+            self.calibration_batch,
+            self.num_batches,
+        )
+        with files.atomic_path(store, ".tmp.npz") as draft:
+            np.savez(draft, key=self._key, **self._rounded)  # type: ignore[arg-type]
 
     def _rank(self, trial: Trial) -> tuple[bool, float, float]:
         return not trial.meets(self._config), -trial.agreement, trial.relative_error
@@ -505,11 +530,29 @@ class Search:
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()  # onnx.checker asks for it
-        return quantizer.model.model
+        proto = quantizer.model.model
+        for tensor in proto.graph.initializer:
+            name = tensor.name.removesuffix(INTEGERS)
+            if name != tensor.name and name in self._rounded:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(self._rounded[name], tensor.name))
+        return proto
 
     def _keep(self) -> None:
         trials = [dataclasses.asdict(trial) for trial in self.trials]
         write_atomic(self._notes, json.dumps(dict(key=self._key, trials=trials, damage=self._damage)))
+
+
+def _quantized_weights(proto: "onnx.ModelProto") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Weight -> int8 integers and scales [O] of a QDQ network."""
+    import onnx
+
+    found = {tensor.name: tensor for tensor in proto.graph.initializer}
+    array = onnx.numpy_helper.to_array
+    return {
+        name.removesuffix(INTEGERS): (array(tensor), array(found[name.removesuffix(INTEGERS) + SCALES]))
+        for name, tensor in found.items()
+        if name.endswith(INTEGERS) and tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
+    }
 
 
 def _run(proto: "onnx.ModelProto", images: np.ndarray, threads: int) -> np.ndarray:

@@ -16,7 +16,17 @@ from support import FAKE_BIN, draw_images, fails, run_script
 from torch import nn
 
 from common.data.transforms import eval_transform, normalize_into
-from common.deploy import calibrate, compare, export, int8_graph, om_quantize, onnx_runtime, postprocess, quantize
+from common.deploy import (
+    calibrate,
+    compare,
+    export,
+    int8_graph,
+    om_quantize,
+    onnx_runtime,
+    postprocess,
+    quantize,
+    rounding,
+)
 from common.errors import RunError, UserError
 from common.evaluation import engines, onnx_metadata, program
 from common.spec import ModelSpec
@@ -101,6 +111,9 @@ def test_the_file_carries_the_loss_that_eval_finds(work, tmp_path, capsys):
     assert len(dequantized) == 5  # all convolutions, not the classifier
     scales = [weights[node.input[1]] for node in proto.graph.node if node.input[0] in {w.name for w in dequantized}]
     assert all(len(scale.dims) == 1 for scale in scales)  # one per channel
+    quantized = {node.input[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    pool = next(node for node in proto.graph.node if node.op_type == "GlobalAveragePool")
+    assert pool.output[0] not in quantized and len(quantized) >= 5
 
     note = engines.OnnxEngine(target).metadata["quantization"]
     before, after = counts(work, work / "net.onnx"), counts(work, target)
@@ -215,6 +228,66 @@ def test_ranges_of_values_known_in_advance(tmp_path):
     assert low == values.min() and high == 9
     assert found.ranges("percentile")["x"][1] < 1.05 and found.ranges("entropy")["x"][1] < 5
     assert found.ranges("minmax")["y"][1] == pytest.approx(1 / (1 + np.exp(-9)))
+
+
+def test_rounding_keeps_the_outputs_of_correlated_inputs():
+    """Inputs from 6 factors: a twentieth of the squared error. Independent ones: each weight to the nearest integer."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(5, 160))
+    scales = np.abs(weights).max(axis=1) / 127
+    nearest = np.rint(weights / scales[:, None])
+    inputs = rng.normal(size=(4000, 6)) @ rng.normal(size=(6, 160)) + 0.05 * rng.normal(size=(4000, 160))
+    found = rounding.round_rows(weights, scales, inputs.T @ inputs, 127)
+
+    def error(integers):
+        return (((weights - integers * scales[:, None]) @ inputs.T) ** 2).sum()
+
+    assert error(found) < error(nearest) / 20
+    assert np.array_equal(found, np.rint(found)) and np.abs(found).max() <= 127
+    np.testing.assert_array_equal(rounding.round_rows(weights, scales, np.eye(160), 127), nearest)
+    np.testing.assert_array_equal(rounding.round_rows(weights, scales, np.zeros((160, 160)), 127), nearest)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": (0, 3)}, {"padding": (1, 2), "stride": (2, 1)}])
+def test_the_patches_of_rounding_are_those_of_the_convolution(options):
+    conv = nn.Conv2d(3, 4, (2, 7), bias=False, **options)
+    images = torch.randn(2, 3, 8, 8)
+    vertical, horizontal = np.broadcast_to(options.get("padding", 0), 2).tolist()
+    pads = (vertical, horizontal, vertical, horizontal)
+    strides = tuple(np.broadcast_to(options.get("stride", 1), 2).tolist())
+    geometry = rounding._Geometry("x", (2, 7), pads, strides)
+    patches = geometry.patches(images.numpy(), np.random.default_rng(0))
+    expected = conv(images).detach().numpy()
+    assert expected[0, 0].size <= rounding.PATCHES  # all positions, in another order
+    found = (patches @ conv.weight.detach().numpy().reshape(4, -1).T).reshape(2, -1, 4)
+    for image, outputs in zip(expected, found, strict=True):
+        np.testing.assert_allclose(np.sort(image.reshape(4, -1)), np.sort(outputs.T), atol=1e-5)
+
+
+def test_a_run_keeps_its_rounded_weights_and_leaves_depthwise_ones(work, tmp_path, monkeypatch):
+    """The integers of the file are the rounded ones; 4 convolutions, and the pool that became a fifth."""
+    seen, real = [], rounding.rounded_weights
+
+    def rounded(proto, quantized, *arguments):
+        seen.append((quantized, real(proto, quantized, *arguments)))
+        return seen[0][1]
+
+    monkeypatch.setattr(rounding, "rounded_weights", rounded)
+    monkeypatch.setattr(quantize.Trial, "check", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        int8(work, tmp_path / "x.onnx", max_drop=10)
+    monkeypatch.setattr(quantize.Trial, "check", lambda *_: None)
+    int8(work, tmp_path / "x.onnx", max_drop=10)
+    ((nearest, result),) = seen
+    assert (
+        len(nearest) == 5
+        and len(result) == 4
+        and {nearest[name][0].shape[1] for name in set(nearest) - set(result)} == {1}
+    )
+    assert any((integers != nearest[name][0]).any() for name, integers in result.items())
+    written = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(tmp_path / "x.onnx").graph.initializer}
+    for name, integers in result.items():
+        np.testing.assert_array_equal(written[f"{name}_quantized"], integers)
 
 
 @pytest.mark.parametrize(
