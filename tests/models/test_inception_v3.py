@@ -1,10 +1,12 @@
 """Inception v3 against torchvision's, its initialization, its sizes and its export."""
 
 import math
+import re
 
 import numpy as np
 import onnx
 import onnxruntime
+import pretrainedmodels
 import pytest
 import torch
 import torchvision
@@ -17,7 +19,7 @@ from common.device.device import Device
 from common.errors import UserError
 from common.evaluation.torch_classifier import Normalizer
 from common.train import losses
-from common.weights.load import load_model
+from common.weights.load import load_model, load_pretrained
 from inception_v3.spec import SPEC
 
 
@@ -57,6 +59,41 @@ def normalized(seed=1, n=2, size=299):
 def test_parameter_counts():
     assert sum(p.numel() for p in SPEC.build().parameters()) == 27_161_264
     assert sum(p.numel() for p in SPEC.build(aux=False).parameters()) == 23_834_568
+
+
+def test_cadenes_file_gives_cadenes_logits(peer, tmp_path):
+    """Its classifier is called last_linear."""
+    theirs = pretrainedmodels.inceptionv3(pretrained=None).eval()
+    theirs.load_state_dict({re.sub(r"^fc\.", "last_linear.", name): tensor for name, tensor in
+                            peer.state_dict().items()})  # fmt: skip
+    torch.save(theirs.state_dict(), tmp_path / "inceptionv3.pth")
+    network, meta = load_model(tmp_path / "inceptionv3.pth", SPEC, transform_input=False)
+    assert meta["build"]["aux"] and meta["build"]["pool_padding"] == "torch"
+    with torch.inference_mode():
+        expected, logits = theirs(normalized()), network(normalized())
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_file_of_1001_rows_keeps_or_loses_its_background(peer, tmp_path):
+    """Both classifiers have a background class in row 0, as TensorFlow's; --num-classes 1000 cuts it off."""
+    state = dict(peer.state_dict())
+    for layer in SPEC.classifiers:
+        for part in ("weight", "bias"):
+            row = state[f"{layer}.{part}"]
+            state[f"{layer}.{part}"] = torch.cat([row[:1] + 7, row])
+    torch.save(state, tmp_path / "a.pth")
+    whole, meta = load_model(tmp_path / "a.pth", SPEC, transform_input=False)
+    assert meta["num_classes"] == 1001 and SPEC.background_columns(1001) == 1
+    cut, meta = load_model(tmp_path / "a.pth", SPEC, num_classes=1000, transform_input=False)
+    assert meta["num_classes"] == 1000
+    x = normalized(n=1, size=107)
+    with torch.inference_mode():
+        expected = peer(x)
+        for logits in (cut(x), whole(x)[:, 1:]):  # the product with another number of rows rounds otherwise
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    options, state, notes = load_pretrained(tmp_path / "a.pth", SPEC, {"num_classes": 1000, "aux": True}, set())
+    assert options["num_classes"] == 1000 and notes == []
+    assert all(torch.equal(state[name], tensor) for name, tensor in peer.state_dict().items())
 
 
 @pytest.mark.parametrize("transform_input", [False, True])
