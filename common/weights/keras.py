@@ -2,11 +2,13 @@
 
 `.h5`: the layout of `save_weights("x.h5")`, and below `model_weights` that of `model.save("x.h5")`: one group per
 layer, whose attribute `weight_names` lists its arrays in Keras' order; the attribute `layer_names` lists the layers.
-The names of arrays changed between versions of Keras; order and rank tell them apart.
+The names of arrays changed between versions of Keras; order and rank tell them apart. A network within another model
+(`Sequential([Xception(include_top=False), ...])`) is one group, whose names LAYER/ARRAY tell its layers apart.
 
-`.weights.h5`, also within a `.keras` archive: arrays `layers/KIND_k/vars/i`, where KIND_k is the k-th layer of a class.
-Keras 3 adds the layer's name as an attribute of `vars`, the archive has it in config.json; without a name it is read as
-`@KIND@k` (see `rename`).
+`.weights.h5`, also within a `.keras` archive: arrays `layers/KIND_n/vars/i`, where n counts the layers of a class (in
+Keras 2.12 by two, below `_layer_checkpoint_dependencies`). A network within another model is a layer that has `layers`.
+Keras 3 adds the layer's name as an attribute of `vars`, the archive has it in config.json; without a name the k-th
+layer is read as `@KIND@k` (see `rename`).
 
     layer                   arrays                                        tensors
     convolution             kernel [H, W, I, O]                           LAYER.weight [O, I, H, W]
@@ -45,16 +47,15 @@ def read(path: StrPath) -> Tensors:
     """
     h5py = _h5py(path)
     try:
-        content, layer_names = _unpacked(path)
+        content, configs = _unpacked(path)
         with h5py.File(content, "r") as file:
             root = file.get("model_weights", file)
             if "layer_names" in root.attrs:
                 layers = [
-                    (layer, [root[layer][name][()] for name in _decoded(root[layer].attrs["weight_names"])])
-                    for layer in _decoded(root.attrs["layer_names"])
+                    each for layer in _decoded(root.attrs["layer_names"]) for each in _named_layers(root[layer], layer)
                 ]
-            elif "layers" in root:
-                layers = list(_numbered_layers(root["layers"], layer_names))
+            elif (below := _layers_of(root)) is not None:
+                layers = list(_numbered_layers(below, configs))
             else:
                 raise UserError(
                     f"{path}: an HDF5 file without Keras' layer_names or layers; write it with model.save('x.h5')"
@@ -91,7 +92,7 @@ def rename(state_dict: StateDict, layers: Sequence[tuple[str, str]]) -> StateDic
     if len(dense) == 1:
         ours[dense.pop()] = layers[-1][0]
     kinds: dict[str, list[str]] = {}
-    for layer, keras in layers:
+    for layer, keras in layers[:-1]:
         kinds.setdefault(_kind(keras), []).append(layer)
     for kind, names in kinds.items():
         ours.update({f"@{kind}@{position}": layer for position, layer in enumerate(names)})
@@ -133,29 +134,49 @@ def write(path: StrPath, state_dict: StateDict) -> None:
                 group[f"{layer}/{name}:0"] = array.contiguous().numpy()
 
 
-def _unpacked(path: StrPath) -> tuple[Any, dict[str, list[str]]]:
-    """(what h5py opens, layer names of each class in the order of the network; none for a bare weight file)."""
+def _unpacked(path: StrPath) -> tuple[Any, list[Any]]:
+    """(what h5py opens, Keras' descriptions of the layers in the order of the network; none for a bare weight file)."""
     if not zipfile.is_zipfile(path):
-        return path, {}
+        return path, []
     with zipfile.ZipFile(path) as archive:
-        names: dict[str, list[str]] = {}
-        for layer in json.loads(archive.read("config.json"))["config"].get("layers", []):
-            snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", layer["class_name"]).lower().replace("conv2_d", "conv2d")
-            names.setdefault(snake, []).append(layer["config"]["name"])
-        return io.BytesIO(archive.read("model.weights.h5")), names
+        configs = json.loads(archive.read("config.json"))["config"].get("layers", [])
+        return io.BytesIO(archive.read("model.weights.h5")), configs
 
 
-def _numbered_layers(group: Any, names: dict[str, list[str]]) -> Iterator[tuple[str, list[Any]]]:
+def _named_layers(group: Any, layer: str) -> Iterator[tuple[str, list[Any]]]:
+    """(name, arrays) of one layer, or of the layers of a network within a model."""
+    names = _decoded(group.attrs["weight_names"])
+    parents = [name.rpartition("/")[0].rpartition("/")[2] for name in names]
+    inner = list(dict.fromkeys(parents))
+    for one in inner:
+        arrays = [group[name][()] for name, parent in zip(names, parents, strict=True) if parent == one]
+        yield one if len(inner) > 1 else layer, arrays
+
+
+def _layers_of(group: Any) -> Any:
+    """The group of the layers of a model, or None for a layer."""
+    return next((group[name] for name in ("layers", "_layer_checkpoint_dependencies") if name in group), None)
+
+
+def _numbered_layers(group: Any, configs: Sequence[Any]) -> Iterator[tuple[str, list[Any]]]:
     """(name, arrays) of the layers of a `.weights.h5` file that have arrays."""
+    known: dict[str, list[Any]] = {}
+    for config in configs:
+        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", config["class_name"]).lower().replace("conv2_d", "conv2d")
+        known.setdefault(snake, []).append(config["config"])
+    counts: dict[str, int] = {}
     for layer in sorted(group, key=_number):
-        arrays = group[layer].get("vars", {})
-        if not len(arrays):
-            continue
         kind = re.sub(r"_\d+$", "", layer)
-        number = _number(layer)
-        known = names.get(kind, [])
-        name = known[number] if number < len(known) else arrays.attrs.get("name", f"@{kind}@{number}")
-        yield str(name), [arrays[key][()] for key in sorted(arrays, key=int)]
+        position = counts[kind] = counts.get(kind, -1) + 1
+        config = known[kind][position] if position < len(known.get(kind, ())) else {}
+        below = _layers_of(group[layer])
+        if below is not None:
+            yield from _numbered_layers(below, config.get("layers", []))
+            continue
+        arrays = group[layer].get("vars", {})
+        if len(arrays):
+            name = config.get("name") or arrays.attrs.get("name", f"@{kind}@{position}")
+            yield str(name), [arrays[key][()] for key in sorted(arrays, key=int)]
 
 
 def _kind(layer: str) -> str:

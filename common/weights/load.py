@@ -175,6 +175,7 @@ def load_pretrained(
     stored = found.build_options.get("num_classes", 0)
     if options["num_classes"] == stored - spec.background_columns(stored) != stored:
         state_dict = without_background(state_dict, spec)
+    has_classifier = f"{spec.classifiers[0]}.weight" in state_dict
     for layer in spec.classifiers:
         name = f"{layer}.weight"
         if name not in state_dict and name in own and layer == spec.classifiers[0]:
@@ -186,6 +187,11 @@ def load_pretrained(
                 "initialized anew"
             )
             state_dict.update({f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")})
+    other = [key for key in state_dict if key not in own and not key.startswith(spec.training_modules or "\0")]
+    if not has_classifier and other:
+        layers = ", ".join(dict.fromkeys(printable(key.rpartition(".")[0]) for key in other))
+        notes.append(f"--pretrained: left out {layers[:160]}, which are no layers of {spec.name}")
+        state_dict = {key: value for key, value in state_dict.items() if key not in other}
     for module in spec.training_modules:
         if not any(key.startswith(f"{module}.") for key in state_dict):
             new = {key: value for key, value in own.items() if key.startswith(f"{module}.")}
