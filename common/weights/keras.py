@@ -3,7 +3,7 @@
 `.h5`: the layout of `save_weights("x.h5")`, and below `model_weights` that of `model.save("x.h5")`: one group per
 layer, whose attribute `weight_names` lists its arrays in Keras' order; the attribute `layer_names` lists the layers.
 The names of arrays changed between versions of Keras; order and rank tell them apart. A network within another model
-(`Sequential([Xception(include_top=False), ...])`) is one group, whose names LAYER/ARRAY tell its layers apart.
+(`Sequential([base, GlobalAveragePooling2D(), Dense(5)])`) is one group, whose names LAYER/ARRAY tell its layers apart.
 
 `.weights.h5`, also within a `.keras` archive: arrays `layers/KIND_n/vars/i`, where n counts the layers of a class (in
 Keras 2.12 by two, below `_layer_checkpoint_dependencies`). A network within another model is a layer that has `layers`.
