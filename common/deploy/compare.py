@@ -339,7 +339,9 @@ def _per_layer(a: "Side", b: "Side", index: "FolderIndex") -> list[tuple[str, fl
     if a.pipeline is None or b.pipeline is None:
         raise UserError("--per-layer: needs two models, and one side is a folder of results")
     chosen = sorted({int(i) for i in np.linspace(0, len(index) - 1, 8).round()})
-    found = layer_errors(a, b, _decoded(index, chosen)[0])
+    found, note = layer_errors(a, b, _decoded(index, chosen)[0])
+    if note:
+        print(note)
     print(f"{'block':40}  error of B, relative to the root mean square of A")
     for name, error in sorted(found, key=lambda each: -each[1]):
         print(f"{name:40}  {error:.2e}")

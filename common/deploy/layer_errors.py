@@ -1,7 +1,8 @@
 """tools/compare.py --per-layer: what two models compute after each block, from the same images.
 
 Blocks are matched by the names that the TorchScript exporter gives to nodes (/Mixed_5b/branch1x1/conv/Conv), which
-converters to float16 and int8 keep. Legend: N batch, C channel, H W pixel.
+converters to float16 and int8 keep. In files of other programs, which have other names, each block is matched with the
+tensor of the same shape whose values are nearest. Legend: N batch, C channel, H W pixel.
 """
 
 import copy
@@ -23,28 +24,69 @@ if typing.TYPE_CHECKING:
     from common.deploy.sides import Side
 
 _RESULT = re.compile(r"(/.*)_output_\d+")
+_SIMILAR = 0.5  # error below which two tensors are taken for the same; unrelated ones have more than 1
+_THINNED = 50_000  # values of a tensor that are compared to find its match
 _NOT_A_RESULT = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity", "Shape", "Reshape", "Flatten")
 
 
-def layer_errors(a: "Side", b: "Side", images: Sequence[Image.Image]) -> list[tuple[str, float]]:
-    """(block, root mean square of the difference relative to that of A) in the order of the network.
+def layer_errors(a: "Side", b: "Side", images: Sequence[Image.Image]) -> tuple[list[tuple[str, float]], str]:
+    """Errors after each block, in the order of the network.
 
+    Returns:
+      ((block, root mean square of the difference relative to that of A) of each, one line where they were matched by
+      values, which is not certain).
     Raises:
-      UserError: a side that is no checkpoint or .onnx file, or no blocks of the same name.
+      UserError: a side that is no checkpoint or .onnx file, or no blocks that fit together.
     """
     fixed = [batch for side in (a, b) if (batch := _fixed_batch(side))]
-    outputs = [_outputs(side, images[: min(fixed, default=len(images))]) for side in (a, b)]
-    errors = []
-    for name, value in outputs[0].items():
-        other = outputs[1].get(name)
-        if other is not None and other.shape == value.shape:
-            scale = float(np.sqrt((value**2).mean())) or 1.0
-            errors.append((name, float(np.sqrt(((value - other) ** 2).mean())) / scale))
-    if not errors:
+    images = images[: min(fixed, default=len(images))]
+    a_blocks, b_blocks = (_outputs(side, images) for side in (a, b))
+    errors = [
+        (name, _error(value, b_blocks[name]))
+        for name, value in a_blocks.items()
+        if name in b_blocks and b_blocks[name].shape == value.shape
+    ]
+    if errors:
+        return errors, ""
+    a_values, b_values = a_blocks or _outputs(a, images, True), b_blocks or _outputs(b, images, True)
+    if a_blocks or not b_blocks:
+        total, pairs = len(a_values), _nearest(a_values, b_values)
+    else:  # the blocks are B's
+        total, pairs = len(b_values), [(theirs, ours) for ours, theirs in _nearest(b_values, a_values)]
+    if not pairs:
         raise UserError(
-            f"--per-layer: {a.name} and {b.name} have no blocks of the same names; the export scripts keep the names"
+            f"--per-layer: {a.name} and {b.name} have no blocks of the same names, and none with similar values; the "
+            "export scripts keep the names"
         )
-    return errors
+    note = (
+        f"note: {b.name} has no blocks of the names of {a.name}; {len(pairs)} of {total} were matched with tensors of "
+        "the same shape and similar values (A = B)"
+    )
+    return [(f"{ours} = {theirs}", _error(a_values[ours], b_values[theirs])) for ours, theirs in pairs], note
+
+
+def _error(value: np.ndarray, other: np.ndarray) -> float:
+    """Root mean square of the difference, relative to that of `value`."""
+    return float(np.sqrt(((value - other) ** 2).mean())) / (float(np.sqrt((value**2).mean())) or 1.0)
+
+
+def _nearest(blocks: dict[str, np.ndarray], tensors: dict[str, np.ndarray]) -> list[tuple[str, str]]:
+    """(block, the tensor of its shape with the nearest values) of those where these are similar."""
+    by_shape: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+    for name, value in tensors.items():
+        by_shape.setdefault(value.shape, {})[name] = _thinned(value)
+    pairs = []
+    for name, value in blocks.items():
+        errors = {other: _error(_thinned(value), thin) for other, thin in by_shape.get(value.shape, {}).items()}
+        best = min(errors, key=errors.__getitem__, default="")
+        if best and errors[best] < _SIMILAR:
+            pairs.append((name, best))
+    return pairs
+
+
+def _thinned(value: np.ndarray) -> np.ndarray:
+    """Evenly spread values, enough to tell tensors apart."""
+    return value.ravel()[:: max(1, value.size // _THINNED)]
 
 
 def _fixed_batch(side: "Side") -> int | None:
@@ -52,7 +94,8 @@ def _fixed_batch(side: "Side") -> int | None:
     return classifier.engine.batch if isinstance(classifier, EngineClassifier) else None
 
 
-def _outputs(side: "Side", images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+def _outputs(side: "Side", images: Sequence[Image.Image], everything: bool = False) -> dict[str, np.ndarray]:
+    """Outputs of the blocks; with `everything` all tensors of an .onnx file, by their own names."""
     from common.deploy.sides import ModelSide
     from common.evaluation.torch_classifier import TorchClassifier
 
@@ -61,7 +104,7 @@ def _outputs(side: "Side", images: Sequence[Image.Image]) -> dict[str, np.ndarra
     if isinstance(side.classifier, TorchClassifier):
         return _torch_outputs(side.classifier, pixels)
     if isinstance(side.classifier, EngineClassifier) and pathlib.Path(side.name).suffix == ".onnx":
-        return _onnx_outputs(side.name, side.classifier, pixels)
+        return _onnx_outputs(side.name, side.classifier, pixels, everything)
     raise UserError(f"--per-layer: {side.name} is neither a checkpoint nor an .onnx file")
 
 
@@ -95,13 +138,16 @@ def _torch_outputs(classifier: Any, pixels_NHWC: np.ndarray) -> dict[str, np.nda
     return found
 
 
-def _onnx_outputs(path: str, classifier: EngineClassifier, pixels_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-    """The last result within the scope of each module, by the module's name."""
+def _onnx_outputs(
+    path: str, classifier: EngineClassifier, pixels_NHWC: np.ndarray, everything: bool
+) -> dict[str, np.ndarray]:
+    """The last result within the scope of each module, by the module's name; or all results."""
     import onnx
 
     proto = onnx.shape_inference.infer_shapes(onnx.load(path))
     known = {value.name: value for value in (*proto.graph.value_info, *proto.graph.output)}
-    tensors = {module: tensor for module, tensor in _last_results(proto) if tensor in known}
+    results = _all_results(proto) if everything else _last_results(proto)
+    tensors = {module: tensor for module, tensor in results if tensor in known}
     names = [proto.graph.output[0].name]
     names += [tensor for tensor in dict.fromkeys(tensors.values()) if tensor not in names]
     del proto.graph.output[:]
@@ -143,6 +189,12 @@ def _last_results(proto: "onnx.ModelProto") -> Iterator[tuple[str, str]]:
             path.append(scope.rpartition(".")[2] if path and scope.startswith(f"{_last_word(path)}.") else scope)
             # An export with float16 input wraps the network as `model`.
             yield ".".join(path).removeprefix("model."), read[1].get(read[0].get(node.output[0], ""), node.output[0])
+
+
+def _all_results(proto: "onnx.ModelProto") -> Iterator[tuple[str, str]]:
+    for node in proto.graph.node:
+        if node.op_type not in _NOT_A_RESULT:
+            yield node.output[0], node.output[0]
 
 
 def _last_word(path: Sequence[str]) -> str:

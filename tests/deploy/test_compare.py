@@ -6,6 +6,7 @@ import json
 import re
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 import torch
@@ -345,6 +346,30 @@ def test_blocks_of_int8_and_float16_files_are_matched(case, tmp_path):
         found = run(case, str(b), str(a), per_layer=True, diagnose=False)
         errors = {layer["name"]: layer["error"] for layer in found["layers"]}
         assert {"stem", "fc"} <= errors.keys() and low < min(errors.values()) <= max(errors.values()) < high, errors
+
+
+def test_blocks_of_a_file_with_other_names_are_matched_by_values(case, tmp_path, capsys):
+    """Names as another program gives them; in one file the last layer differs."""
+    export.export_onnx(load_model(case["ckpt"], SPEC)[0], SPEC, tmp_path / "ours.onnx", 32)
+    proto = onnx.load(tmp_path / "ours.onnx")
+    inner = {node.output[0]: f"t{i}" for i, node in enumerate(proto.graph.node) if node.output[0] != "class"}
+    for i, node in enumerate(proto.graph.node):
+        node.name = f"node{i}"
+        node.input[:] = [inner.get(name, name) for name in node.input]
+        node.output[:] = [inner.get(name, name) for name in node.output]
+    del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "theirs.onnx")
+    for a, b in ((case["ckpt"], tmp_path / "theirs.onnx"), (tmp_path / "theirs.onnx", tmp_path / "ours.onnx")):
+        errors = {layer["name"]: layer["error"] for layer in run(case, str(b), str(a), per_layer=True)["layers"]}
+        assert max(errors.values()) < 1e-5
+        assert any(name in errors for name in ("fc = class", "class = fc")) and any("stem" in name for name in errors)
+        assert f"note: {b} has no blocks of the names of {a}; " in capsys.readouterr().out
+    for tensor in proto.graph.initializer:
+        if tensor.name == "fc.weight":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(1.2 * onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(proto, tmp_path / "theirs.onnx")
+    layers = run(case, str(tmp_path / "theirs.onnx"), per_layer=True, diagnose=False)["layers"]
+    assert max(layers, key=lambda each: each["error"])["name"] == "fc = class"
 
 
 def test_a_block_that_differs_leads_the_list(case, tmp_path, capsys):
