@@ -64,7 +64,15 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def make_ema(model: nn.Module, decay: float) -> swa_utils.AveragedModel | None:
-    """An AveragedModel over parameters and buffers of `model`, or None where decay is 0."""
+    """An AveragedModel over parameters and buffers of `model`, counters excepted, or None where decay is 0."""
     if not decay:
         return None
-    return swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True)
+    average_floats = swa_utils.get_ema_multi_avg_fn(decay)
+
+    def average(averaged: Any, current: Any, num_averaged: Any) -> None:
+        if averaged[0].is_floating_point():
+            average_floats(averaged, current, num_averaged)
+        else:  # counters of batch norm, whose averages would be rounded down to the first value
+            torch._foreach_copy_(averaged, current)
+
+    return swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)

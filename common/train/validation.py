@@ -27,6 +27,8 @@ class Validator:
         self.engine, self._group, self._images = engine, group, setup.splits.val
         self._smoothing = losses.effective_smoothing(config, setup.build_options["num_classes"])
         self._num_classes, self._ema = setup.build_options["num_classes"], config.ema
+        pretrained = config.pretrained or (setup.state or {"config": {}})["config"].get("pretrained")
+        self._starts_statistics = not pretrained and not config.freeze_norm
         self._noted: set[str] = set()
         self.loader, self.seconds = None, 0.0
         if self._images is not None:
@@ -57,11 +59,12 @@ class Validator:
           train_loss: of the last progress line.
           steps: optimizer steps since the start of the run.
         """
+        momentum = norm_momentum(self.engine.model) if self._starts_statistics else None
         found = {
             "labels": counts.note_on_labels(int(self._images.labels.min()))
             if self._images is not None and self._images.label_file
             else "",
-            "loss": note_on_loss(counts.loss, train_loss, self._num_classes, steps, norm_momentum(self.engine.model)),
+            "loss": note_on_loss(counts.loss, train_loss, self._num_classes, steps, momentum),
             "ema": note_on_ema(self._ema, steps),
         }
         new = {kind: note for kind, note in found.items() if note and kind not in self._noted}

@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from support import final
 from tiny import PROGRAM
 
 from common.evaluation import torch_classifier
@@ -67,6 +68,18 @@ def test_results_that_are_not_meaningful_yet_are_explained_once(images, tmp_path
         "validation scores the averaged weights (--ema 0.99); after 5 steps they are 96 % those of the first step"
     )
     assert averages == f"note: {expected}"
+    state = final(tmp_path / "run")
+    steps = [int(state[kind]["stem.1.num_batches_tracked"]) for kind in ("state_dict", "ema_state_dict")]
+    assert steps == [15, 15], "averages of counters would be rounded down, and eval.py would say: after 1 steps"
+
+
+@pytest.mark.parametrize("words", [[], ["--freeze=head", "--freeze-norm"]])
+def test_statistics_of_other_weights_do_not_explain_a_loss(images, weights, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setattr(torch_classifier, "_FACTOR_OF_NOTE", 0)
+    words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), "--pretrained", str(weights), *words]
+    PROGRAM.main([*words, "--epochs=1"])
+    PROGRAM.main([*words[:4], "--resume=auto", "--epochs=2"])
+    assert "not meaningful" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
