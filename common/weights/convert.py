@@ -208,7 +208,9 @@ def _write(
             raise UserError(f"{target.name}: {spec.name} has no {name} format; the name must end in one of {others}")
         foreign = spec.export_maps.get(name, dict)(state_dict)
         if target.suffix == ".keras":
-            _write_keras_archive(draft, target, foreign, spec, state_dict)
+            _write_keras_archive(
+                draft, target, foreign, spec, len(state_dict[f"{spec.classifiers[0]}.bias"]), meta["image_size"]
+            )
         else:
             importlib.import_module(FOREIGN[name]).write(draft, foreign)
     elif name == "safetensors":
@@ -223,9 +225,9 @@ def _write(
 
 
 def _write_keras_archive(
-    draft: pathlib.Path, target: pathlib.Path, foreign: StateDict, spec: ModelSpec, state_dict: StateDict
+    draft: pathlib.Path, target: pathlib.Path, foreign: StateDict, spec: ModelSpec, classes: int, image_size: int
 ) -> None:
-    """A .keras archive holds Keras' own description of the network, so Keras writes it."""
+    """A .keras archive holds Keras' own description of the network, so Keras writes it; its outputs are logits."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
     try:
         import keras  # type: ignore[import-not-found]  # optional
@@ -235,8 +237,9 @@ def _write_keras_archive(
         ) from error
     from common.weights.keras import write
 
-    classes = len(state_dict[f"{spec.classifiers[0]}.bias"])
-    network = getattr(keras.applications, spec.keras_name)(weights=None, classes=classes, classifier_activation=None)
+    network = getattr(keras.applications, spec.keras_name)(
+        weights=None, classes=classes, classifier_activation=None, input_shape=(image_size, image_size, 3)
+    )
     weights = draft.with_suffix(".weights.h5")
     try:
         write(weights, foreign)

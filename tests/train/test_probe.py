@@ -90,6 +90,12 @@ def test_features_are_computed_once(images, probe, tmp_path, monkeypatch, capsys
     probe("another size", "--image-size=48", data=data)
     probe("other weights", data=data, pretrained=_moved(tmp_path, first))
     assert computed[3:] == ["train", "val"] * 2
+    options = {**SPEC.build_options, "pool_padding": "torch"}  # of which the weights do not tell
+    builder = lambda pool_padding, **others: SPEC.builder(**others)  # noqa: E731
+    monkeypatch.setattr(PROGRAM, "spec", dataclasses.replace(SPEC, builder=builder, build_options=options))
+    probe("a pooling", "--max-steps=1", data=data)
+    probe("another pooling", "--max-steps=1", "--pool-padding=same", data=data)
+    assert computed[7:] == ["train", "val"] * 2
 
 
 def _moved(tmp_path, folder):

@@ -7,6 +7,9 @@ keras.applications.InceptionV3 in the order of Keras 3.15.1's and 2.15.0's files
 
 import dataclasses
 import json
+import sys
+import types
+import zipfile
 
 import pytest
 import torch
@@ -109,6 +112,29 @@ def test_what_was_trained_here_leaves_and_returns(source, tmp_path, suffix):
     assert meta["build"]["transform_input"] is (suffix != ".ckpt") and meta["build"]["pool_padding"] == "same"
     assert done.difference <= 1e-5
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5 * float(before.abs().max()))
+
+
+def test_keras_itself_writes_its_archive(source, tmp_path, monkeypatch):
+    """A stand-in for Keras 3: the network is its own, of the image size of the checkpoint; its outputs are logits."""
+    made = []
+
+    class Network:
+        def __init__(self, **options):
+            made.append(options)
+
+        def load_weights(self, path):
+            self.content = path.read_bytes()
+
+        def save(self, path):
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("config.json", '{"config": {"layers": []}}')
+                archive.writestr("model.weights.h5", self.content)
+
+    keras_package = types.SimpleNamespace(applications=types.SimpleNamespace(InceptionV3=Network))
+    monkeypatch.setitem(sys.modules, "keras", keras_package)
+    done = convert.convert(source, tmp_path / "a.keras", SMALL)
+    assert done.difference <= 1e-5 and [path.name for path in tmp_path.iterdir()] == ["a.keras"]
+    assert made == [dict(weights=None, classes=7, classifier_activation=None, input_shape=(SIZE, SIZE, 3))]
 
 
 def test_layers_without_names_are_read_by_position_and_numbers_may_start_anywhere(source, tmp_path):
