@@ -104,8 +104,8 @@ def usable_images(folder: str, config: SplitConfig) -> tuple[index.FolderIndex, 
     parts = [name for name in ("train", "val") if os.path.isdir(os.path.join(folder, name))]
     if parts:
         found = " and ".join(f"{name}/" for name in parts)
-        what = "is divided already" if len(parts) == 2 else f"give {os.path.join(folder, parts[0])}"
-        raise UserError(f"DIR: {folder} holds {found}; {what}")
+        what = "it is divided already" if len(parts) == 2 else f"give {os.path.join(folder, parts[0])}"
+        raise UserError(f"DIR: {folder} holds {found}; {what}, or rename what is a class")
     images = index.load_folder(folder, "DIR")
     if images.places is not None:
         raise UserError(f"DIR: {folder} is packed; give the folder that it was made from")

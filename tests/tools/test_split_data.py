@@ -152,8 +152,8 @@ def test_mistakes_are_named_and_write_nothing(run, photos, tmp_path):
         (["none", "out"], "DIR: none is not a folder"),
         ([photos, "full"], "OUT: full exists; name a new folder"),
         ([photos, photos / "new"], "OUT: .*/new is inside of DIR, where it would be a class; name a folder elsewhere"),
-        (["divided", "out"], "DIR: divided holds train/ and val/; is divided already"),
-        (["half", "out"], "DIR: half holds train/; give half/train"),
+        (["divided", "out"], "DIR: divided holds train/ and val/; it is divided already, or rename what is a class"),
+        (["half", "out"], "DIR: half holds train/; give half/train, or rename what is a class"),
         ([photos / "cat", "out"], "DIR: .*/cat holds no class folders; expected one folder of images per class"),
         ([photos, "out", "--val-percent=0"], "--val-percent: 0.0, must be above 0 and at most 90"),
     ):
