@@ -329,7 +329,7 @@ def notes(setup: RunSetup) -> list[str]:
             f"fill a step of {plan.global_batch_size} are dropped, others in every epoch"
         )
     if setup.state is None and (line := destinations(setup.spec, setup.build_options, setup.config.evaluation_size)):
-        found.append(f"note: {line}")
+        found.append(line)
     return found
 
 

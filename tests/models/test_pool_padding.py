@@ -42,7 +42,7 @@ def test_a_run_keeps_it_and_its_weights_leave_for_keras(images, tmp_path, capsys
     words += ["--max-steps=1", "--lr=1e-4"]
     program.main([*words, "--pool-padding=same", "--output-dir", str(tmp_path / "run"), "--eval-size=111"])
     out = capsys.readouterr().out
-    assert f"note: {line('same', 111)}{MINDSPORE} and {KERAS}; not for {TORCH}" in out
+    assert f"{line('same', 111)}{MINDSPORE} and {KERAS}; not for {TORCH}" in out
     checkpoint = tmp_path / "run" / "checkpoint.pth.tar"
     network, meta = load_model(checkpoint, V3)
     assert meta["build"]["pool_padding"] == "same"
