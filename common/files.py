@@ -37,7 +37,7 @@ def atomic_path(target: StrPath, suffix: str = ".tmp") -> Iterator[pathlib.Path]
 
 
 @contextlib.contextmanager
-def atomic_folder(target: StrPath, suffix: str = ".tmp") -> Iterator[pathlib.Path]:
+def atomic_folder(target: StrPath, suffix: str = ".incomplete") -> Iterator[pathlib.Path]:
     """Path of a new folder beside `target`, which becomes it at the end of the block.
 
     An exception in the block removes the new folder and leaves `target` as it was.

@@ -189,6 +189,7 @@ def test_without_locks_or_a_place_for_the_file_the_block_runs(tmp_path, monkeypa
         ("OUT", "out/shard-1-of-2", ["tools/pack_data.py", "DATA", "out", "--shard=1/2"]),
         ("OUT", "out/train/train-000000.tar", ["tools/pack_data.py", "DATA", "out", "--shard=2/2"]),
         ("DIR", "out/", ["tools/make_sample_data.py", "out"]),
+        ("OUT", "out/", ["tools/split_data.py", "TRAIN", "out"]),
         ("--predictions", "out.csv", ["inception_v3/demo.py", "IMAGE", "--resume=ONNX", "--predictions=out.csv"]),
     ],
 )
@@ -202,7 +203,12 @@ def test_a_program_whose_output_another_one_writes_says_so(run, images, tmp_path
         words = [word.replace("2/2", "1/2") for word in words]
     write_pooling_onnx(tmp_path / "net.onnx", shape=(1, 3, SIZE, SIZE))
     before = names(target.parent)
-    replaced = {"DATA": images, "ONNX": tmp_path / "net.onnx", "IMAGE": images / "val" / "ant" / "0000.jpg"}
+    replaced = {
+        "DATA": images,
+        "TRAIN": images / "train",
+        "ONNX": tmp_path / "net.onnx",
+        "IMAGE": images / "val" / "ant" / "0000.jpg",
+    }
     for name, path in replaced.items():
         words = [word.replace(name, str(path)) for word in words]
     with files.claimed(target, flag):

@@ -19,7 +19,6 @@ import os
 import pathlib
 import shutil
 import sys
-import tempfile
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -158,9 +157,7 @@ def split(folder: str, out: pathlib.Path, config: SplitConfig) -> None:
         by_class[label].append(name)
     val = set().union(*(validation_names(names, config) for names in by_class.values()))
     turned = {name for name in images.names() if name in turned} if config.upright else set()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent)
-    try:
+    with files.atomic_folder(out) as draft:
         todo = [
             _File(images.path(i), os.path.join(draft, "val" if name in val else "train", name), name in turned)
             for i, name in enumerate(images.names())
@@ -168,12 +165,6 @@ def split(folder: str, out: pathlib.Path, config: SplitConfig) -> None:
         with Progress(len(todo), "images") as advance:
             for _ in parallel.imap_unordered(place, todo, config.workers):
                 advance(1)
-        os.chmod(draft, 0o777 & ~_umask())
-        os.replace(draft, out)
-    except OSError as error:
-        raise UserError(f"OUT: {out}: {error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     print(
         f"{out}: {len(images) - len(val)} images for training, {len(val)} for validation, in {len(images.classes)} "
         f"classes{f'; {len(turned)} were turned as EXIF says' if turned else ''}. One validation image is "
@@ -181,12 +172,6 @@ def split(folder: str, out: pathlib.Path, config: SplitConfig) -> None:
     )
     if turned:
         print("Photographs to classify later need the same: --upright of demo.py and preprocess.py.")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def main() -> None:
@@ -197,12 +182,15 @@ def main() -> None:
     folder, out, config = given.pop("folder"), given.pop("out"), SplitConfig(**given)
     if not os.path.isdir(folder):
         raise UserError(f"DIR: {folder} is not a folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"OUT: {out} exists; name a new folder")
     if pathlib.Path(folder).resolve() in out.resolve().parents:
         raise UserError(f"OUT: {out} is inside of DIR, where it would be a class; name a folder elsewhere")
-    files.check_writable(out, "OUT")
-    split(folder, out, config)
+    with files.claimed(out, "OUT"):
+        if out.exists() and (not out.is_dir() or not files.is_empty(out)):
+            raise UserError(f"OUT: {out} exists; name a new folder")
+        try:
+            split(folder, out, config)
+        except OSError as error:
+            raise UserError(f"OUT: {out}: {error}") from error
 
 
 if __name__ == "__main__":
