@@ -1,4 +1,7 @@
-"""Ranks of a run: torchrun's environment, the process groups, and collectives on host values."""
+"""Ranks of a run: torchrun's environment, the process groups, and collectives on host values.
+
+One process alone, such as an evaluation of an exported file, imports no torch here.
+"""
 
 import contextlib
 import dataclasses
@@ -7,16 +10,18 @@ import os
 import signal
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
-
 from common import processes
-from common.device import device as devices
-from common.device.device import Device
 from common.errors import EXIT_FINAL, EXIT_USER_ERROR, PeerLost, RunError, UserError
+
+if typing.TYPE_CHECKING:
+    import torch
+    import torch.distributed
+
+    from common.device.device import Device
 
 # Status of a rank at a step boundary. The largest of all ranks' statuses applies to all of them: RUN continues, SAVE
 # writes a checkpoint and continues, RESTART and STOP write one and exit with EXIT_RESTART or the signal's status, the
@@ -72,20 +77,24 @@ class Group:
     With one process every method returns its input.
 
     Args:
-      device: device of the tensors in `all_reduce_mean_` and `all_gather`.
+      device: device of the tensors in `all_reduce_mean_` and `all_gather`; None where this process is alone and has
+        no such tensors.
       timeout_s: how long to wait for all ranks to start, in seconds.
     Raises:
       UserError: a rank did not start in time, or the ranks cannot connect to each other.
     """
 
-    def __init__(self, world: World, device: Device, timeout_s: float = 600) -> None:
-        self.world, self.device = world, device
-        self._host: dist.ProcessGroup | None = None
+    def __init__(self, world: World, device: "Device | None", timeout_s: float = 600) -> None:
+        self.world, self._device = world, device
+        self._host: torch.distributed.ProcessGroup | None = None
         if "WORLD_SIZE" in os.environ:
             # Not SIGTERM: with restarts, the ranks of the other nodes save a checkpoint and continue without this node.
             processes.die_with_parent(int(os.environ.get(LAUNCHER_PID, os.getppid())), RESTART_SIGNAL)
         if world.size == 1:
             return
+        import torch.distributed as dist
+
+        self._dist, device = dist, self.device
         try:
             self._store = _wait_for_all_ranks(world, datetime.timedelta(seconds=timeout_s))
             dist.init_process_group(device.backend, store=self._store, rank=world.rank, world_size=world.size)
@@ -96,41 +105,54 @@ class Group:
                 f"--master-addr: the {world.size} ranks could not connect to each other: {reason}"
             ) from error
 
+    @property
+    def device(self) -> "Device":
+        """The device that the group was made for."""
+        assert self._device is not None
+        return self._device
+
     def all_reduce_max(self, number: int) -> int:
         """The largest of all ranks' numbers."""
         if self._host is None:
             return number
+        import torch
+
         tensor = torch.tensor([number], dtype=torch.int32)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._host)
+        self._dist.all_reduce(tensor, self._dist.ReduceOp.MAX, group=self._host)
         return int(tensor)
 
     def all_reduce_sum(self, numbers: Sequence[float]) -> list[float]:
         """Element-wise sum over all ranks, in float64."""
+        if self._host is None:
+            return [float(number) for number in numbers]
+        import torch
+
         total = torch.tensor(numbers, dtype=torch.float64)
-        if self._host is not None:
-            dist.all_reduce(total, group=self._host)
+        self._dist.all_reduce(total, group=self._host)
         return total.tolist()
 
-    def all_reduce_mean_(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_mean_(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Average a device tensor over all ranks in place."""
         if self._host is not None:
-            dist.all_reduce(tensor)
+            self._dist.all_reduce(tensor)
             tensor /= self.world.size
         return tensor
 
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Device tensors of equal shape of all ranks, stacked in rank order: [size, ...]."""
         if self._host is None:
             return tensor[None]
+        import torch
+
         parts = [torch.empty_like(tensor) for _ in range(self.world.size)]
-        dist.all_gather(parts, tensor)
+        self._dist.all_gather(parts, tensor)
         return torch.stack(parts)
 
     def all_gather_objects(self, value: T) -> list[T]:
         """Picklable objects of all ranks, in rank order."""
         values = [value] * self.world.size
         if self._host is not None:
-            dist.all_gather_object(values, value, group=self._host)
+            self._dist.all_gather_object(values, value, group=self._host)
         return values
 
     @contextlib.contextmanager
@@ -157,7 +179,7 @@ class Group:
         with self.agreed():
             box = [function() if self.world.is_main else None]
         if self._host is not None:
-            dist.broadcast_object_list(box, src=0, group=self._host)
+            self._dist.broadcast_object_list(box, src=0, group=self._host)
         return box[0]  # type: ignore[return-value]  # None was replaced by rank 0's value
 
     def sync_status(self, status: int = RUN, error: Exception | None = None) -> int:
@@ -223,8 +245,11 @@ class Group:
                 raise PeerLost("another rank ended during the run") from error
             if not self._is_first_report(error):
                 raise PeerLost("another rank has reported the same error") from error
+            from common.device import device as devices
+
             if memory := devices.exhausted_memory(error):
-                found = f"--batch-size: too many images for the memory of {self.device.describe()} ({memory})"
+                place = self._device.describe() if self._device else "cpu"
+                found = f"--batch-size: too many images for the memory of {place} ({memory})"
                 raise UserError(f"{found}; take fewer, or a larger --accumulate", every_rank=False) from error
             raise
 
@@ -241,16 +266,18 @@ class Group:
     def close(self) -> None:
         """Destroy the process groups, on all ranks at once: gloo aborts a process whose peers are already gone."""
         if self._host is not None:
-            dist.barrier(group=self._host)
-            dist.destroy_process_group()
+            self._dist.barrier(group=self._host)
+            self._dist.destroy_process_group()
 
 
-def _wait_for_all_ranks(world: World, limit: datetime.timedelta) -> dist.Store:
+def _wait_for_all_ranks(world: World, limit: datetime.timedelta) -> "torch.distributed.Store":
     """The launcher's store, after every rank has written its key there.
 
     monitored_barrier cannot do this: it needs a gloo group, whose creation waits for all ranks itself and fails with
     "wait timeout after 4000ms, keys: /0//cpu//0/2"; that of an nccl or hccl group waits for half an hour.
     """
+    import torch.distributed as dist
+
     store, _, _ = next(dist.rendezvous("env://", timeout=limit))
     store.set(f"started/{world.rank}", "")
     try:

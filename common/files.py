@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import fcntl
+import hashlib
 import os
 import pathlib
 import re
@@ -204,6 +205,15 @@ def existing_folder(path: StrPath) -> pathlib.Path:
     while not folder.exists():
         folder = folder.parent
     return folder
+
+
+def sha256(path: StrPath) -> str:
+    """Hash of a file's content, which is not kept in memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def check_writable(path: StrPath, flag: str) -> None:

@@ -1,10 +1,12 @@
-"""Cores of this process, and independent tasks on all of them."""
+"""Cores of this process, and independent tasks on all of them, in processes or threads."""
 
+import collections
 import concurrent.futures
+import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -77,6 +79,39 @@ def imap_unordered(
         except BaseException:  # Ctrl-C: a task that hangs in a read must not delay the end
             processes.kill(set(multiprocessing.active_children()) - before)
             raise
+
+
+def in_order(
+    function: Callable[[Task], Result], tasks: Iterable[Task], threads: int, ahead: int = 2
+) -> Generator[Result, None, None]:
+    """Yield function(task) for every task, in their order, computed by threads of this process.
+
+    The first tasks start with this call. Closing the generator drops the tasks that have not started.
+
+    Args:
+      function: leaves Python's lock to other threads most of its time.
+      tasks: read in the thread that iterates.
+      threads: 0: that thread computes too.
+      ahead: tasks per thread that are started before their result is asked for.
+    Raises:
+      What a task, or reading the tasks, raises.
+    """
+    if not threads:
+        return (function(task) for task in tasks)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    remaining = iter(tasks)
+    pending = collections.deque(pool.submit(function, task) for task in itertools.islice(remaining, ahead * threads))
+
+    def results() -> Generator[Result, None, None]:
+        try:
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, task) for task in itertools.islice(remaining, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return results()
 
 
 def _start_process(parent: int, setup: Callable[..., object] | None, setup_args: tuple[Any, ...]) -> None:

@@ -4,11 +4,13 @@ A file is a line of JSON, padded to 64 bytes, then the bytes of the arrays. All 
 share the pages of the mapped file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import stat
 import tempfile
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,17 +24,22 @@ _VERSION = 2
 Arrays = dict[str, np.ndarray]
 
 
-def read(key: str) -> tuple[dict[str, Any], Arrays] | None:
-    """(header, read-only arrays) that were stored under a key; None where there are none or the file is torn."""
+def read(key: str, kind: str = "", private: bool = False) -> tuple[dict[str, Any], Arrays] | None:
+    """(header, read-only arrays) that were stored under a key; None where there are none or the file is torn.
+
+    Args:
+      kind: suffix of the file's name, see `keep_newest`.
+      private: the arrays can be written, which changes memory of this process only.
+    """
     for folder in _folders():
         try:
-            return _map(os.path.join(folder, _file_name(key)))
+            return _map(os.path.join(folder, _file_name(key) + kind), "c" if private else "r")
         except (OSError, ValueError, KeyError, TypeError):  # absent, torn, or of another version
             continue
     return None
 
 
-def write(key: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def write(key: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], kind: str = "") -> None:
     """Store a header that JSON can express, and arrays; does nothing where no folder can be written."""
     layout = [(name, array.dtype.str, len(array)) for name, array in arrays.items()]
     line = json.dumps(dict(version=_VERSION, header=header, arrays=layout)).encode()
@@ -41,11 +48,30 @@ def write(key: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     for folder in _folders():
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            target = os.path.join(folder, _file_name(key))
+            target = os.path.join(folder, _file_name(key) + kind)
             write_atomic(target, line, *content, mode=0o600)
             return
         except OSError:
             continue
+
+
+def keep_newest(kind: str, number: int) -> None:
+    """Remove the oldest files of a kind until `number` are left; a process that has mapped one keeps its pages."""
+    for folder in _folders():
+        files = []
+        with contextlib.suppress(OSError):
+            files = [entry for entry in os.scandir(folder) if entry.name.endswith(kind)]
+        for entry in sorted(files, key=_age)[number:]:
+            with contextlib.suppress(OSError):
+                os.remove(entry.path)
+
+
+def _age(entry: "os.DirEntry[str]") -> int:
+    """Nanoseconds, negative since 1970; the largest for a file that another process has removed."""
+    try:
+        return -entry.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def path(key: str, suffix: str) -> str:
@@ -83,14 +109,14 @@ def _file_name(key: str) -> str:
     return hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
 
 
-def _map(path: str) -> tuple[dict[str, Any], Arrays]:
+def _map(path: str, mode: typing.Literal["c", "r"]) -> tuple[dict[str, Any], Arrays]:
     with open(path, "rb") as file:
         line = file.readline()
         stored = json.loads(line)
         if stored["version"] != _VERSION:
             raise ValueError(stored["version"])
     # asarray: slices of the subclass memmap are several times slower
-    block, start, arrays = np.asarray(np.memmap(path, np.uint8, "r")), len(line), {}
+    block, start, arrays = np.asarray(np.memmap(path, np.uint8, mode)), len(line), {}
     for name, dtype, count in stored["arrays"]:
         end = start + count * np.dtype(dtype).itemsize
         if end > len(block):

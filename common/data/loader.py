@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import itertools
 import math
 import multiprocessing
 import os
@@ -20,7 +21,6 @@ from multiprocessing import queues, sharedctypes
 
 import numpy as np
 import torch
-from PIL import Image
 from torch._utils import ExceptionWrapper
 from torch.utils import data
 from torch.utils.data._utils import signal_handling
@@ -28,44 +28,18 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from common import processes
 from common.data import sampling
-from common.data.decode import BadImage, open_rgb
+from common.data.batch import Batch, Transform, fill
+from common.data.decode import open_rgb
 from common.data.index import FolderIndex
 
 # A run of this many broken files in a row is a broken disk or dataset, not a broken file.
 _MAX_SUBSTITUTES = 16
-
-Transform = Callable[[Image.Image], np.ndarray]
 
 
 class FileTransform(typing.Protocol):
     """Content of a file (None: not read yet) to uint8 [H, W, C], which is written to `out_HWC` where that is given."""
 
     def __call__(self, path: str, content: bytes | None, out_HWC: torch.Tensor | None) -> np.ndarray: ...
-
-
-class Batch(typing.NamedTuple):
-    """One batch on the host.
-
-    Attributes:
-      pixels_NHWC: uint8.
-      labels_N: int64.
-      indices_N: int64, positions in the FolderIndex.
-      bad: (path, reason) of every file that does not decode.
-      failed: whether a bad file must stop the run.
-      bad_indices: positions of the images whose place no other image takes, as in evaluation; those of `bad` there.
-    """
-
-    pixels_NHWC: torch.Tensor
-    labels_N: torch.Tensor
-    indices_N: torch.Tensor
-    bad: list[tuple[str, str]]
-    failed: bool
-    bad_indices: Sequence[int] = ()
-
-    def raise_if_failed(self) -> None:
-        """Raise BadImage for the first bad file where `failed`."""
-        if self.failed:
-            raise BadImage(*self.bad[0])
 
 
 class _EvalDataset(data.Dataset[Batch]):
@@ -88,31 +62,21 @@ class _EvalDataset(data.Dataset[Batch]):
         """The images of `keys` that decode; torch's fetcher calls it with all keys of a batch."""
         worker = data.get_worker_info()
         slot = worker.id if worker else 0
-        pixels_NHWC: torch.Tensor | None = None
-        labels, indices, lost, bad = list[int](), list[int](), list[int](), list[tuple[str, str]]()
-        for key in keys:
-            for i in self._candidates(key):
-                self.in_progress[slot] = i + 1
-                try:
-                    path, content = self.index.path(i), self.index.read(i)
-                    out_HWC = None if pixels_NHWC is None else pixels_NHWC[len(labels)]
-                    pixels = self.transform(path, content, out_HWC)
-                except BadImage as error:
-                    bad.append((error.path, error.reason))
-                    continue
-                finally:
-                    self.in_progress[slot] = 0
-                if pixels_NHWC is None:
-                    pixels_NHWC = _empty_uint8((len(keys), *pixels.shape), is_shared=worker is not None)
-                    pixels_NHWC.numpy()[0] = pixels
-                labels.append(int(self.index.labels[i]))
-                indices.append(i)
-                break
-            else:
-                lost.append(i)
-        good = torch.zeros((0, 1, 1, 3), dtype=torch.uint8) if pixels_NHWC is None else pixels_NHWC[: len(labels)]
-        labels_N, indices_N = torch.tensor(labels, dtype=torch.int64), torch.tensor(indices, dtype=torch.int64)
-        return Batch(good, labels_N, indices_N, bad, bool(lost), lost)
+
+        def read(i: int, out_HWC: torch.Tensor | None) -> np.ndarray:
+            self.in_progress[slot] = i + 1
+            try:
+                return self.transform(self.index.path(i), self.index.read(i), out_HWC)
+            finally:
+                self.in_progress[slot] = 0
+
+        def empty(shape: tuple[int, ...]) -> torch.Tensor:
+            return _empty_uint8(shape, is_shared=worker is not None and shape[0] > 0)
+
+        def as_tensor(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int64)
+
+        return fill(keys, self._candidates, read, lambda i: int(self.index.labels[i]), empty, as_tensor)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -359,13 +323,17 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """A rank's share of a split, in order: rank r takes images r, r + world_size, ...; none is padded or dropped."""
+    """A rank's share of a split, in order: rank r takes images r, r + world_size, ...; none is padded or dropped.
+
+    Args:
+      batch_size: images of a batch, or of each batch of this rank.
+    """
 
     def __init__(
         self,
         index: FolderIndex,
         transform: Transform,
-        batch_size: int,
+        batch_size: int | Sequence[int],
         on_bad_image: str,
         rank: int,
         world_size: int,
@@ -373,7 +341,10 @@ class EvalLoader(_Loader):
         pin_memory: bool,
     ) -> None:
         share = range(rank, len(index), world_size)
-        batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
+        if isinstance(batch_size, int):
+            batch_size = [batch_size] * -(-len(share) // batch_size)
+        ends = list(itertools.accumulate(batch_size))
+        batches = [list(share[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
         super().__init__(_EvalDataset(index, _of_file(transform), on_bad_image), batches, workers, pin_memory)
         self.skips = on_bad_image == "skip"
 

@@ -27,8 +27,8 @@ from common.evaluation.metrics import softmax
 if typing.TYPE_CHECKING:
     from PIL import Image
 
+    from common.data.batch import Batch
     from common.data.index import FolderIndex
-    from common.data.loader import Batch
     from common.deploy.sides import Side
     from common.spec import ModelSpec
 

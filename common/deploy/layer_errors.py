@@ -166,7 +166,7 @@ class _Recorder:
     def __init__(self, engine: Engine, session: Any) -> None:
         self.sample_shape, self.dtype, self.batch = engine.sample_shape, engine.dtype, engine.batch
         self.num_outputs, self.metadata = engine.num_outputs, engine.metadata
-        self._session, self.outputs = session, list[np.ndarray]()
+        self._session, self.outputs, self.streams = session, list[np.ndarray](), 0
 
     def run(self, images: np.ndarray) -> np.ndarray:
         self.outputs = self._session.run(None, {self._session.get_inputs()[0].name: np.asarray(images, self.dtype)})

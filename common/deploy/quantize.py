@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import pathlib
@@ -29,7 +28,7 @@ from common.data import labels
 from common.data.transforms import normalize_into
 from common.deploy import calibrate, int8_graph, rounding
 from common.errors import RunError, UserError
-from common.evaluation import engines, onnx_metadata, program
+from common.evaluation import engines, onnx_metadata, openvino_engine, program
 from common.files import write_atomic
 from common.spec import ModelSpec
 
@@ -574,16 +573,14 @@ def _speed_ratio(before: engines.Engine, after: engines.Engine, images: np.ndarr
 
 def _openvino_line(path: str, images: np.ndarray, logits: np.ndarray) -> str:
     """How far OpenVINO's logits are from ONNX Runtime's, or nothing where it is not installed."""
-    if importlib.util.find_spec("openvino") is None:
+    if not openvino_engine.is_installed():
         return ""
-    import openvino
-
     # By default it computes in bfloat16 where the processor can.
-    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = openvino_engine.core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = model(images)[0]
     share = float(np.abs(found - logits).max() / (np.abs(logits).max() or 1))
     same = int((found.argmax(1) == logits.argmax(1)).sum())
     return (
-        f"OpenVINO {openvino.__version__.split('-')[0]}: the same top-1 for {same} of {len(images)} images of train/, "
-        f"largest difference from ONNX Runtime {share:.1e} of the largest logit"
+        f"OpenVINO {importlib.metadata.version('openvino')}: the same top-1 for {same} of {len(images)} images of "
+        f"train/, largest difference from ONNX Runtime {share:.1e} of the largest logit"
     )

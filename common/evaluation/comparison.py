@@ -15,7 +15,7 @@ from common.errors import RunError
 from common.evaluation.metrics import Counts, fit_better
 
 if typing.TYPE_CHECKING:
-    from common.data.loader import Batch
+    from common.data.batch import Batch
 
     LogitsOf = Callable[[Batch], np.ndarray]
 

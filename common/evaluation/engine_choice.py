@@ -4,26 +4,24 @@ A choice is measured once for a machine, a model file and versions of the engine
 """
 
 import dataclasses
-import hashlib
+import functools
 import importlib.metadata
 import importlib.util
 import json
-import mmap
 import pathlib
 import platform
 import time
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from common import parallel
+from common import files, parallel
 from common.data import cache
 from common.data.decode import BadImage
 from common.errors import UserError
-from common.evaluation import comparison
+from common.evaluation import comparison, engines, onnx_header, openvino_engine
 from common.evaluation.engines import EngineClassifier, OnnxEngine
-from common.evaluation.onnx_metadata import OnnxMetadata
 from common.spec import ModelSpec
 
 if typing.TYPE_CHECKING:
@@ -39,7 +37,8 @@ FLOAT32, BFLOAT16 = "float32", "bfloat16"
 FAST_TOP1, FAST_LOGITS = 0.02, 0.05
 _SAMPLE = 64  # images compared by --fast
 _TIMED = 8  # images of a measured run
-_QUANTIZED = (b"uantizeLinear", b"QLinearConv", b"ConvInteger")  # operators of an int8 file
+_QUANTIZED = ("uantizeLinear", "QLinearConv", "ConvInteger")  # in the names of operators of an int8 file
+_RULES = 2  # raise it when other ways are measured: choices of other rules are made again
 
 
 class Way(typing.NamedTuple):
@@ -60,105 +59,88 @@ class Choice(typing.NamedTuple):
     note: str = ""
 
 
-class OpenVinoEngine:
-    """OpenVINO on the CPU, as an Engine.
-
-    Args:
-      source: .onnx file, or a network.
-      size: side of the input, pixels; used for a network.
-    Raises:
-      UserError: OpenVINO is not installed, or cannot load the file.
-    """
-
-    def __init__(self, source: "pathlib.Path | torch.nn.Module", size: int, precision: str, threads: int) -> None:
-        if importlib.util.find_spec("openvino") is None:
-            raise UserError("--engine: openvino is not installed; pip install openvino")
-        import openvino
-
-        self.metadata: OnnxMetadata = {}
-        self.is_float32 = precision != BFLOAT16
-        try:
-            if isinstance(source, pathlib.Path):
-                model = openvino.Core().read_model(source)
-            else:
-                import torch
-
-                with torch.inference_mode():
-                    model = openvino.convert_model(source, example_input=torch.zeros(1, 3, size, size))
-            settings = {
-                "INFERENCE_PRECISION_HINT": "f32" if self.is_float32 else "bf16",
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": str(threads or parallel.usable_cores()),
-            }
-            self._model = openvino.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise UserError(
-                f"--engine: openvino cannot load {source}: {str(error).strip().splitlines()[-1]}"
-            ) from error
-        shape = self._model.input(0).get_partial_shape()
-        sides = [side.get_length() if side.is_static else None for side in shape]
-        self.batch: int | None = sides[0]
-        self.sample_shape: Sequence[int | str | None] = (
-            sides[1:] if isinstance(source, pathlib.Path) else (3, size, size)
-        )
-        self.dtype = np.dtype(self._model.input(0).get_element_type().to_dtype())
-        self.num_outputs: int = self._model.output(0).get_partial_shape()[-1].get_length()
-
-    def run(self, images: np.ndarray) -> np.ndarray:
-        return np.array(self._model(np.asarray(images, self.dtype))[0])
-
-
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """What is evaluated.
 
     Attributes:
       file: checkpoint or .onnx file.
-      network: of a checkpoint.
       own: how it is computed by default.
       size: side of the input, pixels.
-      batch_size: images per run.
-      threads: of this process.
+      batch_size: images per run, at most.
       variant: options that change the network of a file.
+      device: of `network`.
+      network: of a checkpoint; None where `converted` replaces it.
+      converted: what OpenVINO reads of a checkpoint, where it is in the cache.
+      facts: to keep with a converted checkpoint.
+      content: hash of the file; computed where it is not given.
     """
 
     spec: ModelSpec
-    device: "Device"
     file: pathlib.Path
-    network: "torch.nn.Module | None"
     own: Way
     size: int
     batch_size: int
-    threads: int
-    variant: str
+    variant: Sequence[object]
+    device: "Device | None" = None
+    network: "torch.nn.Module | None" = None
+    converted: openvino_engine.Converted | None = None
+    facts: Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
+    content: str = ""
+
+    @property
+    def is_onnx(self) -> bool:
+        return self.file.suffix == ".onnx"
+
+    def __post_init__(self) -> None:
+        if not self.content:
+            object.__setattr__(self, "content", files.sha256(self.file))
+
+    @property
+    def conversion_key(self) -> str:
+        """Key of the converted checkpoint in the cache."""
+        return openvino_engine.key(self.content, self.spec, self.variant, versions("torch", "openvino"))
+
+    def named(self, engine: str) -> Way:
+        """The way of an engine that was named, in float32."""
+        return Way(engine, FLOAT32, self.own.threads)
 
     def build(self, way: Way) -> "Classifier":
         """The classifier that computes in this way."""
+        streams = engines.streams(way.threads)
         if way.engine == "onnxruntime":
-            return EngineClassifier(OnnxEngine(self.file, threads=way.threads), self.spec)
+            return EngineClassifier(OnnxEngine(self.file, threads=way.threads, streams=streams), self.spec)
         if way.engine == "openvino":
-            source = self.file if self.network is None else self.network
-            return EngineClassifier(OpenVinoEngine(source, self.size, way.precision, way.threads), self.spec)
-        import torch
-
+            is_float32 = way.precision != BFLOAT16
+            engine = openvino_engine.OpenVinoEngine(self._source(), self.size, is_float32, way.threads, streams)
+            return EngineClassifier(engine, self.spec)
         from common.evaluation.torch_classifier import Normalizer, TorchClassifier
 
-        assert self.network is not None
-        torch.set_num_threads(way.threads)
+        assert self.network is not None and self.device is not None
         self.device.move(self.network, "channels_last")
         amp_type = "bf16" if way.precision == BFLOAT16 else None
         normalizer = Normalizer(self.spec, self.device, "channels_last")
-        return TorchClassifier(self.network, normalizer, self.device, amp_type)
+        return TorchClassifier(self.network, normalizer, self.device, amp_type, threads=way.threads)
+
+    def _source(self) -> pathlib.Path | openvino_engine.Converted:
+        if self.is_onnx:
+            return self.file
+        openvino_engine.check_installed()
+        found = self.converted or openvino_engine.load(self.conversion_key)
+        if found is None:
+            assert self.network is not None
+            found = openvino_engine.convert(self.network, self.size, self.conversion_key, self.facts)
+        return found
 
     def ways(self, engine: str, fast: bool) -> list[Way]:
         """The ways to measure; the default one first."""
-        own = "onnxruntime" if self.network is None else "torch"
+        own = "onnxruntime" if self.is_onnx else "torch"
         names = [own, "openvino"] if engine in ("default", "auto") else [engine]
-        if len(names) > 1 and importlib.util.find_spec("openvino") is None:
+        if len(names) > 1 and not openvino_engine.is_installed():
             names.remove("openvino")
-        ways = [Way(name, FLOAT32, self.threads) for name in names]
-        if fast:
-            ways += [Way(name, BFLOAT16, self.threads) for name in names if name != "onnxruntime"]
+        ways = [Way(name, FLOAT32, self.own.threads) for name in names]
+        if fast and multiplies_bfloat16():
+            ways += [Way(name, BFLOAT16, self.own.threads) for name in names if name != "onnxruntime"]
         return [self.own, *(way for way in ways if way != self.own)]
 
 
@@ -182,12 +164,20 @@ def check(engine: str, fast: bool, file: str, device_kind: str, is_plain: bool) 
         raise UserError(f"--engine: {engine} needs {needs}, {file} is none; give openvino or auto")
 
 
-def precision_of(file: pathlib.Path, dtype: np.dtype) -> str:
+def precision_of(header: onnx_header.OnnxHeader) -> str:
     """Precision of an exported file, for print and metrics.json."""
-    with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as block:
-        if any(block.find(name) >= 0 for name in _QUANTIZED):
-            return "int8"
-    return "float16" if dtype == np.float16 else FLOAT32
+    if any(name in operator for operator in header.operators for name in _QUANTIZED):
+        return "int8"
+    return "float16" if header.inputs[0].dtype == "float16" else FLOAT32
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it; without them bfloat16 is slower than float32.
+
+    True where the system does not say.
+    """
+    flags = _cpuinfo("flags", "Features").split()
+    return not flags or any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
 
 
 def choose(
@@ -199,35 +189,43 @@ def choose(
 ) -> Choice:
     """The way to compute: the engine named, or the fastest one by a measurement, which is cached."""
     if engine not in ("default", "auto") and not fast:
-        return Choice(Way(engine, FLOAT32, subject.threads))
-    key = _key(subject, engine, fast, index)
-    stored = cache.read(key)
-    if stored is not None:
-        header = stored[0]
-        return Choice(Way(*header["way"]), header["note"])
+        return Choice(subject.named(engine))
+    if (found := kept(subject, engine, fast, index)) is not None:
+        return found
     choice = _measure(subject, subject.ways(engine, fast), fast, _sample(index, transform), len(index))
-    cache.write(key, dict(way=choice.way, note=choice.note), {})
+    cache.write(_key(subject, engine, fast, index), dict(way=choice.way, note=choice.note), {})
     return choice
 
 
+def kept(subject: Subject, engine: str, fast: bool, index: "FolderIndex") -> Choice | None:
+    """The choice of an earlier start, or None."""
+    stored = cache.read(_key(subject, engine, fast, index))
+    if stored is None:
+        return None
+    way, note = stored[0].get("way"), stored[0].get("note")
+    return Choice(Way(*way), note) if isinstance(way, list) and isinstance(note, str) else None
+
+
 def _key(subject: Subject, engine: str, fast: bool, index: "FolderIndex") -> str:
-    name = hashlib.sha256(subject.file.read_bytes()).hexdigest()
-    versions = {
-        package: importlib.metadata.version(package)
-        for package in ("torch", "onnxruntime", "openvino")
-        if importlib.util.find_spec(package) is not None
-    }
-    facts = [_cpu(), parallel.usable_cores(), versions, name, subject.own, subject.size, subject.batch_size]
-    facts += [subject.threads, subject.variant, engine, len(index), fast and index.fingerprint]
+    facts = [_cpuinfo("model name") or platform.machine(), parallel.usable_cores(), subject.content, subject.own]
+    facts += [versions("torch", "onnxruntime", "openvino"), subject.size, subject.batch_size, list(subject.variant)]
+    facts += [engine, len(index), fast and index.fingerprint, _RULES]
     return f"engine choice {json.dumps(facts)}"
 
 
-def _cpu() -> str:
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of those that are installed."""
+    return {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name) is not None}
+
+
+@functools.cache
+def _cpuinfo(*names: str) -> str:
+    """The first field of these names in /proc/cpuinfo, or an empty text."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() in names), "")
 
 
 def _sample(index: "FolderIndex", transform: "Callable[[typing.Any], np.ndarray]") -> np.ndarray:
@@ -256,10 +254,7 @@ def _timed_build(subject: Subject, way: Way) -> "tuple[Classifier, float]":
 
 def _measure(subject: Subject, ways: Sequence[Way], fast: bool, pixels: np.ndarray, num_images: int) -> Choice:
     """The way that takes the least time for `num_images`; with `fast`, among those that agree with the default one."""
-    import torch
-
-    batch = torch.from_numpy(pixels)
-    timed = batch[: min(_TIMED, subject.batch_size)]
+    timed = pixels[:_TIMED]
     speeds: dict[Way, float] = {}
     seconds: dict[Way, float] = {}
     notes: dict[Way, str] = {}
@@ -272,27 +267,27 @@ def _measure(subject: Subject, ways: Sequence[Way], fast: bool, pixels: np.ndarr
                 raise
             continue
         if fast:
-            logits = np.concatenate([classifier(part) for part in batch.split(subject.batch_size)])
+            logits = _logits(classifier, pixels, subject.batch_size)
             reference = logits if reference is None else reference
             agreed, largest = _difference(reference, logits)
-            if agreed < (1 - FAST_TOP1) * len(batch) or largest > FAST_LOGITS:
+            if agreed < (1 - FAST_TOP1) * len(pixels) or largest > FAST_LOGITS:
                 continue
             notes[way] = (
-                f"; on {len(batch)} images {agreed} have the same top-1 as with {ways[0]} (allowed: "
+                f"; on {len(pixels)} images {agreed} have the same top-1 as with {ways[0]} (allowed: "
                 f"{100 * (1 - FAST_TOP1):.0f} %), logits differ by at most {100 * largest:.2g} % of the largest "
                 f"one (allowed: {100 * FAST_LOGITS:.0f} %)"
             )
-        speeds[way] = _images_per_s(classifier, timed)
+        speeds[way] = _images_per_s(classifier, timed, subject.batch_size)
         seconds[way] = start + num_images / speeds[way]
         if way.threads >= 4:  # twice as many threads as cores, or decoding beside it
             half = way._replace(threads=way.threads // 2)
             classifier, start = _timed_build(subject, half)
-            speeds[half], notes[half] = _images_per_s(classifier, timed), notes.get(way, "")
+            speeds[half], notes[half] = _images_per_s(classifier, timed, subject.batch_size), notes.get(way, "")
             seconds[half] = start + num_images / speeds[half]
     best = min(seconds, key=lambda way: seconds[way])
     speed = f"{speeds[best]:.3g} images/s" + (f", {ways[0]} {speeds[ways[0]]:.3g}" if best != ways[0] else "")
     flag = "--fast" if fast else "--engine auto"
-    missing = "" if importlib.util.find_spec("openvino") else "; openvino is not installed (pip install openvino)"
+    missing = "" if openvino_engine.is_installed() else "; openvino is not installed (pip install openvino)"
     return Choice(best, f"{flag}: {best} on {best.threads} threads: {speed}{notes.get(best, '')}{missing}")
 
 
@@ -303,11 +298,19 @@ def _difference(reference: np.ndarray, logits: np.ndarray) -> tuple[int, float]:
     return found.agreed, found.max_difference / max(float(np.abs(reference).max()), 1e-12)
 
 
-def _images_per_s(classifier: "Classifier", pixels: "torch.Tensor") -> float:
+def _logits(classifier: "Classifier", pixels: np.ndarray, batch_size: int) -> np.ndarray:
+    """Logits [N, K], computed as an evaluation does."""
+    streams = getattr(classifier, "streams", 0)
+    size = engines.images_per_run(batch_size, streams)
+    parts = [pixels[i : i + size] for i in range(0, len(pixels), size)]
+    return np.concatenate(list(parallel.in_order(classifier, parts, streams)))
+
+
+def _images_per_s(classifier: "Classifier", pixels: np.ndarray, batch_size: int) -> float:
     """The better of two runs, after one that is not counted."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        classifier(pixels)
+        _logits(classifier, pixels, batch_size)
         times.append(time.perf_counter() - start)
     return len(pixels) / min(times[1:])

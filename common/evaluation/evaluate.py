@@ -3,26 +3,29 @@
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import torch
 
-from common.data.loader import Batch
+from common import parallel
+from common.data.batch import Array, Batch
 from common.distributed import RUN, STOP, Group
 from common.errors import Interrupted, RunError, UserError, print_error
 from common.evaluation.metrics import Counts
 
-Classifier = Callable[[torch.Tensor], np.ndarray]  # uint8 pixels [N, H, W, 3] -> logits [N, K], both on the host
+Classifier = Callable[[Array], np.ndarray]  # uint8 pixels [N, H, W, 3] -> logits [N, K], both on the host
 
 Observer = Callable[[Batch, np.ndarray], None]  # a batch and its logits
 
 
-def scored(classifier: Classifier, batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
+def scored(classifier: Classifier, batches: Iterable[Batch], streams: int = 0) -> Iterator[tuple[Batch, np.ndarray]]:
     """Each batch with its logits [N, K]; [0, 1] where no image of it decodes.
 
+    Args:
+      streams: how many batches the classifier computes at a time, in threads; 0: one, in this thread.
     Raises:
       BadImage: a file does not decode (unless the loader skips those).
       RunError: a logit is NaN.
     """
-    for batch in batches:
+
+    def score(batch: Batch) -> tuple[Batch, np.ndarray]:
         batch.raise_if_failed()
         logits_NK = classifier(batch.pixels_NHWC) if len(batch.labels_N) else np.zeros((0, 1), np.float32)
         if np.isnan(logits_NK).any():
@@ -31,7 +34,9 @@ def scored(classifier: Classifier, batches: Iterable[Batch]) -> Iterator[tuple[B
                 "checkpoint",
                 is_final=True,
             )
-        yield batch, logits_NK
+        return batch, logits_NK
+
+    return parallel.in_order(score, batches, streams)
 
 
 def evaluate(
@@ -41,6 +46,7 @@ def evaluate(
     group: Group,
     smoothing: float = 0.0,
     observer: Observer | None = None,
+    streams: int = 0,
 ) -> Counts | None:
     """Score a split.
 
@@ -50,6 +56,7 @@ def evaluate(
       group: its ranks; counts are all-reduced once, at the end.
       smoothing: label smoothing of the reported loss.
       observer: called with each batch; it may raise UserError.
+      streams: see `scored`.
     Returns:
       Counts over all ranks, or None when a rank was interrupted.
     Raises:
@@ -60,12 +67,12 @@ def evaluate(
     counts, stopped = Counts(), False
     error: Exception | None = None
     try:
-        for batch, logits_NK in scored(classifier, batches):
+        for batch, logits_NK in scored(classifier, batches, streams):
             counts.skipped += len(batch.bad)
             for path, reason in batch.bad:
                 print_error(f"skipped: {path} ({reason})")
             if len(batch.labels_N):
-                counts.add(logits_NK, batch.labels_N.numpy(), smoothing)
+                counts.add(logits_NK, np.asarray(batch.labels_N), smoothing)
             if observer is not None:
                 observer(batch, logits_NK)
     except Interrupted:

@@ -25,8 +25,8 @@ from common.evaluation.metrics import TOP_K, softmax
 from common.files import StrPath, atomic_path, check_writable, claimed
 
 if typing.TYPE_CHECKING:
+    from common.data.batch import Batch
     from common.data.index import FolderIndex
-    from common.data.loader import Batch
     from common.distributed import Group
 
 FORMATS = (".csv", ".json")

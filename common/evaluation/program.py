@@ -12,19 +12,33 @@ from typing import Any
 from common import cli, files, parallel
 from common.data import labels
 from common.errors import UserError
-from common.evaluation import aipp, class_names, engine_choice, engines, metrics_json, predictions
+from common.evaluation import (
+    aipp,
+    class_names,
+    engine_choice,
+    engines,
+    metrics_json,
+    onnx_header,
+    onnx_metadata,
+    openvino_engine,
+    predictions,
+)
 from common.spec import ModelSpec
 from common.weights.load import load_model
 
 if typing.TYPE_CHECKING:
     import numpy as np
 
+    from common.data.batch import Batch, ThreadLoader
     from common.data.index import FolderIndex
-    from common.data.loader import Batch
+    from common.data.loader import EvalLoader
     from common.device.device import Device
-    from common.distributed import World
+    from common.distributed import Group, World
     from common.evaluation.evaluate import Classifier, Observer
     from common.evaluation.metrics import Counts
+
+
+_EXPORTED = (".onnx", ".om")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +71,9 @@ class EvalConfig:
         "compute with the engine and precision (bfloat16 too) that are the fastest on this CPU, if a sample of images "
         "has nearly the same results; both are printed",
     )
-    batch_size: int = cli.option(64, "images per run; a model of fixed batch keeps its own", "-b", low=1)
+    batch_size: int = cli.option(
+        64, "images per run, at most; a CPU takes fewer, a model of fixed batch its own", "-b", low=1
+    )
     workers: int = cli.option(2, "processes that decode", "-j", low=0)
     threads: int = cli.option(0, "cores of the network on a CPU; 0 is all", low=0)
     num_classes: int | None = cli.option(None, "columns of a checkpoint's output; cuts off a background class", low=1)
@@ -94,6 +110,8 @@ class EvalModel(typing.NamedTuple):
       taken: see common.weights.load.Checkpoint.
       run_options: options of the training run that wrote a checkpoint; empty for other files.
       engine, precision: what computes the logits.
+      choice: why, where that was measured.
+      short_training: see common.evaluation.torch_classifier.
     """
 
     classifier: "Classifier"
@@ -104,6 +122,12 @@ class EvalModel(typing.NamedTuple):
     run_options: Mapping[str, Any] = types.MappingProxyType({})
     engine: str = "torch"
     precision: str = engine_choice.FLOAT32
+    choice: str = ""
+    short_training: tuple[int, float | None] = (0, None)
+
+
+# A model, the images to score, and their loader.
+Opened: typing.TypeAlias = "tuple[EvalModel, FolderIndex, EvalLoader | ThreadLoader]"
 
 
 def main(spec: ModelSpec, description: str) -> None:
@@ -143,32 +167,19 @@ def evaluate_folder(
     """
     from common import distributed
     from common.data import file_tree
-    from common.data.loader import EvalLoader
-    from common.data.transforms import eval_transform
-    from common.device import device as devices
     from common.evaluation.evaluate import evaluate
-    from common.evaluation.torch_classifier import TorchClassifier, note_on_short_training
 
     world = world or distributed.World()
     if config.predictions and world.is_main:
         predictions.check(config.predictions)
-    device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
-    device.activate()
-    if config.full_fp32:
-        device.use_full_fp32()
+    opened = _open_without_torch(spec, config) if _may_do_without_torch(config, world) else None
+    device = None if opened else _activated_device(config, world)
     group = distributed.Group(world, device)
     with group.reports_once():
-        model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
-        if world.is_main and model.taken:
-            print(model.taken, flush=True)
-        if config.engine != "default" or config.fast:
-            model = group.local_rank0_first(lambda: _with_chosen_engine(spec, config, model, index, device, world))
+        model, index, images = opened or _open(spec, config, group)
+        if world.is_main:
+            print("".join(f"{line}\n" for line in (model.taken, model.choice) if line), end="", flush=True)
         group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
-        transform = eval_transform(spec, model.image_size)
-        workers = parallel.dataloader_workers(config.workers, world.local_size)
-        images = EvalLoader(
-            index, transform, config.batch_size, config.on_bad_image, world.rank, world.size, workers, device.pin_memory
-        )
         start = time.perf_counter()
         with contextlib.ExitStack() as stack:
             stack.callback(images.close)
@@ -180,7 +191,10 @@ def evaluate_folder(
                 def observer(batch: "Batch", logits_NK: "np.ndarray") -> None:
                     write(rows(batch, logits_NK))
 
-            counts = evaluate(model.classifier, images, len(index), group, smoothing(model.num_outputs), observer)
+            streams = _streams(model)
+            counts = evaluate(
+                model.classifier, images, len(index), group, smoothing(model.num_outputs), observer, streams
+            )
             assert counts is not None  # never interrupted
             if not counts.seen:
                 raise UserError(f"--data: none of the {len(index)} images in {index.root} decodes")
@@ -197,10 +211,12 @@ def evaluate_folder(
         lowest = int(index.labels.min()) - spec.background_columns(model.num_outputs)
         if index.label_file and (note := counts.note_on_labels(lowest)):
             print(note, flush=True)
-        if isinstance(model.classifier, TorchClassifier) and (
-            note := note_on_short_training(counts.loss, model.num_outputs, model.classifier.model)
-        ):
-            print(note, flush=True)
+        steps, momentum = model.short_training
+        if steps:
+            from common.evaluation.torch_classifier import note_on_loss
+
+            if note := note_on_loss(counts.loss, 0.0, model.num_outputs, steps, momentum):
+                print(note, flush=True)
         if kinds := file_tree.describe_ignored(index.ignored_kinds):
             print(f"note: ignored in {index.root}: {kinds}", flush=True)
     return counts, model
@@ -213,28 +229,170 @@ def _row_builder(spec: ModelSpec, config: EvalConfig, model: EvalModel, index: "
     return predictions.RowBuilder(index, names, background)
 
 
-def _with_chosen_engine(
-    spec: ModelSpec, config: EvalConfig, model: EvalModel, index: "FolderIndex", device: "Device", world: "World"
-) -> EvalModel:
-    """The model with the engine and precision of --engine and --fast."""
-    from common.data.transforms import eval_transform
-    from common.evaluation.torch_classifier import TorchClassifier
+def _streams(model: EvalModel) -> int:
+    """How many batches the model takes at a time."""
+    return getattr(model.classifier, "streams", 0)
 
-    network = model.classifier.model if isinstance(model.classifier, TorchClassifier) else None
-    threads = config.threads or max(1, parallel.usable_cores() // world.local_size)
-    own = engine_choice.Way(model.engine, model.precision, threads)
-    file = pathlib.Path(config.resume)
-    variant = f"{spec.name} {model.num_outputs} {config.use_ema} {config.transform_input}"
-    subject = engine_choice.Subject(
-        spec, device, file, network, own, model.image_size, config.batch_size, threads, variant
+
+# ---- files that need no torch ----------------------------------------------------------------------------------------
+
+
+def _may_do_without_torch(config: EvalConfig, world: "World") -> bool:
+    """Whether an engine other than torch may compute, in this process alone."""
+    is_chosen = config.device == "cpu" and (config.engine != "default" or config.fast)
+    return world.size == 1 and config.device in ("auto", "cpu") and (_is_exported(config) or is_chosen)
+
+
+def _open_without_torch(spec: ModelSpec, config: EvalConfig) -> "Opened | None":
+    """An exported file, or a checkpoint that OpenVINO is to compute and has converted before.
+
+    Torch is not imported, which takes longer than some tens of images, and images are decoded while the engine starts.
+
+    Returns:
+      None for a checkpoint that must be read.
+    Raises:
+      UserError: the first mistake.
+    """
+    _check_engine(config, "cpu")
+    from common.data.transforms import eval_transform
+
+    file, threads = pathlib.Path(config.resume), config.threads or parallel.usable_cores()
+    if not _is_exported(config):
+        return _open_converted(spec, config, threads)
+    _check_exported(config)
+    is_on_cpu = file.suffix == ".onnx" and config.provider == "cpu"
+    streams = engines.streams(threads) if is_on_cpu else 0
+    header = onnx_header.read(file) if file.suffix == ".onnx" else None
+    if header is None or not header.is_classifier:  # the engine names the fault
+        model = _load_engine(spec, config, streams)
+        fixed = model.classifier.engine.batch if isinstance(model.classifier, engines.EngineClassifier) else None
+        return (model, *_decoding(spec, config, model, streams, fixed))
+    metadata, (batch, *sides) = onnx_metadata.decode(header.metadata), header.inputs[0].shape
+    size = _image_size(spec, config, sides, metadata)
+    precision = engine_choice.precision_of(header)
+    num_outputs = int(header.outputs[0].shape[-1] or 0)
+    own = engine_choice.Way("onnxruntime", precision, threads)
+    described = EvalModel(
+        _not_loaded, num_outputs, size, metadata.get("classes"), engine=own.engine, precision=precision
     )
+    index, loader = _decoding(spec, config, described, streams, batch if isinstance(batch, int) else None)
+    if config.engine == "default" and not config.fast:
+        return _load_engine(spec, config, streams), index, loader
+    subject = _subject(spec, config, described, threads)
+    choice = engine_choice.choose(subject, config.engine, config.fast, index, eval_transform(spec, size))
+    return _computed_by(described, subject, choice), index, loader
+
+
+def _open_converted(spec: ModelSpec, config: EvalConfig, threads: int) -> "Opened | None":
+    """A checkpoint that was converted before, where OpenVINO is to compute it."""
+    if config.engine == "torch" or not pathlib.Path(config.resume).is_file() or not openvino_engine.is_installed():
+        return None
+    subject = _subject(spec, config, EvalModel(_not_loaded, 0, 0, None), threads)
+    converted = openvino_engine.load(subject.conversion_key)
+    if converted is None:
+        return None
+    facts = dict(converted.facts)
+    model = EvalModel(_not_loaded, **{**facts, "short_training": tuple(facts["short_training"])})
+    subject = _subject(spec, config, model, threads, converted=converted, content=subject.content)
+    index = load_index(config, model, spec.background_columns(model.num_outputs))
+    choice: engine_choice.Choice | None = engine_choice.Choice(subject.named(config.engine))
+    if config.engine != "openvino" or config.fast:
+        choice = engine_choice.kept(subject, config.engine, config.fast, index)
+    if choice is None or choice.way.engine != "openvino":
+        return None
+    index, images = _decoding(spec, config, model, engines.streams(threads), None)
+    return _computed_by(model, subject, choice), index, images
+
+
+def _not_loaded(pixels_NHWC: Any) -> "np.ndarray":
+    """Classifier of a model whose engine starts later."""
+    raise AssertionError(pixels_NHWC)
+
+
+def _decoding(
+    spec: ModelSpec, config: EvalConfig, model: EvalModel, streams: int, batch: int | None
+) -> "tuple[FolderIndex, ThreadLoader]":
+    """The images of a model, being decoded.
+
+    Args:
+      streams: see Engine.
+      batch: the fixed batch size of the model, or None.
+    """
+    from common.data.batch import ThreadLoader
+    from common.data.transforms import eval_transform
+
+    index = load_index(config, model, spec.background_columns(model.num_outputs))
+    size = batch or engines.images_per_run(config.batch_size, streams)
+    sizes = engines.run_sizes(len(index), size, streams, is_fixed=batch is not None)
+    workers = parallel.dataloader_workers(config.workers, 1)
     transform = eval_transform(spec, model.image_size)
-    choice = engine_choice.choose(subject, config.engine, config.fast, index, transform)
-    if choice.note and world.is_main:
-        print(choice.note, flush=True)
+    return index, ThreadLoader(index, transform, sizes, config.on_bad_image, workers)
+
+
+def _subject(spec: ModelSpec, config: EvalConfig, model: EvalModel, threads: int, **more: Any) -> engine_choice.Subject:
+    """What the engines compute.
+
+    Args:
+      more: further fields of Subject.
+    """
+    own = engine_choice.Way(model.engine, model.precision, threads)
+    variant = (config.num_classes, config.use_ema, config.transform_input, config.image_size)
+    file, batch_size = pathlib.Path(config.resume), config.batch_size
+    return engine_choice.Subject(spec, file, own, model.image_size, batch_size, variant, **more)
+
+
+def _computed_by(model: EvalModel, subject: engine_choice.Subject, choice: engine_choice.Choice) -> EvalModel:
+    """The model with the engine and precision of --engine and --fast."""
     way = choice.way
-    classifier = model.classifier if way == own else subject.build(way)
-    return model._replace(classifier=classifier, engine=way.engine, precision=way.precision)
+    is_own = way == subject.own and model.classifier is not _not_loaded
+    classifier = model.classifier if is_own else subject.build(way)
+    return model._replace(classifier=classifier, engine=way.engine, precision=way.precision, choice=choice.note)
+
+
+# ---- checkpoints, and several ranks ----------------------------------------------------------------------------------
+
+
+def _activated_device(config: EvalConfig, world: "World") -> "Device":
+    """The device of this process."""
+    from common.device import device as devices
+
+    device = devices.choose(config.device, world.local_rank if world.size > 1 else config.device_id)
+    device.activate()
+    if config.full_fp32:
+        device.use_full_fp32()
+    return device
+
+
+def _open(spec: ModelSpec, config: EvalConfig, group: "Group") -> Opened:
+    """Any model, by torch where no engine was chosen; every rank loads its share of the images."""
+    from common.data.loader import EvalLoader
+    from common.data.transforms import eval_transform
+
+    world, device = group.world, group.device
+    model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
+    transform = eval_transform(spec, model.image_size)
+    if config.engine != "default" or config.fast:
+
+        def choose() -> EvalModel:
+            threads = config.threads or max(1, parallel.usable_cores() // world.local_size)
+            network = getattr(model.classifier, "model", None)
+            names = ("num_outputs", "image_size", "classes", "taken", "engine", "precision", "short_training")
+            facts = {name: getattr(model, name) for name in names}
+            subject = _subject(spec, config, model, threads, device=device, network=network, facts=facts)
+            choice = engine_choice.choose(subject, config.engine, config.fast, index, transform)
+            return _computed_by(model, subject, choice)
+
+        model = group.local_rank0_first(choose)
+    streams = _streams(model)
+    if world.size == 1 and model.engine != "torch":  # no process is started from one with the engine's threads
+        return (model, *_decoding(spec, config, model, streams, None))
+    size = engines.images_per_run(config.batch_size, streams)
+    sizes = engines.run_sizes(len(range(world.rank, len(index), world.size)), size, streams)
+    workers = parallel.dataloader_workers(config.workers, world.local_size)
+    images = EvalLoader(
+        index, transform, sizes, config.on_bad_image, world.rank, world.size, workers, device.pin_memory
+    )
+    return model, index, images
 
 
 def prepare(spec: ModelSpec, config: EvalConfig, device: "Device", world: "World") -> "tuple[EvalModel, FolderIndex]":
@@ -243,53 +401,89 @@ def prepare(spec: ModelSpec, config: EvalConfig, device: "Device", world: "World
     Raises:
       UserError: the first mistake.
     """
-    model = load_evaluated_model(spec, config, device, world.local_size)
+    model = load_evaluated_model(spec, config, device, world.local_size, in_streams=True)
     return model, load_index(config, model, spec.background_columns(model.num_outputs))
 
 
 def load_evaluated_model(
-    spec: ModelSpec, config: EvalConfig, device: "Device | None" = None, local_size: int = 1
+    spec: ModelSpec,
+    config: EvalConfig,
+    device: "Device | None" = None,
+    local_size: int = 1,
+    in_streams: bool = False,
 ) -> EvalModel:
     """Load what --resume names: a checkpoint, an .onnx or an .om file.
 
     Args:
       device: of a checkpoint; default: chosen by the options.
       local_size: ranks of this node.
+      in_streams: several threads will call the classifier, see Engine.streams.
     Raises:
       UserError: the first mistake.
     """
-    if config.engine != "default" or config.fast:
-        kind = device.kind if device else config.device
-        plain = not config.compile and not config.aipp_config and config.provider == "cpu"
-        engine_choice.check(config.engine, config.fast, config.resume, kind, plain)
-    if pathlib.Path(config.resume).suffix in (".onnx", ".om"):
-        return _load_engine(spec, config)
+    _check_engine(config, device.kind if device else config.device)
+    if _is_exported(config):
+        threads = config.threads or max(1, parallel.usable_cores() // local_size)
+        is_on_cpu = config.resume.endswith(".onnx") and config.provider == "cpu"
+        return _load_engine(spec, config, engines.streams(threads) if in_streams and is_on_cpu else 0)
     from common.device import device as devices
 
-    return _load_checkpoint(spec, config, device or devices.choose(config.device, config.device_id), local_size)
+    device = device or devices.choose(config.device, config.device_id)
+    return _load_checkpoint(spec, config, device, local_size, in_streams)
 
 
-def _load_engine(spec: ModelSpec, config: EvalConfig) -> EvalModel:
+def _is_exported(config: EvalConfig) -> bool:
+    return pathlib.Path(config.resume).suffix in _EXPORTED
+
+
+def _check_engine(config: EvalConfig, device_kind: str) -> None:
+    """Raise UserError for --engine or --fast with options that exclude them."""
+    if config.engine != "default" or config.fast:
+        plain = not config.compile and not config.aipp_config and config.provider == "cpu"
+        engine_choice.check(config.engine, config.fast, config.resume, device_kind, plain)
+
+
+def _check_exported(config: EvalConfig) -> None:
+    """Raise UserError for options of checkpoints."""
     if config.use_ema is not None:
         raise UserError(f"--use-ema: {config.resume} is an exported model; the option belongs to checkpoints")
     if config.compile:
         raise UserError(f"--compile: {config.resume} is no checkpoint; leave it out")
-    engine = engines.open_engine(config.resume, config.provider, config.device_id, config.threads)
-    sides = [side for side in engine.sample_shape if isinstance(side, int) and side != 3]  # CHW or HWC
-    size = config.image_size or engine.metadata.get("image_size") or max(sides, default=spec.input_size)
+
+
+def _image_size(
+    spec: ModelSpec, config: EvalConfig, shape: Sequence[int | str | None], metadata: onnx_metadata.OnnxMetadata
+) -> int:
+    """Side of the input of an exported file, pixels.
+
+    Args:
+      shape: of the input, CHW or HWC.
+    """
+    sides = [side for side in shape if isinstance(side, int) and side != 3]
+    return config.image_size or metadata.get("image_size") or max(sides, default=spec.input_size)
+
+
+def _load_engine(spec: ModelSpec, config: EvalConfig, streams: int = 0) -> EvalModel:
+    _check_exported(config)
+    file = pathlib.Path(config.resume)
+    engine = engines.open_engine(file, config.provider, config.device_id, config.threads, streams)
+    size = _image_size(spec, config, engine.sample_shape, engine.metadata)
     emulator = aipp.AippEmulator(config.aipp_config) if config.aipp_config else None
     classifier = engines.EngineClassifier(engine, spec, emulator)
-    file = pathlib.Path(config.resume)
-    name = "ais_bench" if file.suffix == ".om" else "onnxruntime"
-    precision = engine_choice.precision_of(file, engine.dtype) if name == "onnxruntime" else "as compiled"
+    header = onnx_header.read(file) if file.suffix == ".onnx" else None
+    name, precision = "ais_bench", "as compiled"
+    if file.suffix == ".onnx":
+        name, precision = "onnxruntime", engine_choice.precision_of(header) if header else engine_choice.FLOAT32
     return EvalModel(
         classifier, engine.num_outputs, size, engine.metadata.get("classes"), engine=name, precision=precision
     )
 
 
-def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", local_size: int) -> EvalModel:
+def _load_checkpoint(
+    spec: ModelSpec, config: EvalConfig, device: "Device", local_size: int, in_streams: bool
+) -> EvalModel:
     from common.device import device as devices
-    from common.evaluation.torch_classifier import Normalizer, TorchClassifier
+    from common.evaluation.torch_classifier import Normalizer, TorchClassifier, short_training
 
     if config.aipp_config:
         raise UserError(f"--aipp-config: {config.resume} is a checkpoint; AIPP belongs to .onnx models")
@@ -298,7 +492,7 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
         if "transform_input" not in spec.build_options:
             raise UserError(f"--transform-input: {spec.name} has no such option")
         options["transform_input"] = config.transform_input
-    devices.set_threads(config.threads, local_size)
+    threads = devices.set_threads(config.threads, local_size)
     model, meta = load_model(config.resume, spec, config.use_ema, **options)
     size = config.image_size or meta["image_size"]
     spec.check_image_size(size)
@@ -308,7 +502,9 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
     normalizer = Normalizer(spec, device, memory_format)
     network = device.compile_for_evaluation(model) if config.compile else model
     amp_type = device.stored_amp_type(meta.get("amp_type"))
-    classifier = TorchClassifier(network, normalizer, device, amp_type, config.batch_size if config.compile else 0)
+    compiled_batch = config.batch_size if config.compile else 0
+    own_threads = threads if in_streams and device.kind == "cpu" and not config.compile else 0
+    classifier = TorchClassifier(network, normalizer, device, amp_type, compiled_batch, own_threads)
     precision = {"bf16": engine_choice.BFLOAT16, "fp16": "float16"}.get(amp_type or "", engine_choice.FLOAT32)
     return EvalModel(
         classifier,
@@ -318,6 +514,7 @@ def _load_checkpoint(spec: ModelSpec, config: EvalConfig, device: "Device", loca
         meta["taken"],
         meta.get("config") or {},
         precision=precision,
+        short_training=short_training(model),
     )
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.data.batch import Array
 from common.data.transforms import NormalizeInto
 from common.device import amp, cann_failure
 from common.device import device as devices
 from common.errors import RunError
+from common.evaluation.engines import streams
 from common.spec import ModelSpec
 
 # Until how many steps, and above how many times the training loss or that of guessing, a validation loss is explained.
@@ -39,6 +41,7 @@ class TorchClassifier:
     Args:
       normalize: from a batch on the host to the input of the network.
       compiled_batch: the network is compiled: smaller batches are filled up to this size, so that it sees one shape.
+      threads: of a CPU, for `streams` calls at a time together; 0: one call at a time, on torch's threads.
     """
 
     def __init__(
@@ -48,9 +51,10 @@ class TorchClassifier:
         device: devices.Device,
         amp_type: str | None = None,
         compiled_batch: int = 0,
+        threads: int = 0,
     ) -> None:
         self.model, self._normalize, self._device, self._amp_type = model, normalize, device, amp_type
-        self._compiled_batch = compiled_batch
+        self._compiled_batch, self._threads, self.streams = compiled_batch, threads, streams(threads)
 
     def with_normalization(self, normalize_into: NormalizeInto) -> "TorchClassifier":
         """The same network with another normalization, computed on the host."""
@@ -72,8 +76,11 @@ class TorchClassifier:
                 module.running_mean = module.running_var = None
         return TorchClassifier(model, self._normalize, self._device, self._amp_type)
 
-    def __call__(self, pixels_NHWC: torch.Tensor) -> np.ndarray:
+    def __call__(self, pixels_NHWC: Array) -> np.ndarray:
         self.model.eval()
+        pixels_NHWC = torch.as_tensor(pixels_NHWC)
+        if self._threads:
+            torch.set_num_threads(self._threads // max(1, self.streams))
         count = len(pixels_NHWC)
         if count < self._compiled_batch:
             filling = pixels_NHWC.new_zeros(self._compiled_batch - count, *pixels_NHWC.shape[1:])
@@ -105,8 +112,8 @@ def note_on_loss(loss: float, train_loss: float, num_classes: int, steps: int, m
     )
 
 
-def note_on_short_training(loss: float, num_classes: int, model: nn.Module) -> str:
-    """note_on_loss for a checkpoint, whose batch norms count their steps; an empty text for weights without counts."""
+def short_training(model: nn.Module) -> tuple[int, float | None]:
+    """(Steps, momentum of batch norm) of a checkpoint for note_on_loss; (0, None) where that has nothing to say."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     steps = max((int(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None), default=0)
-    return note_on_loss(loss, 0.0, num_classes, steps, norm_momentum(model)) if steps else ""
+    return (steps, norm_momentum(model)) if 0 < steps <= _STEPS_OF_NOTE else (0, None)

@@ -18,8 +18,8 @@ import torch
 from common import distributed
 from common.config import PROBE, TrainConfig
 from common.data import cache, loader, sampling, transforms
+from common.data.batch import Batch
 from common.data.index import FolderIndex
-from common.data.loader import Batch
 from common.distributed import Group, World
 from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, UserError, print_error
 from common.evaluation.metrics import Counts

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common.data import sampling
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.device import amp
 from common.device import device as devices
 from common.distributed import Group

@@ -15,7 +15,7 @@ import torch
 
 from common import distributed, parallel, run_folder
 from common.data import augment, loader, sampling
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.distributed import Group
 from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, RunError, UserError, print_error
 from common.evaluation.metrics import Counts

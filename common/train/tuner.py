@@ -15,7 +15,7 @@ import torch
 
 from common import distributed
 from common.data import sampling
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.device import device as devices
 from common.device.memory import MemoryMeter
 from common.distributed import Group, World

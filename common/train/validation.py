@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 
 from common.data import loader, transforms
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.distributed import Group
 from common.evaluation.evaluate import evaluate
 from common.evaluation.metrics import Counts

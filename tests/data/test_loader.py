@@ -4,18 +4,20 @@ import gc
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 from multiprocessing import process, synchronize
 
+import numpy as np
 import pytest
 import torch
 from support import ROOT, TESTS, run_program
 from tiny import RECIPE, SPEC
 
 from common import parallel, processes
-from common.data import augment, index, loader, sampling, transforms
+from common.data import augment, batch, index, loader, sampling, transforms
 from common.errors import RunError, UserError
 
 
@@ -188,3 +190,23 @@ def test_a_program_that_leaves_its_loaders_open_ends(images, tmp_path):
     )
     done = run_program(sys.executable, tmp_path / "open.py", timeout=60)
     assert (done.stdout, done.stderr) == ("3 7\n", "")
+
+
+@pytest.mark.parametrize(("threads", "on_bad_image"), [(0, "skip"), (2, "skip"), (2, "fail")])
+def test_threads_give_the_batches_of_worker_processes(images, tmp_path, threads, on_bad_image):
+    shutil.copytree(images / "val", tmp_path / "val")
+    broken = sorted((tmp_path / "val").rglob("*.*"))[9]
+    broken.write_bytes(broken.read_bytes()[:50])
+    val, transform = index.load_folder(tmp_path / "val"), transforms.eval_transform(SPEC, 32)
+    sizes = [7, 7, 4, 2, 1]
+    by_threads = batch.ThreadLoader(val, transform, sizes, on_bad_image, threads)
+    by_worker = loader.EvalLoader(val, transform, sizes, on_bad_image, 0, 1, 0, False)
+    compared = 0
+    for found, expected in zip(by_threads, by_worker, strict=True):
+        for name in ("pixels_NHWC", "labels_N", "indices_N"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name))
+            assert isinstance(getattr(found, name), np.ndarray)
+        assert found[3:] == expected[3:]
+        compared += len(found.labels_N)
+    assert compared == len(val) - 1
+    by_threads.close()

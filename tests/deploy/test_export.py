@@ -1,7 +1,5 @@
 """ONNX files: what atc needs of them, and that a wrong one is never left behind."""
 
-import concurrent.futures
-import multiprocessing
 import sys
 
 import numpy as np
@@ -12,7 +10,7 @@ from support import SIZE, fails, run_script
 
 from common.deploy import export
 from common.errors import UserError
-from common.evaluation import engines
+from common.evaluation import engines, openvino_engine
 from inception_v4.spec import SPEC
 
 
@@ -87,22 +85,12 @@ class Deeper(torch.nn.Module):
 
 def in_openvino(path, images):
     """In float32: by default OpenVINO computes in bfloat16 where the processor can."""
-    import openvino
-
-    return openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
-
-
-@pytest.fixture(scope="module")
-def other_process():
-    """A process for OpenVINO: one that used it can crash when it starts another program."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        yield pool
+    return openvino_engine.core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
 
 
 @pytest.mark.parametrize("opset", [9, 13, 17, 18, 20])
 @pytest.mark.parametrize("simplify", [False, True])
-def test_every_opset_computes_the_same_in_onnx_runtime_and_openvino(opset, simplify, tmp_path, other_process):
+def test_every_opset_computes_the_same_in_onnx_runtime_and_openvino(opset, simplify, tmp_path):
     torch.manual_seed(opset)
     model, images = Deeper().eval(), torch.rand(2, 3, SIZE, SIZE)
     export.export_onnx(model, SPEC, tmp_path / "net.onnx", SIZE, opset=opset, simplify=simplify)
@@ -114,7 +102,7 @@ def test_every_opset_computes_the_same_in_onnx_runtime_and_openvino(opset, simpl
         expected = model(images).numpy()
     for found in (
         engines.OnnxEngine(tmp_path / "net.onnx").run(images.numpy()),
-        other_process.submit(in_openvino, tmp_path / "net.onnx", images.numpy()).result(),
+        in_openvino(tmp_path / "net.onnx", images.numpy()),
     ):
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 

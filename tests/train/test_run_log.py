@@ -9,7 +9,7 @@ from support import final
 from tiny import PROGRAM
 
 from common.evaluation import torch_classifier
-from common.evaluation.torch_classifier import note_on_loss, note_on_short_training
+from common.evaluation.torch_classifier import note_on_loss, short_training
 from common.train import run_setup
 from common.train.meters import Throughput, TimeLeft, time_left
 from common.train.validation import note_on_ema
@@ -104,10 +104,10 @@ def test_eval_explains_the_loss_of_a_checkpoint_after_a_handful_of_steps_and_no_
         norm.num_batches_tracked.fill_(steps)
         return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), norm)
 
-    assert "after 3 steps, 73 % of batch norm's" in note_on_short_training(19185038.5, 3, network(3))
-    assert note_on_short_training(19185038.5, 3, network(0)) == ""  # weights of another program
-    assert note_on_short_training(19185038.5, 3, network(5000)) == ""
-    assert note_on_short_training(1.1, 3, network(3)) == ""
+    assert "after 3 steps, 73 % of batch norm's" in note_on_loss(19185038.5, 0.0, 3, *short_training(network(3)))
+    assert note_on_loss(19185038.5, 0.0, 3, *short_training(network(0))) == ""  # weights of another program
+    assert note_on_loss(19185038.5, 0.0, 3, *short_training(network(5000))) == ""
+    assert note_on_loss(1.1, 0.0, 3, *short_training(network(3))) == ""
 
 
 @pytest.mark.parametrize(
