@@ -14,13 +14,12 @@ from PIL import Image
 
 
 def load(path, size):
-    """Short side to size / 0.875, center crop, 0.5/0.5 normalization: float32 [3, size, size]."""
+    """Short side to 342 for 299 pixels, center crop, 0.5/0.5 normalization: float32 [3, size, size]."""
     with Image.open(path) as image:
         image = image.convert("RGB")
-    short = int(size / 0.875)
-    scale = short / min(image.size)
-    image = image.resize([int(side * scale) for side in image.size], Image.BILINEAR)
-    left, top = (round((side - size) / 2) for side in image.size)
+    short = round(size * 342 / 299)
+    image = image.resize([short * side // min(image.size) for side in image.size], Image.BILINEAR)
+    left, top = ((side - size) // 2 for side in image.size)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
     return ((pixels / 255 - 0.5) / 0.5).transpose(2, 0, 1)
 
