@@ -211,11 +211,11 @@ class _ColorJitter:
 
     def __init__(self, strength: float, size: int) -> None:
         self._range = max(0.0, 1 - strength), 1 + strength
-        self._pixels = torch.empty(size * size, 3)  # reused: fresh pages cost as much as the arithmetic
-        self._weights, self._ones = torch.tensor(_GRAY_WEIGHTS), torch.ones(1, 3)
+        self._buffers = torch.empty(2, size * size, 3)  # reused: fresh pages cost as much as the arithmetic
+        self._weights, self._identity = torch.tensor(_GRAY_WEIGHTS), torch.eye(3)
 
     def __call__(self, pixels_HWC: torch.Tensor) -> None:
-        order, values = torch.randperm(4).tolist(), self._pixels
+        order, (values, other) = torch.randperm(4).tolist(), self._buffers
         factors = [_uniform(*self._range) for _ in range(3)]
         values.copy_(pixels_HWC.view(-1, 3))
         for step in order:
@@ -228,8 +228,9 @@ class _ColorJitter:
                 gray = float(values.mean(0) @ self._weights)
                 values.mul_(factor).add_((1 - factor) * gray)
             else:
-                gray_N1 = (values @ self._weights)[:, None]
-                torch.addmm(values, gray_N1, self._ones, beta=factor, alpha=1 - factor, out=values)
+                # One matrix for factor * color + (1 - factor) * gray: products of N x 3 by 3 and by 1 x 3 are slow.
+                torch.mm(values, factor * self._identity + (1 - factor) * self._weights[:, None], out=other)
+                values, other = other, values
             if factor > 1:  # else a mean of values in range
                 values.clamp_(0, 255)
         pixels_HWC.view(-1, 3).copy_(values.int())  # twice as fast as from float32 to uint8
