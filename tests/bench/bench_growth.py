@@ -144,6 +144,8 @@ def main():
                     f"{mib['own']:9.1f} MiB own{mib['mapped']:9.1f} MiB mapped",
                     flush=True,
                 )
+            if num_images == first:
+                continue
             step, smallest = (
                 round(1000 * statistics.median(result["seconds"] for result in rounds[what]), 2)
                 for what in ("step", "smallest")

@@ -74,8 +74,9 @@ def software():
 
 
 def relative(argv):
-    """The words of a command, with paths of this repository relative to it and without --record."""
+    """The words of a command, with its program relative to this repository, without --record and paths elsewhere."""
     words = [os.path.relpath(argv[0], ROOT), *argv[1:]]
+    words = [("FOLDER" if os.path.isdir(word) else "FILE") if os.path.isabs(word) else word for word in words]
     if "--record" in words:
         at = words.index("--record")
         del words[at : at + 2]

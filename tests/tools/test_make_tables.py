@@ -130,4 +130,10 @@ def test_a_benchmark_replaces_its_row_of_this_machine_and_keeps_the_others(tree)
 def test_the_command_of_a_row_repeats_it_without_recording():
     argv = [str(ROOT / "tests" / "bench" / "bench_index.py"), "--record", "rows.json", "--rounds", "3"]
     assert record.relative(argv) == ["tests/bench/bench_index.py", "--rounds", "3"]
+    assert record.relative([argv[0], "--photos", "/", "--timm-train", "/x.py"])[1:] == [
+        "--photos",
+        "FOLDER",
+        "--timm-train",
+        "FILE",
+    ]
     assert record.relative([*argv[:1], "--record=rows.json"]) == ["tests/bench/bench_index.py"]
