@@ -59,7 +59,7 @@ class QuantizeConfig:
         required="the folder that holds train/ and val/",
     )
     agreement_data: str = cli.option("", "folder of further photographs without labels, for the agreement")
-    images: int = cli.option(128, "images of train/ to calibrate with", low=1)
+    images: int = cli.option(256, "images of train/ to calibrate with", low=1)
     calibration: str = cli.option(
         "all", "how ranges are found; all: each is tried", choices=("all", *calibrate.METHODS)
     )

@@ -37,6 +37,8 @@ BATCH = 8
 
 def further_photographs(source, target):
     """Each photograph, its mirror image and two random crops: four times as many JPEG files."""
+    if target.is_dir():
+        return target
     target.mkdir()
     rng = np.random.default_rng(0)
     for path in predict.list_images(str(source)):
@@ -91,21 +93,25 @@ def measure(name, args, folder, photos):
     config = quantize.QuantizeConfig(
         data=str(data), agreement_data=str(photos), images=args.images, calibration=args.calibration, **options
     )
-    best = quantize.quantize(str(source), str(target), config, lambda _: spec)
+    if not target.exists():
+        quantize.quantize(str(source), str(target), config, lambda _: spec)
     images = np.random.default_rng(0).normal(size=(BATCH, 3, size, size)).astype(np.float32)
     before, after = engines.OnnxEngine(source), engines.OnnxEngine(target)
+    best = after.metadata["quantization"]
     seconds(before, images), seconds(after, images)
     ratios = [seconds(before, images) / seconds(after, images) for _ in range(args.turns)]
     whole = [end_to_end(source, spec, found, size) / end_to_end(target, spec, found, size) for _ in range(3)]
     accuracy = (
-        f"top-1 {best.acc1_before:.2f} to {best.acc1_after:.2f} % of {best.images} images"
+        f"top-1 {best['acc1_before']:.2f} to {best['acc1_after']:.2f} % of {best['images']} images"
         if is_trained
         else "random weights with calibrated batch norms"
     )
     note = (
-        f"{accuracy}; agreement {best.agreement:.2f} % of {best.seen}; {best.method} of {args.images} images, "
-        f"{len(best.float_layers)} convolutions in float32"
+        f"{accuracy}; agreement {best['agreement']:.2f} % of {best['agreement_images']}; {best['method']} of "
+        f"{best['calibration_images']} images, {len(best['float_layers'])} convolutions in float32"
     )
+    if args.note:
+        note = f"{note}; {args.note}"
     against = "the same network in float32, ONNX Runtime"
     for ratio, what in ((ratios, f"batch {BATCH}"), (whole, f"from {len(found)} JPEG files to logits")):
         row = record.compared(ratio)
@@ -122,15 +128,18 @@ def main():
     parser.add_argument("--photos", required=True)
     parser.add_argument("--ckpt", help="of Inception v3")
     parser.add_argument("--what", choices=models.names(), action="append", help="default: inception_v3")
-    parser.add_argument("--images", type=int, default=128, help="that calibrate")
+    parser.add_argument("--images", type=int, default=256, help="that calibrate")
     parser.add_argument("--calibration", default="minmax", choices=("all", *quantize.calibrate.METHODS))
     parser.add_argument("--image-size", type=int, default=299)
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--work", help="folder that keeps the files; those in it are used again")
+    parser.add_argument("--note", help="of the rows, for example what else ran")
     record.add_option(parser)
     args = parser.parse_args()
     for name in args.what or ["inception_v3"]:
         with tempfile.TemporaryDirectory() as temporary:
-            folder = pathlib.Path(temporary)
+            folder = pathlib.Path(args.work or temporary)
+            folder.mkdir(exist_ok=True)
             photos = args.photos
             if name == "inception_v3":
                 photos = further_photographs(args.photos, folder / "photos")
