@@ -133,9 +133,7 @@ def main():
     parser.add_argument("--image-size", type=int, default=299)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photos", metavar="FOLDER", help="images of any folder; default: drawn ones of 500 x 375")
-    parser.add_argument(
-        "--only", metavar="TEXT", default="", help="the commands whose names hold this, and the baselines"
-    )
+    parser.add_argument("--only", metavar="PATTERN", default="", help="the commands that match, and the baselines")
     parser.add_argument("--note", default="", help="on the state of the machine, for the rows")
     record.add_option(parser)
     args = parser.parse_args()
@@ -151,7 +149,7 @@ def main():
         ways = [(kind, options) for kind in ("onnx", "pth") for options in ([], ["--engine=auto"], ["--fast"])]
         for kind, options in [*ways, ("int8.onnx", []), ("int8.onnx", ["--fast"])]:
             name = " ".join(["eval.py", f".{kind}", *options])
-            if args.only in name:
+            if re.search(args.only, name):
                 commands[name] = [*zoo, f"--resume={scratch}/net.{kind}", *options]
         if any("int8" in name for name in commands):
             limits = ["--max-drop=100", "--images=32"]
