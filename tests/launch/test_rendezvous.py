@@ -129,7 +129,12 @@ def test_two_nodes_train_to_the_bits_of_one_process(machines, images, run, tmp_p
     ranks = [start(r, devices=2) for r in (0, 1)]
     (status0, out0, err0), (status1, out1, err1) = (finished(rank) for rank in ranks)
     assert (status0, status1, err0, err1) == (0, 0, "", "")
-    assert losses(one) == losses(two) and len(losses(two)) == 2 * (5 + 1)
+    of_one, of_two = losses(one), losses(two)
+    assert len(of_two) == 2 * (5 + 1)
+    for a, b in zip(of_one, of_two, strict=True):
+        if a["kind"] == "val":  # the ranks' batches are smaller, and some processors round a smaller batch differently
+            assert a.pop("loss") == pytest.approx(b.pop("loss"), rel=1e-7)
+    assert of_one == of_two
     assert run_differences(one, two) == []
     summary = json.loads((two / "summary.json").read_text())
     speeds = summary["images_per_s_of_machines"]
