@@ -29,7 +29,7 @@ class DemoConfig:
 
     folder: str = cli.option("demo_output", "folder for all output; each run makes a new numbered one in it")
     train_per_class: int = cli.option(100, "training images of each of the ten classes", low=2)
-    epochs: int = cli.option(8, "passes over the training images", low=2)
+    epochs: int = cli.option(6, "passes over the training images", low=2)
     image_size: int = cli.option(107, "side of the input, pixels", low=75)
 
     def __post_init__(self) -> None:
