@@ -201,7 +201,7 @@ def record(
         commit = ""
     return {
         "source": pathlib.Path(source).name,
-        "source_sha256": hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest(),
+        "source_sha256": files.sha256(source),
         "library": library or f"onnxruntime {importlib.metadata.version('onnxruntime')}, QDQ, weights rounded by GPTQ",
         "method": best.method,
         "calibration_images": search.num_images,
