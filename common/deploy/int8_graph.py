@@ -5,7 +5,7 @@ Each rewrite keeps the function in real numbers; common.deploy.quantize compares
 
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 
@@ -194,3 +194,29 @@ def _move_pool(graph: _Graph, pool: "onnx.NodeProto") -> None:
     # In place: the pool's node comes first in the graph and becomes the convolution, and the other way round.
     pool.CopyFrom(first)
     conv.CopyFrom(moved)
+
+
+def keep_float(proto: "onnx.ModelProto", layers: Container[str]) -> None:
+    """Make ONNX Runtime compute the convolutions `layers` of a QDQ network in float32.
+
+    Its pass WeightBiasQuantization (in 1.31) turns the float weights between a DequantizeLinear and a QuantizeLinear
+    into int8 with one scale for all channels. It leaves a convolution alone whose DequantizeLinear has one scale per
+    channel: here each gets its own, with equal scales.
+    """
+    import onnx
+
+    graph = _Graph(proto.graph)
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    for conv in [node for node in proto.graph.node if node.op_type == "Conv" and node.name in layers]:
+        source, weight = producers.get(conv.input[0]), graph.value(conv.input[1])
+        if source is None or source.op_type != "DequantizeLinear" or weight is None:
+            continue
+        channels = weight.shape[1] * attributes(conv).get("group", 1)
+        values, result = [source.input[0]], f"{conv.output[0]}/input"
+        for name in source.input[1:]:
+            array = np.broadcast_to(graph.value(name), channels).copy()
+            values.append(f"{result}/{len(values)}")
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, values[-1]))
+        node = onnx.helper.make_node("DequantizeLinear", values, [result], result, axis=1)
+        proto.graph.node.insert(list(proto.graph.node).index(conv), node)
+        conv.input[0] = result

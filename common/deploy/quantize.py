@@ -530,6 +530,7 @@ class Search:
         quantizer.quantize_model()
         quantizer.model.topological_sort()  # onnx.checker asks for it
         proto = quantizer.model.model
+        int8_graph.keep_float(proto, float_layers)
         for tensor in proto.graph.initializer:
             name = tensor.name.removesuffix(INTEGERS)
             if name != tensor.name and name in self._rounded:
