@@ -214,7 +214,9 @@ def keep_float(proto: "onnx.ModelProto", layers: Container[str]) -> None:
         channels = weight.shape[1] * attributes(conv).get("group", 1)
         values, result = [source.input[0]], f"{conv.output[0]}/input"
         for name in source.input[1:]:
-            array = np.broadcast_to(graph.value(name), channels).copy()
+            parameter = graph.value(name)
+            assert parameter is not None
+            array = np.broadcast_to(parameter, channels).copy()
             values.append(f"{result}/{len(values)}")
             proto.graph.initializer.append(onnx.numpy_helper.from_array(array, values[-1]))
         node = onnx.helper.make_node("DequantizeLinear", values, [result], result, axis=1)
