@@ -38,7 +38,7 @@ FAST_TOP1, FAST_LOGITS = 0.02, 0.05
 _SAMPLE = 64  # images compared by --fast
 _TIMED = 8  # images of a measured run
 _QUANTIZED = ("uantizeLinear", "QLinearConv", "ConvInteger")  # in the names of operators of an int8 file
-_RULES = 2  # raise it when other ways are measured: choices of other rules are made again
+_RULES = 3  # raise it when other ways are measured: choices of other rules are made again
 
 
 class Way(typing.NamedTuple):
@@ -74,6 +74,7 @@ class Subject:
       converted: what OpenVINO reads of a checkpoint, where it is in the cache.
       facts: to keep with a converted checkpoint.
       content: hash of the file; computed where it is not given.
+      load_s: seconds to import torch and load `network`, which a start with a converted checkpoint does not take.
     """
 
     spec: ModelSpec
@@ -87,6 +88,7 @@ class Subject:
     converted: openvino_engine.Converted | None = None
     facts: Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
     content: str = ""
+    load_s: float = 0.0
 
     @property
     def is_onnx(self) -> bool:
@@ -248,11 +250,12 @@ def _sample(index: "FolderIndex", transform: "Callable[[typing.Any], np.ndarray]
 
 
 def _timed_build(subject: Subject, way: Way) -> "tuple[Classifier, float]":
-    """(Classifier, seconds to make it); a checkpoint is converted before, since later starts find that in the cache."""
+    """(Classifier, seconds to make it in later starts, which find a converted checkpoint in the cache)."""
     if way.engine == "openvino":
         subject.source()
     start = time.perf_counter()
-    return subject.build(way), time.perf_counter() - start
+    classifier = subject.build(way)
+    return classifier, time.perf_counter() - start + (subject.load_s if way.engine == "torch" else 0.0)
 
 
 def _measure(subject: Subject, ways: Sequence[Way], fast: bool, pixels: np.ndarray, num_images: int) -> Choice:

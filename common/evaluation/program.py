@@ -173,10 +173,11 @@ def evaluate_folder(
     if config.predictions and world.is_main:
         predictions.check(config.predictions)
     opened = _open_without_torch(spec, config) if _may_do_without_torch(config, world) else None
+    before_torch = time.perf_counter()
     device = None if opened else _activated_device(config, world)
     group = distributed.Group(world, device)
     with group.reports_once():
-        model, index, images = opened or _open(spec, config, group)
+        model, index, images = opened or _open(spec, config, group, before_torch)
         if world.is_main:
             print("".join(f"{line}\n" for line in (model.taken, model.choice) if line), end="", flush=True)
         group.check_same(f"{len(index)} images ({index.fingerprint})", "--data")
@@ -363,13 +364,18 @@ def _activated_device(config: EvalConfig, world: "World") -> "Device":
     return device
 
 
-def _open(spec: ModelSpec, config: EvalConfig, group: "Group") -> Opened:
-    """Any model, by torch where no engine was chosen; every rank loads its share of the images."""
+def _open(spec: ModelSpec, config: EvalConfig, group: "Group", before_torch: float) -> Opened:
+    """Any model, by torch where no engine was chosen; every rank loads its share of the images.
+
+    Args:
+      before_torch: time.perf_counter() before torch was imported.
+    """
     from common.data.loader import EvalLoader
     from common.data.transforms import eval_transform
 
     world, device = group.world, group.device
     model, index = group.local_rank0_first(lambda: prepare(spec, config, device, world))
+    load_s = time.perf_counter() - before_torch
     transform = eval_transform(spec, model.image_size)
     if config.engine != "default" or config.fast:
 
@@ -378,7 +384,8 @@ def _open(spec: ModelSpec, config: EvalConfig, group: "Group") -> Opened:
             network = getattr(model.classifier, "model", None)
             names = ("num_outputs", "image_size", "classes", "taken", "engine", "precision", "short_training")
             facts = {name: getattr(model, name) for name in names}
-            subject = _subject(spec, config, model, threads, device=device, network=network, facts=facts)
+            more = dict(device=device, network=network, facts=facts, load_s=load_s)
+            subject = _subject(spec, config, model, threads, **more)
             choice = engine_choice.choose(subject, config.engine, config.fast, index, transform)
             return _computed_by(model, subject, choice)
 

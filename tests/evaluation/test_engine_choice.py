@@ -232,6 +232,20 @@ def test_the_first_conversion_of_a_checkpoint_does_not_count_as_time_to_start(ev
     assert evaluate("net.pth", engine="auto")[1].engine == "openvino"
 
 
+@pytest.mark.parametrize(("seconds", "engine"), [(0, "torch"), (3, "openvino")])
+def test_loading_a_checkpoint_with_torch_counts_as_time_to_start(evaluate, monkeypatch, seconds, engine):
+    prepare = program.prepare
+
+    def slow(*args):
+        time.sleep(seconds)
+        return prepare(*args)
+
+    monkeypatch.setattr(program, "prepare", slow)
+    found = {"torch float32": 21.0, "openvino float32": 10.5}  # 21 images: 1 s more
+    monkeypatch.setattr(engine_choice, "_images_per_s", lambda classifier, *_: found[way_of(classifier)])
+    assert evaluate("net.pth", engine="auto")[1].engine == engine
+
+
 @pytest.mark.parametrize("name", ["net.pth", "net.onnx"])
 def test_fast_takes_the_fastest_way_whose_results_agree_and_states_the_difference(evaluate, speeds, name, tmp_path):
     own = "torch" if name == "net.pth" else "onnxruntime"
