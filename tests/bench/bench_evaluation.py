@@ -177,11 +177,10 @@ def main():
         kind = "photographs" if args.photos else "images of 500 x 375"
         what = f"{name} of Inception v4, {args.images} {kind}, command to counts"
         against = "the faster of ONNX Runtime and OpenVINO (float32) in a plain loop"
-        share = 100 * limit / statistics.median(seconds)
-        note = (
-            f"{found[name][-1][1]} hits, the plain loop {hits}; {statistics.median(seconds):.1f} s, of which float32 "
-        )
-        note += f"convolutions alone at {rate:.0f} Gflop/s: {limit:.1f} s, {share:.0f} %"
+        note = f"{found[name][-1][1]} hits, the plain loop {hits}; {statistics.median(seconds):.1f} s"
+        if "int8" not in name:
+            share = 100 * limit / statistics.median(seconds)
+            note += f", of which float32 convolutions alone at {rate:.0f} Gflop/s: {limit:.1f} s, {share:.0f} %"
         note += f"; {args.note}" if args.note else ""
         record.record(args.record, "evaluation", what, against, **record.compared(ratios), note=note)
 
