@@ -331,8 +331,8 @@ TABLES = {
     ),
     "speed": Table(
         "docs/benchmarks.json",
-        _COMPARISON,
-        names=("training_step", "training_step_bf16", "preprocess_float32", "index_later_start"),
+        (*_COMPARISON, Column("Device", "device")),
+        names=("training_step", "pipeline", "preprocess_float32", "int8_inception_v3", "index_later_start"),
     ),
     "benchmarks": Table(
         "docs/benchmarks.json",
