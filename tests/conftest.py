@@ -1,5 +1,7 @@
 """Fixtures for all tests: a small data set, and programs run as a user runs them."""
 
+import signal
+
 import pytest
 
 pytest.register_assert_rewrite("support")
@@ -23,6 +25,20 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
+
+
+@pytest.fixture
+def foreground_signals():
+    """Signals that nohup and `&` make a process ignore, with its children, have their default actions."""
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGQUIT: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, action) for number, action in defaults.items()}
+    yield
+    for number, action in before.items():
+        signal.signal(number, action)
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ def ends_with_everything(process, number, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.usefixtures("foreground_signals")
 def test_a_program_and_its_children_end_with_the_one_that_started_it(tmp_path, number):
     code = f"with processes.program(['sh', '-c', {NESTED!r}, {str(tmp_path)!r}]) as program: program.wait()"
     process = started([sys.executable, "-c", PREFIX + code])
@@ -81,6 +82,7 @@ def test_the_workers_of_preprocess_end_with_it(tmp_path, hanging, number):
         ends_with_everything(process, number, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("foreground_signals")
 def test_an_interrupt_does_not_wait_for_a_worker_that_hangs(tmp_path, hanging):
     words = [ROOT / "inception_v4" / "preprocess.py", "--src_path", hanging.parent, "--save_path", tmp_path / "out"]
     process = started([sys.executable, *words, "--workers=2"])

@@ -322,6 +322,7 @@ def test_a_signal_ends_the_wait_for_an_image(images, tmp_path, workers, split):
     assert (done == 5) == (split == "val"), "it was not in the phase that is tested"
 
 
+@pytest.mark.usefixtures("foreground_signals")
 def test_a_terminal_that_is_closed_stops_the_run_at_a_saved_step(images, tmp_path):
     """A dropped ssh session: SIGHUP, and a terminal that takes no more output."""
     folder = tmp_path / "run"
