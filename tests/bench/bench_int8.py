@@ -30,6 +30,7 @@ from common.data.loader import EvalLoader
 from common.data.transforms import eval_transform, normalize_into
 from common.deploy import export, quantize
 from common.evaluation import engines, predict
+from common.evaluation.comparison import compare
 from common.weights.load import load_model
 from tools import models
 
@@ -59,13 +60,10 @@ def agreement(source, target, spec, size, folder):
     """How many images of a folder get the same top-1 from both files, and of how many."""
     paths = predict.list_images(str(folder))
     loader = EvalLoader(index.of_files(paths, [0] * len(paths)), eval_transform(spec, size), 32, "fail", 0, 1, 2, False)
-    sides = [engines.EngineClassifier(engines.OnnxEngine(path), spec) for path in (source, target)]
-    same = 0
-    for batch in loader:
-        before, after = (side(batch.pixels_NHWC).argmax(1) for side in sides)
-        same += int((before == after).sum())
+    before, after = (engines.EngineClassifier(engines.OnnxEngine(path), spec) for path in (source, target))
+    found = compare(lambda batch: before(batch.pixels_NHWC), lambda batch: after(batch.pixels_NHWC), loader)
     loader.close()
-    return same, len(paths)
+    return found.agreed, found.seen
 
 
 def random_weights(spec, data, num_classes, size):

@@ -64,7 +64,8 @@ def device():
     model = facts.get("model name", f": {platform.machine()}").lstrip("\t: ")
     flags = facts.get("flags", "").split()
     vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
-    return ", ".join(filter(None, [f"{len(os.sched_getaffinity(0))} cores of {model}", vectors]))
+    cores = len(os.sched_getaffinity(0))
+    return ", ".join(filter(None, [f"{cores} core{'s' * (cores > 1)} of {model}", vectors]))
 
 
 def software():

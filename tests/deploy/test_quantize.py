@@ -211,9 +211,9 @@ def test_the_rewritten_graph_computes_the_same(work):
     np.testing.assert_allclose(quantize._run(proto, images, 1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("group", [1, 2])
-def test_layers_kept_in_float32_compute_in_float32(group):
-    """Weights 1 and 0.003: one int8 scale for both, as ONNX Runtime chooses by itself, makes the second 0."""
+@pytest.mark.parametrize(("group", "zero_point"), [(1, 0), (2, 0), (1, 40)])
+def test_layers_kept_in_float32_compute_in_float32(group, zero_point):
+    """Weights 1 and 0.003: one int8 scale for both, as ONNX Runtime chooses by itself, makes the second 0.0039."""
 
     def quantized(name):
         zero = f"{name}_zero"
@@ -222,11 +222,12 @@ def test_layers_kept_in_float32_compute_in_float32(group):
             helper.make_node("DequantizeLinear", [f"{name}_q", f"{name}_scale", zero], [f"{name}_dq"]),
         ]
 
-    nodes = [*quantized("x"), helper.make_node("Conv", ["x_dq", "w"], ["y"], "middle", group=group), *quantized("y")]
+    conv = helper.make_node("Conv", ["x_dq", "w", "b"], ["y"], "middle", group=group)
+    nodes = [*quantized("x"), conv, *quantized("y")]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 1, 4]) for name in ("x", "y_dq")]
     weights = np.diag([1, 0.003]).astype(np.float32) if group == 1 else np.array([[1], [0.003]], np.float32)
-    arrays = dict(x_scale=np.float32(0.1), x_zero=np.uint8(0), y_scale=np.float32(0.0005), y_zero=np.uint8(0))
-    arrays["w"] = weights[:, :, None, None]
+    arrays = dict(x_scale=np.float32(0.1), x_zero=np.uint8(zero_point), y_scale=np.float32(0.0005), y_zero=np.uint8(0))
+    arrays |= dict(w=weights[:, :, None, None], b=np.array([0, 0.001], np.float32))
     tensors = [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
     graph = helper.make_graph(nodes, "net", values[:1], values[1:], tensors)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
@@ -234,7 +235,7 @@ def test_layers_kept_in_float32_compute_in_float32(group):
     onnx.checker.check_model(proto, full_check=True)
     images = np.array([0.1, 1, 10, 20], np.float32) * np.ones((1, 2, 1, 4), np.float32)
     found = quantize._run(proto, images, 1)
-    np.testing.assert_allclose(found[0, 1, 0], [0.0005, 0.003, 0.03, 0.06], atol=1e-6)  # 0.0003 is 0.6 of a step
+    np.testing.assert_allclose(found[0, 1, 0], [0.0015, 0.004, 0.031, 0.061], atol=1e-6)  # 0.0013 is 2.6 steps
 
 
 def test_ranges_of_values_known_in_advance(tmp_path):
