@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from common import cli, files
 from common.errors import UserError
-from common.evaluation import engines, onnx_metadata
+from common.evaluation import engines, onnx_conversion, onnx_metadata
 from common.files import atomic_path
 from common.spec import ModelSpec
 from common.weights.load import download, load_model
@@ -32,7 +32,10 @@ class ExportConfig:
     ckpt: str = cli.option("", "checkpoint file")
     onnx: str = cli.option("out.onnx", "ONNX file to write")
     opset: int = cli.option(
-        11, "ONNX operator set; every CANN takes 9 to 13, ONNX Runtime and OpenVINO all", low=OPSETS[0], high=OPSETS[1]
+        onnx_conversion.OPSET,
+        "ONNX operator set; every CANN takes 9 to 13, ONNX Runtime and OpenVINO all",
+        low=OPSETS[0],
+        high=OPSETS[1],
     )
     batch: str = cli.option("dynamic", "images per run: a number that is then fixed, or the word dynamic")
     input_dtype: str = cli.option(
@@ -113,7 +116,7 @@ def export_onnx(
     path: str | pathlib.Path,
     image_size: int,
     batch: int | None = None,
-    opset: int = 11,
+    opset: int = onnx_conversion.OPSET,
     classes: Sequence[str] | None = None,
     input_dtype: str = "float32",
     precision: str = "float32",
@@ -146,7 +149,7 @@ def export_onnx(
     model.eval()
     try:
         with atomic_path(path, ".tmp.onnx") as draft:
-            _trace(model, spec, draft, image_size, batch, opset, input_dtype)
+            onnx_conversion.trace(model, spec, draft, image_size, batch, opset, input_dtype)
             proto = onnx.load(draft)
             written = {entry.domain: entry.version for entry in proto.opset_import}
             if written.get("") != opset:
@@ -163,44 +166,6 @@ def export_onnx(
     finally:
         model.train(was_training)
     return difference
-
-
-def _trace(
-    model: "torch.nn.Module",
-    spec: ModelSpec,
-    path: pathlib.Path,
-    image_size: int,
-    batch: int | None,
-    opset: int,
-    input_dtype: str,
-) -> None:
-    import torch
-
-    class FromHalf(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.model(images.float())
-
-    device = next(model.parameters()).device
-    images = torch.zeros(batch or 1, 3, image_size, image_size, device=device, dtype=getattr(torch, input_dtype))
-    axes = None if batch else {spec.onnx_input: {0: "batch"}, spec.onnx_output: {0: "batch"}}
-    with warnings.catch_warnings():
-        # A shape that the network reads becomes a constant, as it should: only the batch axis is dynamic.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        # dynamo=True cannot write opset 11, and atc misreads its ReduceMean.
-        torch.onnx.export(
-            model if input_dtype == "float32" else FromHalf().eval(),
-            (images,),
-            str(path),
-            input_names=[spec.onnx_input],
-            output_names=[spec.onnx_output],
-            opset_version=opset,
-            dynamic_axes=axes,
-            dynamo=False,
-        )
 
 
 def _simplified(proto: "onnx.ModelProto") -> "onnx.ModelProto":

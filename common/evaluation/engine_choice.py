@@ -20,7 +20,7 @@ from common import files, parallel
 from common.data import cache
 from common.data.decode import BadImage
 from common.errors import UserError
-from common.evaluation import comparison, engines, onnx_header, openvino_engine
+from common.evaluation import comparison, engines, onnx_conversion, onnx_header, openvino_engine
 from common.evaluation.engines import EngineClassifier, OnnxEngine
 from common.spec import ModelSpec
 
@@ -38,7 +38,7 @@ FAST_TOP1, FAST_LOGITS = 0.02, 0.05
 _SAMPLE = 64  # images compared by --fast
 _TIMED = 8  # images of a measured run
 _QUANTIZED = ("uantizeLinear", "QLinearConv", "ConvInteger")  # in the names of operators of an int8 file
-_RULES = 3  # raise it when other ways are measured: choices of other rules are made again
+_RULES = 4  # raise it when other ways are measured: choices of other rules are made again
 
 
 class Way(typing.NamedTuple):
@@ -71,7 +71,7 @@ class Subject:
       variant: options that change the network of a file.
       device: of `network`.
       network: of a checkpoint; None where `converted` replaces it.
-      converted: what OpenVINO reads of a checkpoint, where it is in the cache.
+      converted: what engines other than torch read of a checkpoint, where it is in the cache.
       facts: to keep with a converted checkpoint.
       content: hash of the file; computed where it is not given.
       load_s: seconds to import torch and load `network`, which a start with a converted checkpoint does not take.
@@ -85,7 +85,7 @@ class Subject:
     variant: Sequence[object]
     device: "Device | None" = None
     network: "torch.nn.Module | None" = None
-    converted: openvino_engine.Converted | None = None
+    converted: onnx_conversion.Converted | None = None
     facts: Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
     content: str = ""
     load_s: float = 0.0
@@ -101,7 +101,7 @@ class Subject:
     @property
     def conversion_key(self) -> str:
         """Key of the converted checkpoint in the cache."""
-        return openvino_engine.key(self.content, self.spec, self.variant, versions("torch", "openvino"))
+        return onnx_conversion.key(self.content, self.spec, self.variant, versions("torch", "onnx"))
 
     def named(self, engine: str) -> Way:
         """The way of an engine that was named, in float32."""
@@ -111,10 +111,11 @@ class Subject:
         """The classifier that computes in this way."""
         streams = engines.streams(way.threads)
         if way.engine == "onnxruntime":
-            return EngineClassifier(OnnxEngine(self.file, threads=way.threads, streams=streams), self.spec)
+            return EngineClassifier(OnnxEngine(self.source(), threads=way.threads, streams=streams), self.spec)
         if way.engine == "openvino":
             is_float32 = way.precision != BFLOAT16
-            engine = openvino_engine.OpenVinoEngine(self.source(), self.size, is_float32, way.threads, streams)
+            openvino_engine.check_installed()  # before a checkpoint is converted
+            engine = openvino_engine.OpenVinoEngine(self.source(), is_float32, way.threads, streams)
             return EngineClassifier(engine, self.spec)
         from common.evaluation.torch_classifier import Normalizer, TorchClassifier
 
@@ -124,21 +125,21 @@ class Subject:
         normalizer = Normalizer(self.spec, self.device, "channels_last")
         return TorchClassifier(self.network, normalizer, self.device, amp_type, threads=way.threads)
 
-    def source(self) -> pathlib.Path | openvino_engine.Converted:
-        """What OpenVINO reads; a checkpoint that was not converted before is converted now."""
+    def source(self) -> pathlib.Path | bytes:
+        """What ONNX Runtime and OpenVINO read; a checkpoint that was not converted before is converted now."""
         if self.is_onnx:
             return self.file
-        openvino_engine.check_installed()
-        found = self.converted or openvino_engine.load(self.conversion_key)
+        found = self.converted or onnx_conversion.load(self.conversion_key)
         if found is None:
             assert self.network is not None
-            found = openvino_engine.convert(self.network, self.size, self.conversion_key, self.facts)
-        return found
+            found = onnx_conversion.convert(self.network, self.spec, self.size, self.conversion_key, self.facts)
+        return found.proto
 
     def ways(self, engine: str, fast: bool) -> list[Way]:
         """The ways to measure; the default one first."""
-        own = "onnxruntime" if self.is_onnx else "torch"
-        names = [own, "openvino"] if engine in ("default", "auto") else [engine]
+        names = [engine]
+        if engine in ("default", "auto"):
+            names = [*(() if self.is_onnx else ("torch",)), "onnxruntime", "openvino"]
         if len(names) > 1 and not openvino_engine.is_installed():
             names.remove("openvino")
         ways = [Way(name, FLOAT32, self.own.threads) for name in names]
@@ -161,10 +162,8 @@ def check(engine: str, fast: bool, file: str, device_kind: str, is_plain: bool) 
         raise UserError(f"{flag}: chooses among engines of a CPU; leave it out, or give --device cpu and no .om file")
     if not is_plain:
         raise UserError(f"{flag}: not with --compile, --aipp-config or a --provider; leave one of them out")
-    wrong = "torch" if is_onnx else "onnxruntime"
-    if engine == wrong:
-        needs = "a checkpoint" if is_onnx else "an .onnx file, which the export script writes"
-        raise UserError(f"--engine: {engine} needs {needs}, {file} is none; give openvino or auto")
+    if engine == "torch" and is_onnx:
+        raise UserError(f"--engine: torch needs a checkpoint, {file} is none; give onnxruntime, openvino or auto")
 
 
 def precision_of(header: onnx_header.OnnxHeader) -> str:
@@ -251,7 +250,7 @@ def _sample(index: "FolderIndex", transform: "Callable[[typing.Any], np.ndarray]
 
 def _timed_build(subject: Subject, way: Way) -> "tuple[Classifier, float]":
     """(Classifier, seconds to make it in later starts, which find a converted checkpoint in the cache)."""
-    if way.engine == "openvino":
+    if way.engine != "torch":
         subject.source()
     start = time.perf_counter()
     classifier = subject.build(way)

@@ -115,6 +115,7 @@ class OnnxEngine:
     """ONNX Runtime.
 
     Args:
+      source: .onnx file, or the content of one.
       provider: key of PROVIDERS.
       device_id: index of the provider's device.
       threads: CPU threads of all runs together; 0 is one per core.
@@ -125,7 +126,12 @@ class OnnxEngine:
     """
 
     def __init__(
-        self, path: pathlib.Path, provider: str = "cpu", device_id: int = 0, threads: int = 0, streams: int = 0
+        self,
+        source: pathlib.Path | bytes,
+        provider: str = "cpu",
+        device_id: int = 0,
+        threads: int = 0,
+        streams: int = 0,
     ) -> None:
         import onnxruntime
 
@@ -140,8 +146,10 @@ class OnnxEngine:
         providers = [wanted] if provider == "cpu" else [(wanted, {"device_id": str(device_id)})]
         errors = onnxruntime.capi.onnxruntime_pybind11_state
         names = ("Fail", "InvalidProtobuf", "InvalidGraph", "NotImplemented", "InvalidArgument")
+        path = "the converted checkpoint" if isinstance(source, bytes) else str(source)
+        content = source if isinstance(source, bytes) else path
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         except tuple(getattr(errors, name) for name in names) as error:
             raise UserError(f"--model: ONNX Runtime cannot load {path}: {str(error).splitlines()[0][:200]}") from error
         started = self._session.get_providers()[0]

@@ -4,6 +4,7 @@ Needs numpy only. Legend: N batch, K class.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from common.data.labels import HOLDS_NO_0
 TOP_K = 5
 # Losses are rounded to this many steps per unit: their float64 sum is then exact up to 2**23, in any order of images.
 _LOSS_STEPS = 2.0**30
+# Until how many steps, and above how many times the training loss or that of guessing, a validation loss is explained.
+STEPS_OF_NOTE, _FACTOR_OF_NOTE = 500, 5
 
 
 def label_ranks(logits_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
@@ -123,3 +126,15 @@ class Counts:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         accuracies = " ".join(f"Acc@{k} {self.percent(k):.3f}" for k in (1, 5) if k in self.printed_k)
         return f"* {accuracies} loss {self.loss:.4f} ({self.seen} images{skipped})"
+
+
+def note_on_loss(loss: float, train_loss: float, num_classes: int, steps: int, momentum: float | None) -> str:
+    """Why the validation loss is far above the training loss at the start of a run, or an empty text."""
+    if momentum is None or steps > STEPS_OF_NOTE or loss < _FACTOR_OF_NOTE * max(train_loss, math.log(num_classes)):
+        return ""
+    share = f"{100 * (1 - momentum) ** steps:.2g} %"
+    return (
+        f"note: the validation loss is not meaningful yet: after {steps} steps, {share} of batch norm's running "
+        "statistics are still the initial values; validation uses these, training the statistics of each batch; expect "
+        "comparable losses after some hundred steps"
+    )

@@ -18,9 +18,9 @@ from common.evaluation import (
     engine_choice,
     engines,
     metrics_json,
+    onnx_conversion,
     onnx_header,
     onnx_metadata,
-    openvino_engine,
     predictions,
 )
 from common.spec import ModelSpec
@@ -214,7 +214,7 @@ def evaluate_folder(
             print(note, flush=True)
         steps, momentum = model.short_training
         if steps:
-            from common.evaluation.torch_classifier import note_on_loss
+            from common.evaluation.metrics import note_on_loss
 
             if note := note_on_loss(counts.loss, 0.0, model.num_outputs, steps, momentum):
                 print(note, flush=True)
@@ -245,7 +245,7 @@ def _may_do_without_torch(config: EvalConfig, world: "World") -> bool:
 
 
 def _open_without_torch(spec: ModelSpec, config: EvalConfig) -> "Opened | None":
-    """An exported file, or a checkpoint that OpenVINO is to compute and has converted before.
+    """An exported file, or a checkpoint that another engine is to compute and that was converted before.
 
     Torch is not imported, which takes longer than some tens of images, and images are decoded while the engine starts.
 
@@ -285,11 +285,11 @@ def _open_without_torch(spec: ModelSpec, config: EvalConfig) -> "Opened | None":
 
 
 def _open_converted(spec: ModelSpec, config: EvalConfig, threads: int) -> "Opened | None":
-    """A checkpoint that was converted before, where OpenVINO is to compute it."""
-    if config.engine == "torch" or not pathlib.Path(config.resume).is_file() or not openvino_engine.is_installed():
+    """A checkpoint that was converted before, where torch is not to compute it."""
+    if config.engine == "torch" or not pathlib.Path(config.resume).is_file():
         return None
     subject = _subject(spec, config, EvalModel(_not_loaded, 0, 0, None), threads)
-    converted = openvino_engine.load(subject.conversion_key)
+    converted = onnx_conversion.load(subject.conversion_key)
     if converted is None:
         return None
     facts = dict(converted.facts)
@@ -297,9 +297,9 @@ def _open_converted(spec: ModelSpec, config: EvalConfig, threads: int) -> "Opene
     subject = _subject(spec, config, model, threads, converted=converted, content=subject.content)
     index = load_index(config, model, spec.background_columns(model.num_outputs))
     choice: engine_choice.Choice | None = engine_choice.Choice(subject.named(config.engine))
-    if config.engine != "openvino" or config.fast:
+    if config.engine in ("default", "auto") or config.fast:
         choice = engine_choice.kept(subject, config.engine, config.fast, index)
-    if choice is None or choice.way.engine != "openvino":
+    if choice is None or choice.way.engine == "torch":
         return None
     index, images = _decoding(spec, config, model, engines.streams(threads), None)
     return _computed_by(model, subject, choice), index, images

@@ -1,7 +1,6 @@
 """An nn.Module as a function from uint8 pixels to logits; normalization runs on the device."""
 
 import copy
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,10 +13,8 @@ from common.device import amp, cann_failure
 from common.device import device as devices
 from common.errors import RunError
 from common.evaluation.engines import streams
+from common.evaluation.metrics import STEPS_OF_NOTE
 from common.spec import ModelSpec
-
-# Until how many steps, and above how many times the training loss or that of guessing, a validation loss is explained.
-_STEPS_OF_NOTE, _FACTOR_OF_NOTE = 500, 5
 
 
 class Normalizer:
@@ -100,20 +97,8 @@ def norm_momentum(model: nn.Module) -> float | None:
     return next((norm.momentum for norm in norms if norm.track_running_stats), None)
 
 
-def note_on_loss(loss: float, train_loss: float, num_classes: int, steps: int, momentum: float | None) -> str:
-    """Why the validation loss is far above the training loss at the start of a run, or an empty text."""
-    if momentum is None or steps > _STEPS_OF_NOTE or loss < _FACTOR_OF_NOTE * max(train_loss, math.log(num_classes)):
-        return ""
-    share = f"{100 * (1 - momentum) ** steps:.2g} %"
-    return (
-        f"note: the validation loss is not meaningful yet: after {steps} steps, {share} of batch norm's running "
-        "statistics are still the initial values; validation uses these, training the statistics of each batch; expect "
-        "comparable losses after some hundred steps"
-    )
-
-
 def short_training(model: nn.Module) -> tuple[int, float | None]:
-    """(Steps, momentum of batch norm) of a checkpoint for note_on_loss; (0, None) where that has nothing to say."""
+    """(Steps, momentum of batch norm) of a checkpoint for metrics.note_on_loss; (0, None): nothing to say."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     steps = max((int(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None), default=0)
-    return (steps, norm_momentum(model)) if 0 < steps <= _STEPS_OF_NOTE else (0, None)
+    return (steps, norm_momentum(model)) if 0 < steps <= STEPS_OF_NOTE else (0, None)

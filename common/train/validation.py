@@ -7,8 +7,8 @@ from common.data import loader, transforms
 from common.data.batch import Batch
 from common.distributed import Group
 from common.evaluation.evaluate import evaluate
-from common.evaluation.metrics import Counts
-from common.evaluation.torch_classifier import TorchClassifier, norm_momentum, note_on_loss
+from common.evaluation.metrics import Counts, note_on_loss
+from common.evaluation.torch_classifier import TorchClassifier, norm_momentum
 from common.train import losses
 from common.train.run_setup import RunSetup
 

@@ -8,8 +8,9 @@ import torch
 from support import final
 from tiny import PROGRAM
 
-from common.evaluation import torch_classifier
-from common.evaluation.torch_classifier import note_on_loss, short_training
+from common.evaluation import metrics
+from common.evaluation.metrics import note_on_loss
+from common.evaluation.torch_classifier import short_training
 from common.train import run_setup
 from common.train.meters import Throughput, TimeLeft, time_left
 from common.train.validation import note_on_ema
@@ -58,7 +59,7 @@ def test_the_lines_of_a_run(images, tmp_path, capsys):
 
 
 def test_results_that_are_not_meaningful_yet_are_explained_once(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch_classifier, "_FACTOR_OF_NOTE", 0)
+    monkeypatch.setattr(metrics, "_FACTOR_OF_NOTE", 0)
     PROGRAM.main(["--data", str(images), "--output-dir", str(tmp_path / "run"), "--epochs=3", "--ema=0.99"])
     loss, averages = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert loss.startswith(
@@ -75,7 +76,7 @@ def test_results_that_are_not_meaningful_yet_are_explained_once(images, tmp_path
 
 @pytest.mark.parametrize("words", [[], ["--freeze=head", "--freeze-norm"]])
 def test_statistics_of_other_weights_do_not_explain_a_loss(images, weights, tmp_path, monkeypatch, capsys, words):
-    monkeypatch.setattr(torch_classifier, "_FACTOR_OF_NOTE", 0)
+    monkeypatch.setattr(metrics, "_FACTOR_OF_NOTE", 0)
     words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), "--pretrained", str(weights), *words]
     PROGRAM.main([*words, "--epochs=1"])
     PROGRAM.main([*words[:4], "--resume=auto", "--epochs=2"])

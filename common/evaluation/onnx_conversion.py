@@ -1,0 +1,119 @@
+"""Checkpoint -> ONNX: the trace behind every export, and copies in the cache that eval.py's engines compute with.
+
+A checkpoint is converted once. Later starts read the copy, and import neither torch nor the checkpoint.
+"""
+
+import hashlib
+import json
+import pathlib
+import sys
+import tempfile
+import typing
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from common.data import cache
+from common.spec import ModelSpec
+
+if typing.TYPE_CHECKING:
+    import torch
+
+OPSET = 11  # unless --opset is given
+_KIND, _KEPT = ".converted", 4  # suffix of the cached files, and how many stay: each is as large as its checkpoint
+
+
+class Converted(typing.NamedTuple):
+    """A network as ONNX.
+
+    Attributes:
+      proto: content of an .onnx file.
+      facts: what an evaluation prints and needs of the checkpoint; JSON can express it.
+    """
+
+    proto: bytes
+    facts: Mapping[str, Any]
+
+
+def trace(
+    model: "torch.nn.Module",
+    spec: ModelSpec,
+    path: pathlib.Path,
+    image_size: int,
+    batch: int | None = None,
+    opset: int = OPSET,
+    input_dtype: str = "float32",
+) -> None:
+    """Write a network in evaluation mode as an ONNX file with input [batch, 3, image_size, image_size].
+
+    Args:
+      batch: None for a dynamic batch axis.
+      input_dtype: float32, or float16 for a network that computes in float32.
+    """
+    import torch
+
+    class FromHalf(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.model(images.float())
+
+    device = next(model.parameters()).device
+    images = torch.zeros(batch or 1, 3, image_size, image_size, device=device, dtype=getattr(torch, input_dtype))
+    axes = None if batch else {spec.onnx_input: {0: "batch"}, spec.onnx_output: {0: "batch"}}
+    with warnings.catch_warnings():
+        # A shape that the network reads becomes a constant, as it should: only the batch axis is dynamic.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        # dynamo=True cannot write opset 11, and atc misreads its ReduceMean.
+        torch.onnx.export(
+            model if input_dtype == "float32" else FromHalf().eval(),
+            (images,),
+            str(path),
+            input_names=[spec.onnx_input],
+            output_names=[spec.onnx_output],
+            opset_version=opset,
+            dynamic_axes=axes,
+            dynamo=False,
+        )
+
+
+def key(content: str, spec: ModelSpec, options: Sequence[object], versions: Mapping[str, str]) -> str:
+    """Key of a converted checkpoint in the cache; it changes with the code that builds and loads the network.
+
+    Args:
+      content: hash of the file.
+      options: those that change its network.
+    """
+    package = pathlib.Path(sys.modules[spec.builder.__module__].__file__ or "").parent
+    common = pathlib.Path(__file__).resolve().parents[1]
+    sources = sorted([*package.glob("*.py"), *(common / "weights").glob("*.py"), common / "layers.py"])
+    code = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    return f"converted {json.dumps([content, spec.name, list(map(str, options)), versions, code])}"
+
+
+def load(cache_key: str) -> Converted | None:
+    """The converted checkpoint of a key; None where there is none, or a damaged one."""
+    stored = cache.read(cache_key, _KIND)
+    if stored is None:
+        return None
+    header, proto = stored[0], stored[1]["proto"].tobytes()
+    return Converted(proto, header["facts"]) if zlib.crc32(proto) == header["crc32"] else None
+
+
+def convert(
+    network: "torch.nn.Module", spec: ModelSpec, size: int, cache_key: str, facts: Mapping[str, Any]
+) -> Converted:
+    """Convert a network for images of `size` pixels, and keep it under a key."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "net.onnx")
+        trace(network.eval(), spec, path, size)
+        proto = path.read_bytes()
+    header = dict(facts=facts, crc32=zlib.crc32(proto))
+    cache.write(cache_key, header, dict(proto=np.frombuffer(proto, np.uint8)), _KIND)
+    cache.keep_newest(_KIND, _KEPT)
+    return Converted(proto, facts)
