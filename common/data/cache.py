@@ -10,7 +10,6 @@ import json
 import os
 import stat
 import tempfile
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,16 +23,15 @@ _VERSION = 2
 Arrays = dict[str, np.ndarray]
 
 
-def read(key: str, kind: str = "", private: bool = False) -> tuple[dict[str, Any], Arrays] | None:
+def read(key: str, kind: str = "") -> tuple[dict[str, Any], Arrays] | None:
     """(header, read-only arrays) that were stored under a key; None where there are none or the file is torn.
 
     Args:
       kind: suffix of the file's name, see `keep_newest`.
-      private: the arrays can be written, which changes memory of this process only.
     """
     for folder in _folders():
         try:
-            return _map(os.path.join(folder, _file_name(key) + kind), "c" if private else "r")
+            return _map(os.path.join(folder, _file_name(key) + kind))
         except (OSError, ValueError, KeyError, TypeError):  # absent, torn, or of another version
             continue
     return None
@@ -109,14 +107,14 @@ def _file_name(key: str) -> str:
     return hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
 
 
-def _map(path: str, mode: typing.Literal["c", "r"]) -> tuple[dict[str, Any], Arrays]:
+def _map(path: str) -> tuple[dict[str, Any], Arrays]:
     with open(path, "rb") as file:
         line = file.readline()
         stored = json.loads(line)
         if stored["version"] != _VERSION:
             raise ValueError(stored["version"])
     # asarray: slices of the subclass memmap are several times slower
-    block, start, arrays = np.asarray(np.memmap(path, np.uint8, mode)), len(line), {}
+    block, start, arrays = np.asarray(np.memmap(path, np.uint8, "r")), len(line), {}
     for name, dtype, count in stored["arrays"]:
         end = start + count * np.dtype(dtype).itemsize
         if end > len(block):

@@ -139,9 +139,8 @@ class Subject:
         """The ways to measure; the default one first."""
         names = [engine]
         if engine in ("default", "auto"):
-            names = [*(() if self.is_onnx else ("torch",)), "onnxruntime", "openvino"]
-        if len(names) > 1 and not openvino_engine.is_installed():
-            names.remove("openvino")
+            names = ["onnxruntime"] if self.is_onnx else ["torch", "onnxruntime"]
+            names += ["openvino"] if openvino_engine.is_installed() else []
         ways = [Way(name, FLOAT32, self.own.threads) for name in names]
         if fast and multiplies_bfloat16():
             ways += [Way(name, BFLOAT16, self.own.threads) for name in names if name != "onnxruntime"]

@@ -37,6 +37,10 @@ class Converted(typing.NamedTuple):
     proto: bytes
     facts: Mapping[str, Any]
 
+    def crc32(self) -> int:
+        """Checksum of both."""
+        return zlib.crc32(self.proto, zlib.crc32(json.dumps(self.facts).encode()))
+
 
 def trace(
     model: "torch.nn.Module",
@@ -83,7 +87,7 @@ def trace(
 
 
 def key(content: str, spec: ModelSpec, options: Sequence[object], versions: Mapping[str, str]) -> str:
-    """Key of a converted checkpoint in the cache; it changes with the code that builds and loads the network.
+    """Key of a converted checkpoint in the cache; it changes with the code that builds, loads and converts the network.
 
     Args:
       content: hash of the file.
@@ -91,7 +95,8 @@ def key(content: str, spec: ModelSpec, options: Sequence[object], versions: Mapp
     """
     package = pathlib.Path(sys.modules[spec.builder.__module__].__file__ or "").parent
     common = pathlib.Path(__file__).resolve().parents[1]
-    sources = sorted([*package.glob("*.py"), *(common / "weights").glob("*.py"), common / "layers.py"])
+    shared = (*(common / "weights").glob("*.py"), common / "layers.py", pathlib.Path(__file__))
+    sources = sorted([*package.glob("*.py"), *shared])
     code = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     return f"converted {json.dumps([content, spec.name, list(map(str, options)), versions, code])}"
 
@@ -101,8 +106,11 @@ def load(cache_key: str) -> Converted | None:
     stored = cache.read(cache_key, _KIND)
     if stored is None:
         return None
-    header, proto = stored[0], stored[1]["proto"].tobytes()
-    return Converted(proto, header["facts"]) if zlib.crc32(proto) == header["crc32"] else None
+    header, arrays = stored
+    if not {"facts", "crc32"} <= header.keys() or "proto" not in arrays:
+        return None
+    found = Converted(arrays["proto"].tobytes(), header["facts"])
+    return found if found.crc32() == header["crc32"] else None
 
 
 def convert(
@@ -113,7 +121,8 @@ def convert(
         path = pathlib.Path(folder, "net.onnx")
         trace(network.eval(), spec, path, size)
         proto = path.read_bytes()
-    header = dict(facts=facts, crc32=zlib.crc32(proto))
+    converted = Converted(proto, facts)
+    header = dict(facts=facts, crc32=converted.crc32())
     cache.write(cache_key, header, dict(proto=np.frombuffer(proto, np.uint8)), _KIND)
     cache.keep_newest(_KIND, _KEPT)
-    return Converted(proto, facts)
+    return converted

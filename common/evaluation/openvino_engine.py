@@ -46,11 +46,10 @@ class OpenVinoEngine:
       threads: of all runs together; 0: one per core.
       streams: runs at a time, each on its share of the threads; 0: one.
     Raises:
-      UserError: OpenVINO is not installed, or cannot load the file.
+      UserError: OpenVINO cannot load the file.
     """
 
     def __init__(self, source: pathlib.Path | bytes, is_float32: bool, threads: int, streams: int = 0) -> None:
-        check_installed()
         self.metadata: OnnxMetadata = {}
         self.is_float32, self.streams = is_float32, streams
         settings = {

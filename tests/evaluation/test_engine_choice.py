@@ -162,13 +162,15 @@ def test_a_checkpoint_is_converted_once_and_later_starts_do_not_read_it(evaluate
         lambda content: content[:-1],
         lambda content: b"",
         lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
-        lambda content: content.replace(b"Conv", b"Konv", 1),
+        lambda content: content.replace(b'"num_outputs": 3', b'"num_outputs": 4'),
+        lambda content: content.replace(b'"facts"', b'"other"'),
     ],
 )
 def test_a_damaged_conversion_is_made_again(evaluate, reads, tmp_path, damage):
     counts, _, _ = evaluate("net.pth", engine="openvino")
     (cached,) = (tmp_path / "cache" / "image-zoo").glob("*.converted")
     content = cached.read_bytes()
+    assert damage(content) != content
     cached.write_bytes(damage(content))
     assert evaluate("net.pth", engine="openvino")[0].correct.tolist() == counts.correct.tolist()
     assert len(reads) == 2 and cached.read_bytes()[-64:] == content[-64:]
@@ -233,6 +235,19 @@ def test_auto_takes_the_fastest_engine_and_keeps_the_choice_for_this_file(evalua
     speeds["openvino float32"] = 5.0
     assert evaluate("net.onnx", engine="auto")[2].startswith(text.splitlines()[0])  # kept
     assert evaluate("net.pth", engine="auto")[1].engine == "torch"  # another file is measured
+
+
+def test_a_machine_that_is_slow_for_a_while_does_not_decide(evaluate, speeds, monkeypatch):
+    """ONNX Runtime 10 images/s, OpenVINO 9; half of that in the first five measurements."""
+    calls = []
+
+    def measured(classifier, *_):
+        calls.append(way_of(classifier))
+        return {"onnxruntime float32": 10.0, "openvino float32": 9.0}[calls[-1]] * (0.5 if len(calls) <= 5 else 1)
+
+    monkeypatch.setattr(engine_choice, "_images_per_s", measured)
+    assert evaluate("net.onnx", engine="auto")[1].engine == "onnxruntime"
+    assert len(calls) == 10 and len(set(calls)) == 2
 
 
 def test_an_engine_that_takes_longer_to_start_than_it_saves_is_not_taken(evaluate, speeds, monkeypatch):
