@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from common import cli, files
 from common.errors import UserError
-from common.evaluation import engines, onnx_conversion, onnx_metadata
+from common.evaluation import onnx_conversion, onnx_metadata
 from common.files import atomic_path
 from common.spec import ModelSpec
 from common.weights.load import download, load_model
@@ -20,9 +20,6 @@ if typing.TYPE_CHECKING:
 
 INPUT_DTYPES = ("float32", "float16")
 OPSETS = (9, 20)  # of torch's exporter; atc takes fewer (docs/ASCEND.md), and run_atc.py checks that
-# Share of the largest logit, which counts as at least 1: what a different order of float32 sums explains, and what
-# float16 costs networks of a hundred layers.
-TOLERANCES = {"float32": 1e-4, "float16": 0.05}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +132,8 @@ def export_onnx(
     Returns:
       Largest difference between the logits of torch and ONNX Runtime, as a share of the largest logit.
     Raises:
-      UserError: the exporter wrote another opset, or the logits differ by more than TOLERANCES, or onnxslim is missing.
+      UserError: the exporter wrote another opset, the logits differ by more than onnx_conversion.TOLERANCES, or
+        onnxslim is missing.
     """
     import onnx
 
@@ -162,7 +160,10 @@ def export_onnx(
             onnx.helper.set_model_props(proto, onnx_metadata.encode(metadata))
             onnx.save(proto, draft)
             sizes = [batch] if batch else [1, 3]
-            difference = max(_check_logits(model, draft, n, image_size, input_dtype, precision) for n in sizes)
+            difference = max(
+                onnx_conversion.check_logits(model, draft, n, image_size, input_dtype, precision, "--onnx: not written")
+                for n in sizes
+            )
     finally:
         model.train(was_training)
     return difference
@@ -186,27 +187,3 @@ def _half(proto: "onnx.ModelProto") -> "onnx.ModelProto":
         wrapped = ONNXModel(convert_float_to_float16(proto, keep_io_types=True))
     wrapped.topological_sort()  # the converter appends the casts of the input, which onnx.checker refuses
     return wrapped.model
-
-
-def _check_logits(
-    model: "torch.nn.Module", path: pathlib.Path, batch: int, image_size: int, input_dtype: str, precision: str
-) -> float:
-    """Largest difference from torch on one random batch, share of the largest logit; UserError above TOLERANCES."""
-    import numpy as np
-    import torch
-
-    # Upsampled noise, smooth like photographs: white noise drives a trained network far outside its range.
-    noise = torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
-    images = torch.nn.functional.interpolate(noise, size=(image_size, image_size), mode="bilinear")
-    images = images.to(getattr(torch, input_dtype)).float()
-    with torch.inference_mode():
-        expected = model(images.to(next(model.parameters()).device)).float().cpu().numpy()
-    actual = engines.OnnxEngine(path).run(images.numpy())
-    difference, largest = float(np.abs(actual - expected).max()), float(np.abs(expected).max())
-    tolerance = TOLERANCES[precision]
-    if not difference <= tolerance * max(1.0, largest):  # also true for NaN
-        raise UserError(
-            f"--onnx: not written, ONNX Runtime differs from torch by {difference:.3g} where the largest "
-            f"logit is {largest:.3g} (batch {batch}); allowed is {tolerance} of it"
-        )
-    return difference / (largest or 1.0)

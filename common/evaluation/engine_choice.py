@@ -188,7 +188,13 @@ def choose(
     index: "FolderIndex",
     transform: "Callable[[typing.Any], np.ndarray]",
 ) -> Choice:
-    """The way to compute: the engine named, or the fastest one by a measurement, which is cached."""
+    """The way to compute: the engine named, or the fastest one by a measurement, which is cached.
+
+    Raises:
+      UserError: an engine that is named is not installed.
+    """
+    if engine == "openvino":
+        openvino_engine.check_installed()
     if engine not in ("default", "auto") and not fast:
         return Choice(subject.named(engine))
     if (found := kept(subject, engine, fast, index)) is not None:

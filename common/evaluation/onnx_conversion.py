@@ -17,12 +17,17 @@ from typing import Any
 import numpy as np
 
 from common.data import cache
+from common.errors import UserError
+from common.evaluation import engines
 from common.spec import ModelSpec
 
 if typing.TYPE_CHECKING:
     import torch
 
 OPSET = 11  # unless --opset is given
+# Share of the largest logit, which counts as at least 1: what a different order of float32 sums explains, and what
+# float16 costs networks of a hundred layers.
+TOLERANCES = {"float32": 1e-4, "float16": 0.05}
 _KIND, _KEPT = ".converted", 4  # suffix of the cached files, and how many stay: each is as large as its checkpoint
 
 
@@ -86,6 +91,43 @@ def trace(
         )
 
 
+def check_logits(
+    model: "torch.nn.Module",
+    path: pathlib.Path,
+    batch: int,
+    image_size: int,
+    input_dtype: str,
+    precision: str,
+    refusal: str,
+) -> float:
+    """Largest difference of ONNX Runtime from torch on one random batch, as a share of the largest logit.
+
+    Args:
+      path: the network in ONNX.
+      precision: what it computes in, of TOLERANCES.
+      refusal: first words of the error.
+    Raises:
+      UserError: the difference is above TOLERANCES.
+    """
+    import torch
+
+    # Upsampled noise, smooth like photographs: white noise drives a trained network far outside its range.
+    noise = torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
+    images = torch.nn.functional.interpolate(noise, size=(image_size, image_size), mode="bilinear")
+    images = images.to(getattr(torch, input_dtype)).float()
+    with torch.inference_mode():
+        expected = model(images.to(next(model.parameters()).device)).float().cpu().numpy()
+    actual = engines.OnnxEngine(path).run(images.numpy())
+    difference, largest = float(np.abs(actual - expected).max()), float(np.abs(expected).max())
+    tolerance = TOLERANCES[precision]
+    if not difference <= tolerance * max(1.0, largest):  # also true for NaN
+        raise UserError(
+            f"{refusal}, ONNX Runtime differs from torch by {difference:.3g} where the largest logit is {largest:.3g} "
+            f"(batch {batch}); allowed is {tolerance} of it"
+        )
+    return difference / (largest or 1.0)
+
+
 def key(content: str, spec: ModelSpec, options: Sequence[object], versions: Mapping[str, str]) -> str:
     """Key of a converted checkpoint in the cache; it changes with the code that builds, loads and converts the network.
 
@@ -116,10 +158,15 @@ def load(cache_key: str) -> Converted | None:
 def convert(
     network: "torch.nn.Module", spec: ModelSpec, size: int, cache_key: str, facts: Mapping[str, Any]
 ) -> Converted:
-    """Convert a network for images of `size` pixels, and keep it under a key."""
+    """Convert a network for images of `size` pixels, and keep it under a key.
+
+    Raises:
+      UserError: ONNX Runtime computes other logits than torch.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "net.onnx")
         trace(network.eval(), spec, path, size)
+        check_logits(network, path, 1, size, "float32", "float32", "--engine: give torch")
         proto = path.read_bytes()
     converted = Converted(proto, facts)
     header = dict(facts=facts, crc32=converted.crc32())

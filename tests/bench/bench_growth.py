@@ -120,6 +120,8 @@ def main():
         measure(args.measure, args.images[0], args.root)
         return
     first, found = args.images[0], {}
+    if args.folder:
+        os.makedirs(args.folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         for num_images in args.images:
             root, small = f"{scratch}/{num_images}", f"{scratch}/{first}"

@@ -1,5 +1,6 @@
 """--engine and --fast: equal counts with every engine, what is measured, kept and refused."""
 
+import copy
 import json
 import os
 import subprocess
@@ -178,6 +179,21 @@ def test_a_damaged_conversion_is_made_again(evaluate, reads, tmp_path, damage):
     assert len(reads) == 2
 
 
+def test_a_conversion_that_computes_other_logits_is_refused_and_not_kept(evaluate, monkeypatch, tmp_path):
+    trace = onnx_conversion.trace
+
+    def wrong(network, *args):
+        network = copy.deepcopy(network)
+        network.fc.bias.data += 0.01
+        trace(network, *args)
+
+    monkeypatch.setattr(onnx_conversion, "trace", wrong)
+    with pytest.raises(UserError, match="--engine: give torch, ONNX Runtime differs from torch by 0.01 where"):
+        evaluate("net.pth", engine="onnxruntime")
+    assert not list((tmp_path / "cache").rglob("*.converted"))
+    assert evaluate("net.pth", engine="auto")[1].engine == "torch"
+
+
 def test_processes_that_convert_a_checkpoint_at_once_leave_one_whole_file(files, images, tmp_path):
     code = (
         "from tiny import SPEC; from common.evaluation import program; import sys\n"
@@ -327,10 +343,13 @@ def test_an_exported_file_is_scored_without_torch(files, images, tmp_path):
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_without_openvino_the_choice_is_among_the_rest_and_says_so(evaluate, speeds, monkeypatch):
+def test_without_openvino_the_choice_is_among_the_rest_and_says_so(evaluate, speeds, monkeypatch, tmp_path):
     monkeypatch.setattr(openvino_engine, "is_installed", lambda: False)
     with pytest.raises(UserError, match="--engine: openvino is not installed; pip install openvino"):
         evaluate("net.onnx", engine="openvino")
+    with pytest.raises(UserError, match="--engine: openvino is not installed"):
+        evaluate("net.pth", engine="openvino", fast=True)
+    assert not list((tmp_path / "cache").rglob("*.converted"))
     _, model, text = evaluate("net.onnx", engine="auto")
     assert model.engine == "onnxruntime" and "; openvino is not installed (pip install openvino)\n" in text
 

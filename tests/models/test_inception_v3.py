@@ -17,6 +17,7 @@ from common.data import transforms
 from common.deploy import export
 from common.device.device import Device
 from common.errors import UserError
+from common.evaluation import onnx_conversion
 from common.evaluation.torch_classifier import Normalizer
 from common.train import losses
 from common.weights.load import load_model, load_pretrained
@@ -220,7 +221,7 @@ def test_export_takes_a_fixed_batch_and_the_default_checkpoint(checkpoint, run, 
 
 
 def test_a_network_that_onnx_runtime_computes_otherwise_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(export.TOLERANCES, "float32", -1.0)
+    monkeypatch.setitem(onnx_conversion.TOLERANCES, "float32", -1.0)
     with pytest.raises(UserError, match="--onnx: not written, ONNX Runtime differs"):
         export.export_onnx(SPEC.build(num_classes=2), SPEC, tmp_path / "x.onnx", 75)
     assert list(tmp_path.iterdir()) == []
