@@ -16,6 +16,11 @@ if typing.TYPE_CHECKING:
 
 StateDict = Mapping[str, "torch.Tensor"]
 BuildOptions = Mapping[str, Any]
+Triple = tuple[float, float, float]
+Normalization = tuple[Triple, Triple]  # mean and standard deviation of RGB values in [0, 1]
+
+IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF_RANGE: Normalization = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # values in [-1, 1]
 
 
 def _never_same(option: str, image_size: int) -> bool:
@@ -68,8 +73,8 @@ class ModelSpec:
     min_size: int = 75
     eval_resize: int = 342
     crop_rounding: str = "round"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: Triple = HALF_RANGE[0]
+    std: Triple = HALF_RANGE[1]
     num_classes: int = 1000
     label_offset: int = 0
     aux_weight: float = 0.0

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.layers import BasicConv2d
+from common.spec import IMAGENET
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUX_GRID = 5  # the auxiliary head's 5x5 convolution needs a map of this side
 
 
@@ -248,8 +248,9 @@ class InceptionV3(nn.Module):
 
     def _convert_input(self, x: torch.Tensor) -> torch.Tensor:
         """From (x - mean) / std of ImageNet to (x - 0.5) / 0.5, channel by channel."""
-        scale = x.new_tensor([std / 0.5 for std in IMAGENET_STD]).view(1, 3, 1, 1)
-        shift = x.new_tensor([(mean - 0.5) / 0.5 for mean in IMAGENET_MEAN]).view(1, 3, 1, 1)
+        mean, std = IMAGENET
+        scale = x.new_tensor([each / 0.5 for each in std]).view(1, 3, 1, 1)
+        shift = x.new_tensor([(each - 0.5) / 0.5 for each in mean]).view(1, 3, 1, 1)
         return x * scale + shift
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from common.spec import ModelSpec
+from common.spec import IMAGENET, ModelSpec
 from inception_v3 import weights
 
 
@@ -30,8 +30,8 @@ SPEC = ModelSpec(
     name="inception_v3",
     builder=_build,
     build_options=dict(num_classes=1000, aux=True, transform_input=False, dropout=0.5, pool_padding="torch"),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
+    mean=IMAGENET[0],
+    std=IMAGENET[1],
     label_offset=1,
     aux_weight=0.4,
     key_maps={"state_dict": weights.from_torch, "mindspore": weights.from_mindspore, "keras": weights.from_keras},
@@ -41,7 +41,7 @@ SPEC = ModelSpec(
         "mindspore": {"pool_padding": "same", "transform_input": False},
         "keras": {"pool_padding": "same", "transform_input": True, "aux": False},
     },
-    folds={"transform_input": weights.fold_input},
+    folds={"transform_input": weights.fold_transform},
     classifiers=("fc", "AuxLogits.fc"),
     training_modules=("AuxLogits",),
     infer_options=_infer_options,

@@ -5,7 +5,7 @@ common/weights/{mindspore,keras}.py have already given the tensors torch's shape
 
 import re
 
-from common.spec import StateDict
+from common.spec import HALF_RANGE, IMAGENET, StateDict
 
 Path = tuple[str | tuple[str, str], ...]  # one branch: names of its convolutions; a pair is a fork at its end
 
@@ -127,23 +127,12 @@ def to_mindspore(state_dict: StateDict) -> StateDict:
     return renamed
 
 
-def fold_input(state_dict: StateDict, before: bool, after: bool) -> StateDict:
-    """Weights for the other `transform_input`: the first convolution has no padding, so it takes in a scale and shift
-    of its input exactly; the batch norm after it takes in the constant."""
-    import torch
+def fold_transform(state_dict: StateDict, before: bool, after: bool) -> StateDict:
+    """Weights for the other `transform_input`."""
+    from common.weights.folding import fold_input
 
-    from inception_v3.model import IMAGENET_MEAN, IMAGENET_STD
-
-    del after  # the other one
-    scale = torch.tensor(IMAGENET_STD, dtype=torch.float64) / 0.5
-    shift = (torch.tensor(IMAGENET_MEAN, dtype=torch.float64) - 0.5) / 0.5
-    if not before:
-        scale, shift = 1 / scale, -shift / scale
-    kernel, mean = "Conv2d_1a_3x3.conv.weight", "Conv2d_1a_3x3.bn.running_mean"
-    weight = state_dict[kernel].double()
-    constant = (weight * shift.view(1, 3, 1, 1)).sum((1, 2, 3))
-    folded = {kernel: weight * scale.view(1, 3, 1, 1), mean: state_dict[mean].double() - constant}
-    return {**state_dict, **{name: tensor.float() for name, tensor in folded.items()}}
+    inside = {True: HALF_RANGE, False: IMAGENET}  # what the first convolution reads
+    return fold_input(state_dict, "Conv2d_1a_3x3.conv", "Conv2d_1a_3x3.bn", inside[before], inside[after])
 
 
 def _mindspore_layers() -> dict[str, tuple[str, str]]:

@@ -6,7 +6,7 @@ common/weights/mindspore.py has already given the tensors torch's shapes and tor
 import re
 import typing
 
-from common.spec import StateDict
+from common.spec import HALF_RANGE, IMAGENET, StateDict
 
 if typing.TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ _FORKS = (
 )
 _FORKED_BLOCKS = range(19, 22)  # ours
 _OFFICIAL_EPS, _EPS = 1e-5, 1e-3
+_FIRST = ("features.0.conv", "features.0.bn")
 
 
 def _ours(layer: str) -> str:
@@ -70,10 +71,14 @@ def _renamed(state_dict: StateDict, rename: typing.Callable[[str], str]) -> "dic
 
 
 def from_mindspore(state_dict: StateDict) -> StateDict:
-    """mindcv, and the official model zoo, whose two batch norms around the classifier become part of it."""
+    """mindcv, and the official model zoo, whose two batch norms around the classifier become part of it.
+
+    Both normalize images with ImageNet's mean and standard deviation (`dataset.py`; mindcv's `config.py`).
+    """
+    from common.weights.folding import fold_eps, fold_input
+
     if "softmax.dense.weight" not in state_dict:
-        return _renamed(state_dict, _ours)
-    from common.weights.folding import fold_eps
+        return fold_input(_renamed(state_dict, _ours), *_FIRST, IMAGENET, HALF_RANGE)
 
     units = {
         name.replace(".conv.conv.", ".conv.").replace(".conv.batchnorm.", ".bn."): tensor
@@ -87,12 +92,15 @@ def from_mindspore(state_dict: StateDict) -> StateDict:
         "last_linear.weight": (last_scale[:, None] * weight * first_scale).float(),
         "last_linear.bias": (last_scale * (weight @ first_shift + bias) + last_shift).float(),
     }
-    return {**fold_eps(_renamed(units, _ours), _OFFICIAL_EPS, _EPS), **classifier}
+    renamed = fold_eps(_renamed(units, _ours), _OFFICIAL_EPS, _EPS)
+    return {**fold_input(renamed, *_FIRST, IMAGENET, HALF_RANGE), **classifier}
 
 
 def to_mindspore(state_dict: StateDict) -> StateDict:
-    """mindcv's names."""
-    return _renamed(state_dict, _mindcv)
+    """mindcv's names and normalization."""
+    from common.weights.folding import fold_input
+
+    return _renamed(fold_input(state_dict, *_FIRST, HALF_RANGE, IMAGENET), _mindcv)
 
 
 def _affine(state_dict: StateDict, layer: str, eps: float) -> "tuple[torch.Tensor, torch.Tensor]":

@@ -111,6 +111,16 @@ def closed_form_image(size):
     return (np.stack(planes)[None] + 0.3 * closed_form_array("image", (1, 3, size, size))).astype(np.float32)
 
 
+def imagenet_normalized(images_NCHW):
+    """Images in [-1, 1] as programs that normalize with ImageNet's mean and standard deviation see them."""
+    import torch
+
+    from common.spec import IMAGENET
+
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in IMAGENET)
+    return ((images_NCHW + 1) / 2 - mean) / std
+
+
 def calibrated(num_classes, inputs_NCHW, spec=None):
     """A network with random weights whose logits differ from image to image without amplifying rounding errors.
 

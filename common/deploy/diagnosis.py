@@ -15,9 +15,10 @@ from PIL import Image
 from common.deploy.sides import ModelSide, Side
 from common.evaluation.comparison import aligned
 from common.evaluation.engines import EngineClassifier
-from common.evaluation.input_pipeline import IMAGENET, NO_ANTIALIAS, InputPipeline
+from common.evaluation.input_pipeline import NO_ANTIALIAS, InputPipeline
 from common.evaluation.metrics import softmax
 from common.evaluation.torch_classifier import TorchClassifier
+from common.spec import IMAGENET
 
 _EXPLAINS = 0.25  # share of the error that may be left
 _ROUNDS = 3  # mistakes at once

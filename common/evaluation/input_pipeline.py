@@ -9,13 +9,11 @@ import typing
 from PIL import Image, ImageOps
 
 from common.data import transforms
-from common.spec import ModelSpec
+from common.spec import ModelSpec, Triple
 
 if typing.TYPE_CHECKING:
     import numpy as np
 
-Triple = tuple[float, float, float]
-IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Not one of PIL's filters: what OpenCV and torch.nn.functional.interpolate do by default.
 NO_ANTIALIAS = "bilinear without antialiasing"
 _CENTRAL_FRACTION = 0.875  # of TensorFlow-Slim's evaluation

@@ -108,6 +108,10 @@ def fitted(
             "the same weights would give other logits"
         )
     notes = []
+    for option in TRAINING_ONLY:
+        if option in means and build[option] != means[option]:
+            notes.append(f"{option} {build[option]} became {means[option]}, which no evaluation uses")
+            build[option] = means[option]
     for option, value in differing.items():
         changed, side = f"{option} {build[option]} became {value}", meta["image_size"]
         if option in spec.folds:
@@ -205,7 +209,7 @@ def _write(
     if name in FOREIGN:
         if name not in spec.key_maps:
             others = ", ".join(suffix for suffix, other in FORMATS.items() if other not in FOREIGN)
-            raise UserError(f"{target.name}: {spec.name} has no {name} format; the name must end in one of {others}")
+            raise UserError(f"{target}: {spec.name} has no {name} format; the name must end in one of {others}")
         foreign = spec.export_maps.get(name, dict)(state_dict)
         if target.suffix == ".keras":
             _write_keras_archive(
@@ -233,7 +237,7 @@ def _write_keras_archive(
         import keras  # type: ignore[import-not-found]  # optional
     except ImportError as error:
         raise UserError(
-            f"{target.name}: Keras writes .keras archives; pip install keras, or load a .weights.h5 file in Keras"
+            f"{target}: Keras writes .keras archives; pip install keras, or load a .weights.h5 file in Keras"
         ) from error
     from common.weights.keras import write
 

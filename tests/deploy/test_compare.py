@@ -17,7 +17,8 @@ from common import cli
 from common.data.decode import open_rgb
 from common.deploy import compare, export, reference_models
 from common.errors import RunError, UserError
-from common.evaluation.input_pipeline import IMAGENET, InputPipeline
+from common.evaluation.input_pipeline import InputPipeline
+from common.spec import IMAGENET
 from common.weights.load import load_model
 
 SPEC = dataclasses.replace(

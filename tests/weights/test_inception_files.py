@@ -13,7 +13,7 @@ import zipfile
 
 import pytest
 import torch
-from support import ROOT, closed_form_image, fill_closed_form
+from support import ROOT, closed_form_image, fill_closed_form, imagenet_normalized
 
 from common.errors import UserError
 from common.weights import convert, keras, mindspore
@@ -95,6 +95,50 @@ def test_the_extra_norms_of_the_official_inception_v4_become_part_of_its_classif
     z = (2 * (x - 1) / 3.001**0.5 + 0.5) * 4 + 1
     expected = 3 * (z - 2) / 8.00001**0.5 - 1
     assert float(renamed["last_linear.weight"] * x + renamed["last_linear.bias"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_mindspores_inception_v4_normalizes_as_for_imagenet(tmp_path):
+    """Of mindcv and of the official model zoo, whose batch norms have another epsilon; and files for mindcv."""
+    from inception_v4 import weights as of_v4
+
+    spec = dataclasses.replace(models.spec("inception_v4"), input_size=SIZE)
+    network = spec.build(num_classes=7).eval()
+    state = network.state_dict()
+    fill_closed_form(state)
+    images = torch.from_numpy(closed_form_image(SIZE))
+
+    def given(model, images):
+        with torch.inference_mode():
+            return model(images)
+
+    def close(found, expected):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+    mindspore.write(tmp_path / "theirs.ckpt", of_v4._renamed(state, of_v4._mindcv))
+    ours = load_model(tmp_path / "theirs.ckpt", spec)[0]
+    close(given(ours, images), given(network, imagenet_normalized(images)))
+    convert.convert(tmp_path / "theirs.ckpt", tmp_path / "ours.pth.tar", spec)
+    convert.convert(tmp_path / "ours.pth.tar", tmp_path / "back.ckpt", spec)
+    back = of_v4._renamed(mindspore.read(tmp_path / "back.ckpt"), of_v4._ours)
+    close(back["features.0.conv.weight"], state["features.0.conv.weight"])
+
+    first = "features.0.conv2d_1a_3x3"
+    official = {f"{first}.conv.conv.weight": state["features.0.conv.weight"]}
+    official |= {
+        f"{first}.conv.batchnorm.{part}": state[f"features.0.bn.{part}"]
+        for part in ("weight", "bias", "running_mean", "running_var")
+    }
+    official |= {f"softmax.dense.{part}": state[f"last_linear.{part}"] for part in ("weight", "bias")}
+    for norm, width in (("bn0", 1536), ("softmax.batchnorm", 7)):
+        parts = dict(weight=1.0, bias=0.0, running_mean=0.0, running_var=1.0)
+        official |= {f"{norm}.{part}": torch.full((width,), value) for part, value in parts.items()}
+    found = of_v4.from_mindspore(official)
+    unit, images = network.features[0], images[:, :, :9, :9]
+    unit.bn.eps = 1e-5
+    expected = given(unit, imagenet_normalized(images))
+    unit.bn.eps = 1e-3
+    unit.load_state_dict({name: found.get(f"features.0.{name}", value) for name, value in unit.state_dict().items()})
+    close(given(unit, images), expected)
 
 
 def test_layers_are_in_keras_order():

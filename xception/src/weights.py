@@ -6,7 +6,7 @@ common/weights/{mindspore,keras}.py have already given the tensors torch's shape
 import re
 import typing
 
-from common.spec import StateDict
+from common.spec import HALF_RANGE, IMAGENET, StateDict
 
 if typing.TYPE_CHECKING:
     import torch
@@ -49,13 +49,21 @@ def from_torch(state_dict: StateDict) -> StateDict:
 
 
 def from_mindspore(state_dict: StateDict) -> StateDict:
-    """Official model zoo: our names. mindcv: `classifier`, and blocks may be a list that counts from 0."""
+    """Official model zoo: our names. mindcv: `classifier`, and blocks may be a list that counts from 0.
+
+    mindcv normalizes images with ImageNet's mean and standard deviation (its `config.py`).
+    """
 
     def ours(name: str) -> str:
         name = re.sub(r"^classifier\.", "fc.", name)
         return re.sub(r"^blocks\.(\d+)\.", lambda match: f"block{int(match[1]) + 1}.", name)
 
-    return {ours(name): tensor for name, tensor in state_dict.items()}
+    renamed = {ours(name): tensor for name, tensor in state_dict.items()}
+    if renamed.keys() == state_dict.keys():
+        return renamed
+    from common.weights.folding import fold_input
+
+    return fold_input(renamed, "conv1", "bn1", IMAGENET, HALF_RANGE)
 
 
 def from_keras(state_dict: StateDict) -> StateDict:
