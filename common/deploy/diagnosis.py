@@ -18,7 +18,7 @@ from common.evaluation.engines import EngineClassifier
 from common.evaluation.input_pipeline import NO_ANTIALIAS, InputPipeline
 from common.evaluation.metrics import softmax
 from common.evaluation.torch_classifier import TorchClassifier
-from common.spec import IMAGENET
+from common.spec import HALF_RANGE, IMAGENET
 
 _EXPLAINS = 0.25  # share of the error that may be left
 _ROUNDS = 3  # mistakes at once
@@ -28,7 +28,6 @@ _EXACT = 1e-3  # error that leaves nothing to explain
 FIRST = 64  # images at the start, of which batches without eval() are made
 _NO_STD = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _BYTES = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Finding(typing.NamedTuple):
@@ -287,7 +286,7 @@ def _pipelines(pipeline: InputPipeline, other: InputPipeline | None) -> Iterator
     yield from changed("color order: one side takes BGR, the other RGB", colors=colors)
     norms = {
         "ImageNet's mean and std": IMAGENET,
-        "0.5/0.5": _HALF,
+        "0.5/0.5": HALF_RANGE,
         "values in 0..1": _NO_STD,
         "values in 0..255": _BYTES,
     }

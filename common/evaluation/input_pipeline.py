@@ -9,7 +9,7 @@ import typing
 from PIL import Image, ImageOps
 
 from common.data import transforms
-from common.spec import ModelSpec, Triple
+from common.spec import HALF_RANGE, ModelSpec, Triple
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -43,8 +43,8 @@ class InputPipeline:
     geometry: str = "center"
     exif: bool = False
     colors: str = "RGB"
-    mean: Triple = (0.5, 0.5, 0.5)
-    std: Triple = (0.5, 0.5, 0.5)
+    mean: Triple = HALF_RANGE[0]
+    std: Triple = HALF_RANGE[1]
     layout: str = "CHW"
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import StrPath, atomic_folder, is_empty
-from common.spec import ModelSpec
+from common.spec import HALF_RANGE, ModelSpec
 from common.weights.convert import Conversion, check_same_logits, fitted, write_safetensors
 from common.weights.load import load_model
 
@@ -64,7 +64,7 @@ def crop_pct(side: int, resize: int) -> float:
 def _config(spec: ModelSpec, meta: Mapping[str, Any], half_range: bool) -> dict[str, Any]:
     """timm's config.json."""
     side = meta["image_size"]
-    mean, std = ((0.5,) * 3, (0.5,) * 3) if half_range else (spec.mean, spec.std)
+    mean, std = HALF_RANGE if half_range else (spec.mean, spec.std)
     config: dict[str, Any] = {
         "architecture": spec.timm_name,
         "num_classes": meta["num_classes"],
