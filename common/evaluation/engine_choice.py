@@ -114,7 +114,6 @@ class Subject:
             return EngineClassifier(OnnxEngine(self.source(), threads=way.threads, streams=streams), self.spec)
         if way.engine == "openvino":
             is_float32 = way.precision != BFLOAT16
-            openvino_engine.check_installed()  # before a checkpoint is converted
             engine = openvino_engine.OpenVinoEngine(self.source(), is_float32, way.threads, streams)
             return EngineClassifier(engine, self.spec)
         from common.evaluation.torch_classifier import Normalizer, TorchClassifier
@@ -148,7 +147,7 @@ class Subject:
 
 
 def check(engine: str, fast: bool, file: str, device_kind: str, is_plain: bool) -> None:
-    """Raise UserError for an --engine or --fast that cannot be used with a model file.
+    """Raise UserError for an --engine or --fast that cannot be used with a model file, or is not installed.
 
     Args:
       is_plain: no option that belongs to one engine only is given.
@@ -163,6 +162,8 @@ def check(engine: str, fast: bool, file: str, device_kind: str, is_plain: bool) 
         raise UserError(f"{flag}: not with --compile, --aipp-config or a --provider; leave one of them out")
     if engine == "torch" and is_onnx:
         raise UserError(f"--engine: torch needs a checkpoint, {file} is none; give onnxruntime, openvino or auto")
+    if engine == "openvino":
+        openvino_engine.check_installed()
 
 
 def precision_of(header: onnx_header.OnnxHeader) -> str:
@@ -188,13 +189,7 @@ def choose(
     index: "FolderIndex",
     transform: "Callable[[typing.Any], np.ndarray]",
 ) -> Choice:
-    """The way to compute: the engine named, or the fastest one by a measurement, which is cached.
-
-    Raises:
-      UserError: an engine that is named is not installed.
-    """
-    if engine == "openvino":
-        openvino_engine.check_installed()
+    """The way to compute: the engine named, or the fastest one by a measurement, which is cached."""
     if engine not in ("default", "auto") and not fast:
         return Choice(subject.named(engine))
     if (found := kept(subject, engine, fast, index)) is not None:
