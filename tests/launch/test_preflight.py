@@ -69,6 +69,7 @@ def test_what_is_wrong_comes_with_a_remedy_and_status_1(run, tmp_path):
                 "ASCEND_HOME_PATH": str(tmp_path),
                 "ASCEND_INSTALL_PATH": str(tmp_path),
                 "ASCEND_RT_VISIBLE_DEVICES": "1, 0",
+                "HCCL_IF_BASE_PORT": "61000",  # above the ports that Linux gives to other programs by itself
                 "PATH": "/usr/bin:/bin",
             },
         )
