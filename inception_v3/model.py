@@ -48,8 +48,9 @@ class Branches(nn.Module):
 
     Args:
       in_channels: channels of the input.
-      branches: each a list of steps: (name, out_channels, kernel_size[, stride]) is a convolution, padded to keep the
-        size unless it has a stride; a function pools; a list of two convolutions is a fork, concatenated.
+      branches: each a list of steps: (name, out_channels, kernel_size[, stride, pool]) is a convolution of what `pool`
+        gives, padded to keep the size unless it has a stride; a function pools; a list of two convolutions is a fork,
+        concatenated.
     """
 
     def __init__(self, in_channels: int, *branches: list[Any]) -> None:
@@ -78,10 +79,11 @@ class Branches(nn.Module):
         out_channels: int,
         kernel_size: int | tuple[int, int],
         stride: int = 1,
+        pool: Pool | None = None,
     ) -> str:
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         padding = (height // 2, width // 2) if stride == 1 else 0
-        self.add_module(name, BasicConv2d(in_channels, out_channels, (height, width), stride, padding))
+        self.add_module(name, BasicConv2d(in_channels, out_channels, (height, width), stride, padding, pool))
         return name
 
     def _step(self, step: Any, x: torch.Tensor) -> torch.Tensor:
@@ -108,7 +110,7 @@ def _grid_35(in_channels: int, pool_channels: int, average: Pool) -> Branches:
         [("branch1x1", 64, 1)],
         [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
         [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
-        [average, ("branch_pool", pool_channels, 1)],
+        [("branch_pool", pool_channels, 1, 1, average)],
     )
 
 
@@ -135,7 +137,7 @@ def _grid_17(in_channels: int, c: int, average: Pool) -> Branches:
             ("branch7x7dbl_4", c, (7, 1)),
             ("branch7x7dbl_5", 192, (1, 7)),
         ],
-        [average, ("branch_pool", 192, 1)],
+        [("branch_pool", 192, 1, 1, average)],
     )
 
 
@@ -165,7 +167,7 @@ def _grid_8(in_channels: int, average: Pool) -> Branches:
             ("branch3x3dbl_2", 384, 3),
             [("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))],
         ],
-        [average, ("branch_pool", 192, 1)],
+        [("branch_pool", 192, 1, 1, average)],
     )
 
 

@@ -24,9 +24,9 @@ def same(in_channels: int, out_channels: int, height: int, width: int) -> BasicC
 
 
 def pooled(in_channels: int, out_channels: int) -> nn.Sequential:
-    """The pooling branch of the A, B and C blocks."""
+    """The pooling branch of the A, B and C blocks; in the public names the convolution is the second of two parts."""
     pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-    return nn.Sequential(pool, BasicConv2d(in_channels, out_channels, 1))
+    return nn.Sequential(nn.Identity(), BasicConv2d(in_channels, out_channels, 1, pool=pool))
 
 
 class Branches(nn.Module):

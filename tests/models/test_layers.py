@@ -1,0 +1,106 @@
+"""The shared layers compute what torch's layers compute, forward and backward, in every mode that trains them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common import layers
+
+NEEDS = {"both": (True, True), "weight": (False, True), "input": (True, False)}
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Shapes of the inputs whose gradients were computed by matrix products."""
+    shapes, backward = [], layers._ConvByMatrixProduct.backward
+
+    def counted(ctx, *grads):
+        shapes.append(tuple(ctx.saved_tensors[0].shape))
+        return backward(ctx, *grads)
+
+    monkeypatch.setattr(layers._ConvByMatrixProduct, "backward", staticmethod(counted))
+    return shapes
+
+
+def gradients(conv, x, forward=None):
+    """(output, gradient of the input, of the weight) for an output gradient that differs in every element."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(x.requires_grad)
+    conv.weight.grad = None
+    y = (forward or conv)(x)
+    y.backward(torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype))
+    return y.detach(), x.grad, conv.weight.grad
+
+
+@pytest.mark.parametrize("needs", NEEDS)
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "shape", "is_product"),
+    [
+        (1, 1, 0, (3, 5, 4, 6), True),
+        (1, 1, 0, (2, 5, 1, 1), False),  # in both layouts
+        (5, 1, 0, (3, 5, 5, 5), True),
+        ((3, 2), 2, 0, (2, 5, 3, 2), True),
+        (1, 2, 0, (3, 5, 4, 6), False),
+        (1, 1, 1, (3, 5, 4, 6), False),
+        (3, 1, 1, (3, 5, 3, 3), False),
+        (3, 1, 0, (3, 5, 4, 3), False),
+    ],
+)
+def test_gradients_are_those_of_torch(kernel, stride, padding, shape, is_product, needs, products):
+    torch.manual_seed(0)
+    conv = layers.Conv2d(5, 7, kernel, stride, padding).to(memory_format=torch.channels_last)
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    x.requires_grad, conv.weight.requires_grad = NEEDS[needs]
+    expected = gradients(conv, x, lambda x: F.conv2d(x, conv.weight, None, stride, padding))
+    for ours, theirs in zip(gradients(conv, x), expected, strict=True):
+        if theirs is None:
+            assert ours is None
+        else:
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+            assert ours.stride() == theirs.stride() or 1 in ours.shape
+    assert bool(products) == is_product
+
+
+def test_second_derivatives(products):
+    conv = layers.Conv2d(2, 3, 1).double().to(memory_format=torch.channels_last)
+    x = torch.randn(1, 2, 2, 3, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: conv(x).square(), x) and products
+
+
+def test_other_layouts_and_mixed_precision_take_torchs_way(products):
+    torch.manual_seed(0)
+    x, conv = torch.randn(2, 16, 3, 4, requires_grad=True), layers.Conv2d(16, 16, 1)
+    gradients(conv, x)  # nchw
+    conv, x = conv.to(memory_format=torch.channels_last), x.detach().to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gradients(conv, x.requires_grad_())[0].dtype == torch.bfloat16
+    assert not products
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_average_behind_the_convolution_computes_the_same(counted):
+    """Forward, all gradients and the running statistics, against the published order."""
+    torch.manual_seed(0)
+    ours = layers.BasicConv2d(6, 4, 1, pool=nn.AvgPool2d(3, 1, 1, count_include_pad=counted)).double()
+    published, x = copy.deepcopy(ours), torch.randn(2, 6, 5, 4, dtype=torch.double)
+    for training in (True, False):
+        results = []
+        for unit in (ours.train(training), published.train(training)):
+            given = x.clone().requires_grad_()
+            y = unit(given) if unit is ours else F.relu(unit.bn(unit.conv(unit.pool(given))))
+            y.square().sum().backward()
+            results.append([y, given.grad, *(value for value in unit.state_dict().values()), unit.conv.weight.grad])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+def test_in_evaluation_the_batch_norm_follows_the_convolution_directly():
+    unit, seen = layers.BasicConv2d(6, 4, 1, pool=nn.AvgPool2d(3, 1, 1)), []
+    for name, module in unit.named_modules():
+        if name:
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    unit.eval()(torch.randn(1, 6, 3, 3))
+    unit.train()(torch.randn(1, 6, 3, 3))
+    assert seen == ["pool", "conv", "bn", "conv", "pool", "bn"]
