@@ -110,8 +110,9 @@ def make(name, model, root, batch_size, image_size, workers, *options):
         return TimmTraining(TIMM_NAMES[model], batch_size, image_size)
     if name == "convolutions":
         set_torch_defaults()  # the zoo's environment
-        from common.device.device import Device
         from convolutions import Convolutions
+
+        from common.device.device import Device
 
         Device("cpu").activate()
         return Convolutions(models.spec(model).build(num_classes=1000), batch_size, image_size)
