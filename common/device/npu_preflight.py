@@ -141,5 +141,10 @@ def _check_hccl_ports() -> Finding:
     first = os.environ.get("HCCL_IF_BASE_PORT", "60000")
     if not first.isdigit() or not 1024 <= int(first) <= 65535 - HCCL_PORTS:
         return Finding("HCCL ports", f"HCCL_IF_BASE_PORT is {first}", f"give 1024 to {65535 - HCCL_PORTS}")
-    remedy = f"end the programs that use them, or set HCCL_IF_BASE_PORT to the first of {HCCL_PORTS} free ones"
-    return check_ports("HCCL ports", range(int(first), int(first) + HCCL_PORTS), remedy)
+    ports = range(int(first), int(first) + HCCL_PORTS)
+    remedy = (
+        f"end the programs that use them, or set HCCL_IF_BASE_PORT to the first of {HCCL_PORTS} free ones; "
+        f"sysctl -w net.ipv4.ip_local_reserved_ports={ports[0]}-{ports[-1]} keeps Linux from giving them to programs "
+        "that ask for any port"
+    )
+    return check_ports("HCCL ports", ports, remedy)

@@ -141,6 +141,8 @@ def test_hccl_ports(monkeypatch):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setenv("HCCL_IF_BASE_PORT", str(port - 3))
-        assert f"{port} (Address already in use)" in rows(2, several=True)["HCCL ports"].found
+        row = rows(2, several=True)["HCCL ports"]
+        assert f"{port} (Address already in use)" in row.found
+        assert f"ip_local_reserved_ports={port - 3}-{port + 12} " in row.remedy
     monkeypatch.setenv("HCCL_IF_BASE_PORT", "70000")
     assert rows(2, several=True)["HCCL ports"].remedy == "give 1024 to 65519"
