@@ -17,9 +17,9 @@ def products(monkeypatch):
     """Shapes of what is computed by matrix products."""
     shapes, linear = [], F.linear
 
-    def counted(rows, weight):
+    def counted(rows, *parameters):
         shapes.append(tuple(rows.shape))
-        return linear(rows, weight)
+        return linear(rows, *parameters)
 
     monkeypatch.setattr(layers.F, "linear", counted)
     return shapes
@@ -34,6 +34,7 @@ def gradients(conv, x, forward=None):
     return y.detach(), x.grad, conv.weight.grad
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("needs", NEEDS)
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "shape", "is_product"),
@@ -48,12 +49,12 @@ def gradients(conv, x, forward=None):
         (3, 1, 0, (3, 5, 4, 3), False),
     ],
 )
-def test_gradients_are_those_of_torch(kernel, stride, padding, shape, is_product, needs, products):
+def test_gradients_are_those_of_torch(kernel, stride, padding, shape, is_product, needs, bias, products):
     torch.manual_seed(0)
-    conv = layers.Conv2d(5, 7, kernel, stride, padding).to(memory_format=torch.channels_last)
+    conv = layers.Conv2d(5, 7, kernel, stride, padding, bias=bias).to(memory_format=torch.channels_last)
     x = torch.randn(shape).to(memory_format=torch.channels_last)
     x.requires_grad, conv.weight.requires_grad = NEEDS[needs]
-    expected = gradients(conv, x, lambda x: F.conv2d(x, conv.weight, None, stride, padding))
+    expected = gradients(conv, x, lambda x: F.conv2d(x, conv.weight, conv.bias, stride, padding))
     for ours, theirs in zip(gradients(conv, x), expected, strict=True):
         if theirs is None:
             assert ours is None
@@ -61,6 +62,13 @@ def test_gradients_are_those_of_torch(kernel, stride, padding, shape, is_product
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
             assert ours.stride() == theirs.stride() or 1 in ours.shape
     assert bool(products) == is_product
+
+
+def test_groups_take_torchs_way(products):
+    x = torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)
+    conv = layers.Conv2d(4, 4, 1, groups=2).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, groups=2))
+    assert not products
 
 
 def test_other_layouts_and_mixed_precision_take_torchs_way(products):
