@@ -26,12 +26,12 @@ def products(monkeypatch):
 
 
 def gradients(conv, x, forward=None):
-    """(output, gradient of the input, of the weight) for an output gradient that differs in every element."""
+    """(output, gradients of the input, the weight and the bias) for an output gradient that differs in every element."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(x.requires_grad)
-    conv.weight.grad = None
+    conv.zero_grad()
     y = (forward or conv)(x)
     y.backward(torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype))
-    return y.detach(), x.grad, conv.weight.grad
+    return y.detach(), x.grad, *(parameter.grad for parameter in conv.parameters())
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -93,7 +93,7 @@ def test_an_average_behind_the_convolution_computes_the_same(counted):
             given = x.clone().requires_grad_()
             y = unit(given) if unit is ours else F.relu(unit.bn(unit.conv(unit.pool(given))))
             y.square().sum().backward()
-            results.append([y, given.grad, *(value for value in unit.state_dict().values()), unit.conv.weight.grad])
+            results.append([y, given.grad, *unit.state_dict().values(), unit.conv.weight.grad])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
 
