@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.layers import BasicConv2d
+from common.layers import BasicConv2d, convolved
 from common.spec import IMAGENET
 
 AUX_GRID = 5  # the auxiliary head's 5x5 convolution needs a map of this side
@@ -87,18 +87,17 @@ class Branches(nn.Module):
         return name
 
     def _step(self, step: Any, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(step, list):
+            return torch.cat([self._step(fork, x) for fork in step], 1)
         return getattr(self, step)(x) if isinstance(step, str) else step(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        units = [getattr(self, path[0]) if isinstance(path[0], str) else None for path in self.paths]
         outputs = []
-        for path in self.paths:
-            y = x
-            for step in path:
-                y = (
-                    torch.cat([self._step(fork, y) for fork in step], 1)
-                    if isinstance(step, list)
-                    else self._step(step, y)
-                )
+        for (first, *rest), unit, known in zip(self.paths, units, convolved(x, units), strict=True):
+            y = unit(x, known) if unit else first(x)
+            for step in rest:
+                y = self._step(step, y)
             outputs.append(y)
         return torch.cat(outputs, 1)
 

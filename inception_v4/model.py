@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.layers import BasicConv2d
+from common.layers import BasicConv2d, convolved
 
 
 def same(in_channels: int, out_channels: int, height: int, width: int) -> BasicConv2d:
@@ -23,10 +23,29 @@ def same(in_channels: int, out_channels: int, height: int, width: int) -> BasicC
     return BasicConv2d(in_channels, out_channels, (height, width), padding=(height // 2, width // 2))
 
 
-def pooled(in_channels: int, out_channels: int) -> nn.Sequential:
+class Path(nn.Sequential):
+    """A branch of several parts. The first one but Identity is a unit."""
+
+    @property
+    def unit(self) -> BasicConv2d:
+        return next(module for module in self if isinstance(module, BasicConv2d))
+
+    def forward(self, x: torch.Tensor, convolved: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+          convolved: of the first unit, see there.
+        """
+        first, *rest = (module for module in self if not isinstance(module, nn.Identity))
+        y = first(x, convolved)
+        for module in rest:
+            y = module(y)
+        return y
+
+
+def pooled(in_channels: int, out_channels: int) -> Path:
     """The pooling branch of the A, B and C blocks; in the public names the convolution is the second of two parts."""
     pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-    return nn.Sequential(nn.Identity(), BasicConv2d(in_channels, out_channels, 1, pool=pool))
+    return Path(nn.Identity(), BasicConv2d(in_channels, out_channels, 1, pool=pool))
 
 
 class Branches(nn.Module):
@@ -38,16 +57,23 @@ class Branches(nn.Module):
             self.add_module(name, branch)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([branch(x) for branch in self.children()], 1)
+        return torch.cat(_outputs(x, list(self.children())), 1)
+
+
+def _outputs(x: torch.Tensor, branches: list[nn.Module]) -> list[torch.Tensor]:
+    """Of branches with the same input: paths, units and pools."""
+    units = [branch.unit if isinstance(branch, Path) else branch for branch in branches]
+    known = convolved(x, [unit if isinstance(unit, BasicConv2d) else None for unit in units])
+    return [branch(x) if y is None else branch(x, y) for branch, y in zip(branches, known, strict=True)]
 
 
 def stem() -> list[nn.Module]:
     """299 -> 35 pixels, 3 -> 384 channels (figure 3)."""
     units = [BasicConv2d(3, 32, 3, stride=2), BasicConv2d(32, 32, 3), same(32, 64, 3, 3)]
     first = Branches(maxpool=nn.MaxPool2d(3, stride=2), conv=BasicConv2d(64, 96, 3, stride=2))
-    branch0 = nn.Sequential(BasicConv2d(160, 64, 1), BasicConv2d(64, 96, 3))
+    branch0 = Path(BasicConv2d(160, 64, 1), BasicConv2d(64, 96, 3))
     branch1 = [BasicConv2d(160, 64, 1), same(64, 64, 1, 7), same(64, 64, 7, 1), BasicConv2d(64, 96, 3)]
-    second = Branches(branch0=branch0, branch1=nn.Sequential(*branch1))
+    second = Branches(branch0=branch0, branch1=Path(*branch1))
     return [*units, first, second, Branches(conv=BasicConv2d(192, 192, 3, stride=2), maxpool=nn.MaxPool2d(3, stride=2))]
 
 
@@ -55,8 +81,8 @@ def inception_a() -> Branches:
     """35 x 35 x 384 block (figure 4)."""
     return Branches(
         branch0=BasicConv2d(384, 96, 1),
-        branch1=nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3)),
-        branch2=nn.Sequential(BasicConv2d(384, 64, 1), same(64, 96, 3, 3), same(96, 96, 3, 3)),
+        branch1=Path(BasicConv2d(384, 64, 1), same(64, 96, 3, 3)),
+        branch2=Path(BasicConv2d(384, 64, 1), same(64, 96, 3, 3), same(96, 96, 3, 3)),
         branch3=pooled(384, 96),
     )
 
@@ -64,29 +90,29 @@ def inception_a() -> Branches:
 def reduction_a() -> Branches:
     """35 -> 17 pixels, 384 -> 1024 channels (figure 7 with k, l, m, n = 192, 224, 256, 384)."""
     branch0 = BasicConv2d(384, 384, 3, stride=2)
-    branch1 = nn.Sequential(BasicConv2d(384, 192, 1), same(192, 224, 3, 3), BasicConv2d(224, 256, 3, stride=2))
+    branch1 = Path(BasicConv2d(384, 192, 1), same(192, 224, 3, 3), BasicConv2d(224, 256, 3, stride=2))
     return Branches(branch0=branch0, branch1=branch1, branch2=nn.MaxPool2d(3, stride=2))
 
 
 def inception_b() -> Branches:
     """17 x 17 x 1024 block (figure 5)."""
     branch0 = BasicConv2d(1024, 384, 1)
-    branch1 = nn.Sequential(BasicConv2d(1024, 192, 1), same(192, 224, 1, 7), same(224, 256, 7, 1))
+    branch1 = Path(BasicConv2d(1024, 192, 1), same(192, 224, 1, 7), same(224, 256, 7, 1))
     branch2 = [BasicConv2d(1024, 192, 1), same(192, 192, 7, 1), same(192, 224, 1, 7), same(224, 224, 7, 1)]
     branch2.append(same(224, 256, 1, 7))
-    return Branches(branch0=branch0, branch1=branch1, branch2=nn.Sequential(*branch2), branch3=pooled(1024, 128))
+    return Branches(branch0=branch0, branch1=branch1, branch2=Path(*branch2), branch3=pooled(1024, 128))
 
 
 def reduction_b() -> Branches:
     """17 -> 8 pixels, 1024 -> 1536 channels (figure 8)."""
-    branch0 = nn.Sequential(BasicConv2d(1024, 192, 1), BasicConv2d(192, 192, 3, stride=2))
+    branch0 = Path(BasicConv2d(1024, 192, 1), BasicConv2d(192, 192, 3, stride=2))
     branch1 = [
         BasicConv2d(1024, 256, 1),
         same(256, 256, 1, 7),
         same(256, 320, 7, 1),
         BasicConv2d(320, 320, 3, stride=2),
     ]
-    return Branches(branch0=branch0, branch1=nn.Sequential(*branch1), branch2=nn.MaxPool2d(3, stride=2))
+    return Branches(branch0=branch0, branch1=Path(*branch1), branch2=nn.MaxPool2d(3, stride=2))
 
 
 class InceptionC(nn.Module):
@@ -106,9 +132,10 @@ class InceptionC(nn.Module):
         self.branch3 = pooled(1536, 256)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x1, x2 = self.branch1_0(x), self.branch2_2(self.branch2_1(self.branch2_0(x)))
-        forks = self.branch1_1a(x1), self.branch1_1b(x1), self.branch2_3a(x2), self.branch2_3b(x2)
-        return torch.cat((self.branch0(x), *forks, self.branch3(x)), 1)
+        y0, y1, y2, y3 = _outputs(x, [self.branch0, self.branch1_0, self.branch2_0, self.branch3])
+        y2 = self.branch2_2(self.branch2_1(y2))
+        forks = self.branch1_1a(y1), self.branch1_1b(y1), self.branch2_3a(y2), self.branch2_3b(y2)
+        return torch.cat((y0, *forks, y3), 1)
 
 
 class InceptionV4(nn.Module):

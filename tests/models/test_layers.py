@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common import layers
+from tools import models
 
 NEEDS = {"both": (True, True), "weight": (False, True), "input": (True, False)}
 
@@ -109,3 +110,53 @@ def test_in_evaluation_the_batch_norm_follows_the_convolution_directly():
     unit.eval()(torch.randn(1, 6, 3, 3))
     unit.train()(torch.randn(1, 6, 3, 3))
     assert seen == ["pool", "conv", "bn", "conv", "pool", "bn"]
+
+
+@pytest.mark.parametrize("pools", [False, True])
+def test_units_on_one_input_are_one_product(pools, products):
+    """Outputs, all gradients and running statistics, against each unit alone."""
+    torch.manual_seed(0)
+    pool = nn.AvgPool2d(3, 1, 1) if pools else None
+    units = nn.ModuleList([layers.BasicConv2d(6, 4, 1), layers.BasicConv2d(6, 3, 1, pool=pool)]).double()
+    x = torch.randn(2, 6, 5, 4, dtype=torch.double).to(memory_format=torch.channels_last)
+    results = []
+    for each, num_products in ((copy.deepcopy(units), 1), (units, 2)):
+        products.clear()
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        known = layers.convolved(given, each) if num_products == 1 else [None, None]
+        outputs = [unit(given, y) for unit, y in zip(each, known, strict=True)]
+        assert len(products) == num_products
+        assert all(y.is_contiguous(memory_format=torch.channels_last) for y in outputs)
+        sum(y.square().sum() for y in outputs).backward()
+        results.append([*outputs, given.grad, *each.state_dict().values(), *(p.grad for p in each.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("others", [(None,), (layers.BasicConv2d(4, 3, 3, padding=1),), ()])
+def test_a_single_1x1_convolution_is_computed_alone(others, products):
+    x = torch.randn(2, 4, 5, 4).to(memory_format=torch.channels_last)
+    units = [layers.BasicConv2d(4, 3, 1), *others]
+    assert layers.convolved(x, units) == [None] * len(units) and not products
+
+
+def test_of_several_units_the_1x1_convolutions_are_merged():
+    x = torch.randn(2, 4, 5, 4).to(memory_format=torch.channels_last)
+    units = [layers.BasicConv2d(4, 3, 1), None, layers.BasicConv2d(4, 3, 3), layers.BasicConv2d(4, 2, 1)]
+    first, *none, last = layers.convolved(x, units)
+    assert none == [None, None] and first.shape[1] == 3 and last.shape[1] == 2
+    for unit in units[::3]:
+        unit.eval()
+    assert layers.convolved(x, units) == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "is_training"), [("inception_v3", False), ("inception_v4", False), ("inception_v4", True)]
+)
+def test_networks_can_be_traced(name, is_training):
+    """torch.fx, from which torchvision's and timm's feature extractors are built."""
+    network = models.spec(name).build(dropout=0.0).train(is_training).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 107, 107).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        traced = torch.fx.symbolic_trace(network)
+        assert torch.equal(traced(x), network(x))
