@@ -115,6 +115,7 @@ def _write_shard(shard: _Shard) -> tuple[int, int, int]:
     images, config = _job["images"], _job["config"]
     positions = shard.positions.tolist()
     digest, offsets, sizes, names, before = hashlib.sha256(), list[int](), list[int](), list[str](), 0
+    source = _stamps(images, shard)  # before they are read
     with claimed(shard.path, "OUT"), atomic_path(shard.path) as draft, open(draft, "wb") as file:
 
         def add(name: str, content: bytes) -> int:
@@ -150,6 +151,7 @@ def _write_shard(shard: _Shard) -> tuple[int, int, int]:
         fingerprint=_job["fingerprint"],
         encoding=config.encoding,
         bytes=tar_bytes,
+        source=source,
         sha256=digest.hexdigest(),
         positions=positions,
         labels=images.labels[shard.positions].tolist(),
@@ -161,14 +163,21 @@ def _write_shard(shard: _Shard) -> tuple[int, int, int]:
     return len(positions), before, sum(sizes)
 
 
-def _is_done(path: str, fingerprint: str, encoding: str) -> bool:
-    """Whether an earlier run finished this tar file."""
+def _is_done(shard: _Shard, images: index.FolderIndex, encoding: str) -> bool:
+    """Whether an earlier run finished this tar file, from images that have not changed since."""
     try:
-        listing = json.loads(pathlib.Path(packed.list_of(path)).read_text())
-        expected = dict(fingerprint=fingerprint, encoding=encoding, bytes=os.path.getsize(path))
-        return all(listing[key] == value for key, value in expected.items())
-    except (OSError, ValueError, KeyError):
+        listing = json.loads(pathlib.Path(packed.list_of(shard.path)).read_text())
+        expected = dict(fingerprint=images.fingerprint, encoding=encoding, bytes=os.path.getsize(shard.path))
+        is_same = all(listing[key] == value for key, value in expected.items())
+        # Lists of earlier versions do not say of which files they are.
+        return is_same and listing.get("source", source := _stamps(images, shard)) == source
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _stamps(images: index.FolderIndex, shard: _Shard) -> str:
+    """Hash of sizes and modification times."""
+    return hashlib.sha256("\n".join(images.stamp(i) for i in shard.positions.tolist()).encode()).hexdigest()
 
 
 def _shards(folder: pathlib.Path, name: str, num_images: int, images_per_file: int) -> list[_Shard]:
@@ -218,7 +227,7 @@ def pack_split(root: pathlib.Path, out: pathlib.Path, name: str, config: PackCon
             shutil.copyfile(images.label_file, out / "val_label.txt")
         part, parts = config.part
         mine = shards[part - 1 :: parts]
-        todo = [shard for shard in mine if not _is_done(shard.path, images.fingerprint, config.encoding)]
+        todo = [shard for shard in mine if not _is_done(shard, images, config.encoding)]
         before = after = 0
         with Progress(sum(len(shard.positions) for shard in todo), "images") as advance:
             setup = (images, config, images.fingerprint)
@@ -248,9 +257,10 @@ def _verify_file(path: str) -> str:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    except (OSError, ValueError) as error:
-        return f"{path}: {error}"
-    return "" if digest.hexdigest() == listing["sha256"] else f"{path}: its checksum is wrong; remove and pack it again"
+        expected = listing["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{path}: {error!r}"
+    return "" if digest.hexdigest() == expected else f"{path}: its checksum is wrong; remove and pack it again"
 
 
 def verify(root: pathlib.Path, workers: int) -> int:
@@ -282,6 +292,9 @@ def main() -> int:
     if out.resolve() == root.resolve():
         raise UserError(f"OUT: {out} is DIR; choose another folder")
     names = [name for name in ("train", "val") if (root / name).is_dir()] or [""]
+    for name in names:
+        if out.resolve().is_relative_to((root / name).resolve()):
+            raise UserError(f"OUT: {out} is in {root / name}, whose images are packed; choose a folder outside")
     make_folders(out, "OUT")
     part, parts = config.part
     with claimed(out if parts == 1 else out / f"shard-{part}-of-{parts}", "OUT"):

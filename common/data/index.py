@@ -277,10 +277,14 @@ def _walk(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
 def _read_packed(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
     """The index of a packed split; also {".": modification time} of its folder."""
     _, _, modified_ns = file_tree.class_names(root)
-    classes, names, targets, ignored, places = packed.load(root, flag)
+    classes, names, targets, ignored, fingerprint, places = packed.load(root, flag)
     if not classes:
         raise UserError(f"{flag}: {root} was packed without classes; put its val_label.txt beside it")
     index = _pack(root, classes, ["\0".join([*names, ""])], targets, ())
+    if index.fingerprint != fingerprint:
+        raise UserError(
+            f"{flag}: {root} was changed: names or labels are not those that were packed; pack the data again"
+        )
     return dataclasses.replace(index, ignored=ignored, places=places), {".": modified_ns}
 
 

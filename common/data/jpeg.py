@@ -97,10 +97,15 @@ def decode(content: bytes, head: Header, bottom: int) -> torch.Tensor:
     if (simplejpeg := _simplejpeg()) is None:
         return _torchvision_decode()(torch.frombuffer(bytearray(content), dtype=torch.uint8), _RGB, False)
     data, rows = content, bottom + _MARGIN
-    if is_part := head.is_baseline and rows < head.height and content.rfind(_END, -1024) >= 0:
+    if is_part := head.is_baseline and rows < head.height and _has_end(content, head):
         at = head.height_at
         data = b"".join((content[:at], rows.to_bytes(2, "big"), content[at + 2 :]))
     return torch.from_numpy(simplejpeg.decode_jpeg(data, strict=not is_part)).permute(2, 0, 1)
+
+
+def _has_end(content: bytes, head: Header) -> bool:
+    """Whether the end of the image is there. One before the frame's header is that of an embedded thumbnail."""
+    return content.rfind(_END, max(head.height_at, len(content) - 1024)) >= 0
 
 
 @functools.cache

@@ -40,6 +40,8 @@ def read_manifest(folder: str | os.PathLike[str], flag: str) -> dict[str, Any]:
             found = json.load(file)
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']}, this version reads {FORMAT}")
+        if lacking := sorted({"classes", "images", "ignored", "fingerprint", "encoding", "shards"} - set(found)):
+            raise ValueError(f"without {', '.join(lacking)}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{flag}: {path} cannot be read ({error}); pack the data again") from error
     return found
@@ -143,12 +145,14 @@ class Listing(typing.NamedTuple):
       names: paths of the images relative to the folder that was packed.
       labels: int32 [N].
       ignored: number of files of that folder that were not taken for images.
+    fingerprint: of the index of that folder.
     """
 
     classes: list[str]
     names: list[str]
     labels: np.ndarray
     ignored: int
+    fingerprint: str
     places: Places
 
 
@@ -176,19 +180,21 @@ def load(folder: str, flag: str) -> Listing:
                 names[row] = image
             if found["fingerprint"] != manifest["fingerprint"] or found["encoding"] != manifest["encoding"]:
                 raise ValueError("of another data set or encoding")
+            if not os.path.isfile(os.path.join(folder, name)):
+                missing.append(name)
         except FileNotFoundError:
             missing.append(name)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{flag}: {path} cannot be read ({error}); pack {name} again") from error
     if missing:
         raise UserError(
-            f"{flag}: {folder} is not complete: {len(missing)} of {len(shards)} tar files are not packed yet, first "
+            f"{flag}: {folder} is not complete: {len(missing)} of {len(shards)} tar files are missing, first "
             f"{missing[0]}; run tools/pack_data.py again (with the other values of --shard)"
         )
     if (shard_N < 0).any():
         raise UserError(f"{flag}: {folder} lacks {int((shard_N < 0).sum())} of {total} images; pack the data again")
     places = Places([os.path.join(folder, name) for name in shards], manifest["encoding"], shard_N, offset_N, size_N)
-    return Listing(manifest["classes"], names, labels, manifest["ignored"], places)
+    return Listing(manifest["classes"], names, labels, manifest["ignored"], manifest["fingerprint"], places)
 
 
 def list_of(tar_file: str) -> str:

@@ -25,9 +25,15 @@ _ROUNDS = 3  # mistakes at once
 _SCREENED = 8  # images that every hypothesis runs on
 _FINALISTS = 3  # hypotheses that run on the whole sample
 _EXACT = 1e-3  # error that leaves nothing to explain
+_SAME_SCALE = 0.02  # logits that differ by a smaller share are not called scaled
 FIRST = 64  # images at the start, of which batches without eval() are made
 _NO_STD = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _BYTES = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+_CAFFE = ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255))
+_SIGNED_BYTES = ((0.5, 0.5, 0.5), (1 / 255, 1 / 255, 1 / 255))
+
+_Pair = tuple[np.ndarray, np.ndarray]
+_Function = Callable[[np.ndarray], np.ndarray]
 
 
 class Finding(typing.NamedTuple):
@@ -120,8 +126,9 @@ def explain(
     state = _State(a, b)
     sample, small = (_Sample(images[:count], paths[:count], batch_size) for count in (None, _SCREENED))
     before, agreement_before = sample.error(state), sample.agreement(state)
-    if unsteady := next(filter(None, (_unsteady(side, small) for side in (b, a))), None):
-        return Finding((unsteady,), len(small.images), agreement_before, agreement_before, before, before)
+    seen_alone = (check(side, small) for check in (_constant, _unsteady) for side in (b, a))
+    if mistake := next(filter(None, seen_alone), None):
+        return Finding((mistake,), len(small.images), agreement_before, agreement_before, before, before)
     error, causes = before, list[str]()
     for _ in range(_ROUNDS):
         best: tuple[float, list[str], _State] | None = None
@@ -154,6 +161,13 @@ def _finalists(state: _State, sample: _Sample, small: _Sample) -> Iterator[tuple
             break
     for _, causes, changed in sorted(screened, key=lambda each: each[0])[:_FINALISTS]:
         yield causes, changed
+
+
+def _constant(side: Side, sample: _Sample) -> str:
+    """Whether the logits do not depend on the image."""
+    rows = sample.logits(side)
+    is_constant = len(rows) > 1 and bool((rows == rows[0]).all())
+    return f"constant: {side.name} gives the same logits for every image; its weights are lost" if is_constant else ""
 
 
 def _unsteady(side: Side, sample: _Sample) -> str:
@@ -229,12 +243,23 @@ def _columns(state: _State, sample: _Sample) -> Iterator[tuple[str, _State]]:
 
     a_NK, b_NK = sample.pair(state)
     for name, rows_NK, other_NK in (("B", b_NK, a_NK), ("A", a_NK, b_NK)):
-        if _are_probabilities(rows_NK) and not _are_probabilities(other_NK):
-            other = "A" if name == "B" else "B"
-            yield (
-                f"softmax: {name} gives probabilities, {other} logits",
-                dataclasses.replace(state, columns=lambda a_NK, b_NK: tuple(map(_probabilities, before(a_NK, b_NK)))),  # type: ignore[arg-type,return-value]  # two
-            )
+        other = "A" if name == "B" else "B"
+        for text, are_outputs, outputs_of in _OUTPUTS:
+            if are_outputs(rows_NK) and not are_outputs(other_NK):
+
+                def outputs(a_NK: np.ndarray, b_NK: np.ndarray, of: _Function = outputs_of) -> _Pair:
+                    a_NK, b_NK = before(a_NK, b_NK)
+                    return of(a_NK), of(b_NK)
+
+                yield f"{text[0]}: {name} gives {text[1]}, {other} logits", dataclasses.replace(state, columns=outputs)
+                break
+    if (factor := _factor(a_NK, b_NK)) is not None:
+
+        def scaled(a_NK: np.ndarray, b_NK: np.ndarray, by: float = factor) -> _Pair:
+            a_NK, b_NK = before(a_NK, b_NK)
+            return a_NK, b_NK / by
+
+        yield f"scale: B's logits are {factor:.4g} times A's", dataclasses.replace(state, columns=scaled)
     if a_NK.shape[1] > 2:
         yield (
             "column shift: B's columns come one later than A's (1001 classes with a background, read as 1000)",
@@ -262,9 +287,43 @@ def _are_probabilities(rows_NK: np.ndarray) -> bool:
     return bool((rows_NK >= 0).all() and np.allclose(rows_NK.sum(axis=1), 1, atol=1e-2))
 
 
+def _are_logarithms(rows_NK: np.ndarray) -> bool:
+    return bool((rows_NK <= 0).all() and np.allclose(np.exp(rows_NK).sum(axis=1), 1, atol=1e-2))
+
+
+def _are_of_sigmoid(rows_NK: np.ndarray) -> bool:
+    return bool((rows_NK >= 0).all() and (rows_NK <= 1).all())
+
+
 def _probabilities(rows_NK: np.ndarray) -> np.ndarray:
     """Probabilities of logits; probabilities stay as they are."""
     return rows_NK if _are_probabilities(rows_NK) else softmax(rows_NK)
+
+
+def _logarithms(rows_NK: np.ndarray) -> np.ndarray:
+    shifted = rows_NK - rows_NK.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _of_sigmoid(rows_NK: np.ndarray) -> np.ndarray:
+    return rows_NK if _are_of_sigmoid(rows_NK) else 1 / (1 + np.exp(-rows_NK))
+
+
+# (name, what one side gives), whether rows are that, and the function that makes it of logits.
+_OUTPUTS = (
+    (("softmax", "probabilities"), _are_probabilities, _probabilities),
+    (("log-softmax", "logarithms of probabilities"), _are_logarithms, _logarithms),
+    (("sigmoid", "a probability for each class"), _are_of_sigmoid, _of_sigmoid),
+)
+
+
+def _factor(a_NK: np.ndarray, b_NK: np.ndarray) -> float | None:
+    """What B's logits are multiples of A's by, for example -1 or the inverse of a temperature; None if they are not."""
+    squares = float((a_NK**2).sum())
+    factor = float((a_NK * b_NK).sum()) / squares if squares else 0.0
+    rest = float(((b_NK - factor * a_NK) ** 2).sum())
+    is_multiple = rest <= (_EXPLAINS * _SAME_SCALE) ** 2 * float((b_NK**2).sum())
+    return factor if factor and is_multiple and abs(factor - 1) > _SAME_SCALE else None
 
 
 def _order(a_NK: np.ndarray, b_NK: np.ndarray) -> np.ndarray | None:
@@ -284,11 +343,19 @@ def _pipelines(pipeline: InputPipeline, other: InputPipeline | None) -> Iterator
 
     size, colors = pipeline.size, "BGR" if pipeline.colors == "RGB" else "RGB"
     yield from changed("color order: one side takes BGR, the other RGB", colors=colors)
+    mean, std = tuple(pipeline.mean[::-1]), tuple(pipeline.std[::-1])
+    if (mean, std) != (tuple(pipeline.mean), tuple(pipeline.std)):
+        cause = "color order: one side takes BGR with mean and std in that order, the other RGB"
+        yield from changed(cause, colors=colors, mean=mean, std=std)
     norms = {
         "ImageNet's mean and std": IMAGENET,
         "0.5/0.5": HALF_RANGE,
         "values in 0..1": _NO_STD,
         "values in 0..255": _BYTES,
+        "values in -127.5..127.5": _SIGNED_BYTES,
+        "Caffe's means and values in 0..255": _CAFFE,
+        "ImageNet's mean without std": (IMAGENET[0], _NO_STD[1]),
+        "ImageNet's std without mean": (_NO_STD[0], IMAGENET[1]),
     }
     if other is not None:
         norms.setdefault("the other side's", (other.mean, other.std))

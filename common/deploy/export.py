@@ -140,7 +140,9 @@ def export_onnx(
     path = pathlib.Path(path)
     if not path.parent.is_dir():
         raise UserError(f"--onnx: {path.parent} is not a folder; create it first")
-    metadata = onnx_metadata.OnnxMetadata(arch=spec.name, image_size=image_size, mean=spec.mean, std=spec.std)
+    metadata = onnx_metadata.OnnxMetadata(
+        arch=spec.name, image_size=image_size, mean=spec.mean, std=spec.std, precision=precision
+    )
     if classes:
         metadata["classes"] = list(classes)
     was_training = model.training

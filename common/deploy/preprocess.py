@@ -263,7 +263,7 @@ def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: se
                 (folder / name).unlink()
             present = set()
         write_atomic(record, json.dumps(settings) + "\n", mode=0o640)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--save-path: {folder}: {error}") from error
     return present
 

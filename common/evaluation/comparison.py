@@ -57,11 +57,12 @@ class Comparison:
           labels_N: classes, without the background columns.
           background: columns before class 0 of each.
         Raises:
-          RunError: a logit is NaN.
+          RunError: a logit is NaN or infinite.
         """
         for name, logits in (("A", logits_a), ("B", logits_b)):
-            if np.isnan(logits).any():
-                raise RunError(f"{name}: logits are NaN; its weights, or its float16 arithmetic, overflow")
+            if not np.isfinite(logits).all():
+                found = "NaN" if np.isnan(logits).any() else "infinite"
+                raise RunError(f"{name}: logits are {found}; its weights, or its float16 arithmetic, overflow")
         self.a.add(logits_a, labels_N + background[0])
         self.b.add(logits_b, labels_N + background[1])
         a_NK, b_NK = aligned(logits_a, logits_b, background)
@@ -125,8 +126,9 @@ class Comparison:
 
     @property
     def relative_error(self) -> float:
-        """Root mean square of the differences, relative to that of A's logits."""
-        return float(np.sqrt(self._sum_squares / self._sum_squares_a)) if self._sum_squares_a else 0.0
+        """Root mean square of the differences, relative to that of A's logits; 1 if these are all 0 and B's are not."""
+        scale = self._sum_squares_a or self._sum_squares
+        return float(np.sqrt(self._sum_squares / scale)) if scale else 0.0
 
     @property
     def cosine(self) -> float:

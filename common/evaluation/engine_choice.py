@@ -20,7 +20,7 @@ from common import files, parallel
 from common.data import cache
 from common.data.decode import BadImage
 from common.errors import UserError
-from common.evaluation import comparison, engines, onnx_conversion, onnx_header, openvino_engine
+from common.evaluation import comparison, engines, onnx_conversion, onnx_header, onnx_metadata, openvino_engine
 from common.evaluation.engines import EngineClassifier, OnnxEngine
 from common.spec import ModelSpec
 
@@ -38,7 +38,7 @@ FAST_TOP1, FAST_LOGITS = 0.02, 0.05
 _SAMPLE = 64  # images compared by --fast
 _TIMED, _TURNS = 8, 4  # images of a measured run, and how many each way gets; the fastest counts
 _QUANTIZED = ("uantizeLinear", "QLinearConv", "ConvInteger")  # in the names of operators of an int8 file
-_RULES = 5  # raise it when other ways are measured: choices of other rules are made again
+_RULES = 6  # raise it when other ways are measured: choices of other rules are made again
 
 
 class Way(typing.NamedTuple):
@@ -104,8 +104,8 @@ class Subject:
         return onnx_conversion.key(self.content, self.spec, self.variant, versions("torch", "onnx"))
 
     def named(self, engine: str) -> Way:
-        """The way of an engine that was named, in float32."""
-        return Way(engine, FLOAT32, self.own.threads)
+        """The way of an engine that was named: a checkpoint in float32, a file as it was exported."""
+        return Way(engine, self.own.precision if self.is_onnx else FLOAT32, self.own.threads)
 
     def build(self, way: Way) -> "Classifier":
         """The classifier that computes in this way."""
@@ -140,7 +140,7 @@ class Subject:
         if engine in ("default", "auto"):
             names = ["onnxruntime"] if self.is_onnx else ["torch", "onnxruntime"]
             names += ["openvino"] if openvino_engine.is_installed() else []
-        ways = [Way(name, FLOAT32, self.own.threads) for name in names]
+        ways = [self.named(name) for name in names]
         if fast and multiplies_bfloat16():
             ways += [Way(name, BFLOAT16, self.own.threads) for name in names if name != "onnxruntime"]
         return [self.own, *(way for way in ways if way != self.own)]
@@ -170,7 +170,8 @@ def precision_of(header: onnx_header.OnnxHeader) -> str:
     """Precision of an exported file, for print and metrics.json."""
     if any(name in operator for operator in header.operators for name in _QUANTIZED):
         return "int8"
-    return "float16" if header.inputs[0].dtype == "float16" else FLOAT32
+    of_input = "float16" if header.inputs[0].dtype == "float16" else FLOAT32
+    return onnx_metadata.decode(header.metadata).get("precision", of_input)
 
 
 def multiplies_bfloat16() -> bool:
@@ -205,7 +206,9 @@ def kept(subject: Subject, engine: str, fast: bool, index: "FolderIndex") -> Cho
     if stored is None:
         return None
     way, note = stored[0].get("way"), stored[0].get("note")
-    return Choice(Way(*way), note) if isinstance(way, list) and isinstance(note, str) else None
+    if not isinstance(way, list) or len(way) != len(Way._fields) or not isinstance(note, str):
+        return None
+    return Choice(Way(*way), note)
 
 
 def _key(subject: Subject, engine: str, fast: bool, index: "FolderIndex") -> str:

@@ -9,6 +9,7 @@ from typing import Any
 class OnnxMetadata(typing.TypedDict, total=False):
     """mean and std normalize RGB values in [0, 1]; image_size is the side of the input in pixels.
 
+    precision: what the float network computes in.
     quantization: how common.deploy.quantize made an int8 file, and what it lost.
     """
 
@@ -17,6 +18,7 @@ class OnnxMetadata(typing.TypedDict, total=False):
     mean: Sequence[float]
     std: Sequence[float]
     classes: Sequence[str]
+    precision: str
     quantization: Mapping[str, Any]
 
 

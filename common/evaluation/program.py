@@ -465,8 +465,15 @@ def _image_size(
 
     Args:
       shape: of the input, CHW or HWC.
+    Raises:
+      UserError: --image-size, and the file is fixed to another one.
     """
     sides = [side for side in shape if isinstance(side, int) and side != 3]
+    if config.image_size and {*sides} - {config.image_size}:
+        raise UserError(
+            f"--image-size: {config.image_size}, but {config.resume} is fixed to images of {max(sides)} pixels; leave "
+            "the option out, or export the checkpoint for this size"
+        )
     return config.image_size or metadata.get("image_size") or max(sides, default=spec.input_size)
 
 
@@ -535,6 +542,10 @@ def load_index(config: EvalConfig, model: EvalModel, label_offset: int) -> "Fold
 
     root, num_classes = pathlib.Path(config.data), model.num_outputs - label_offset
     folder = root / "val" if (root / "val").is_dir() else root
+    if folder == root and (root / "train").is_dir() and file_tree.class_names(str(root))[0] == ["train"]:
+        raise UserError(
+            f"--data: {root} has a train/ but no val/, whose images are evaluated{index.how_to_divide(str(root))}"
+        )
     label_file = folder.parent / "val_label.txt"
     if label_file.is_file():
         train = root / "train"

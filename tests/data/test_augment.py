@@ -75,6 +75,15 @@ def test_rows_below_the_crop_are_not_decoded():
         assert jpeg.decode(JPEGS[kind], jpeg.header(JPEGS[kind]), 40).shape[1] == 157
 
 
+def test_the_end_of_a_thumbnail_is_not_that_of_the_image():
+    content = saved(pixels_of(203, 157), comment=b"thumbnail \xff\xd9")
+    head = jpeg.header(content)
+    cut = content[: head.height_at + 800]
+    assert b"\xff\xd9" in cut[-1024:]
+    with pytest.raises((ValueError, RuntimeError)):
+        jpeg.decode(cut, head, 40)
+
+
 OTHERS = {
     "cmyk": saved(pixels_of(203, 157, "CMYK")),
     "png": (lambda file: (pixels_of(203, 157).convert("RGBA").save(file, "PNG"), file.getvalue())[1])(io.BytesIO()),

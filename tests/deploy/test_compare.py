@@ -15,9 +15,10 @@ from support import SIZE, fails, hits_printed, run_ok, run_script
 
 from common import cli
 from common.data.decode import open_rgb
-from common.deploy import compare, export, reference_models
+from common.deploy import compare, diagnosis, export, reference_models
 from common.errors import RunError, UserError
 from common.evaluation.input_pipeline import InputPipeline
+from common.evaluation.metrics import softmax
 from common.spec import IMAGENET
 from common.weights.load import load_model
 
@@ -103,7 +104,11 @@ def run(case, b, a=None, **options):
 
 
 MISTAKES = [
-    ("color order", dict(colors="BGR")),
+    ("color order: one side takes BGR, the other RGB", dict(colors="BGR")),
+    ("normalization: one side takes values in -127.5", dict(mean=(0.5,) * 3, std=(1 / 255,) * 3)),
+    ("normalization: one side takes Caffe's", dict(mean=(0.485, 0.458, 0.408), std=(1 / 255,) * 3)),
+    ("normalization: one side takes ImageNet's mean without", dict(mean=IMAGENET[0], std=(1.0,) * 3)),
+    ("normalization: one side takes ImageNet's std without", dict(mean=(0.0,) * 3, std=IMAGENET[1])),
     ("normalization: one side takes ImageNet's", dict(mean=IMAGENET[0], std=IMAGENET[1])),
     ("normalization: one side takes values in 0..255", dict(mean=(0.0,) * 3, std=(1 / 255,) * 3)),
     ("layout: HWC", dict(layout="HWC")),
@@ -136,6 +141,30 @@ def test_a_mistake_in_the_columns_is_named(cause, change, case, tmp_path, capsys
     found = run(case, write_results(tmp_path / "result", case["paths"], change(case["logits"])))
     assert len(found["causes"]) == 1 and found["causes"][0].startswith(cause), found["causes"]
     assert "top-1 then agrees for 100.0 % instead of" in capsys.readouterr().out
+
+
+def test_bgr_has_mean_and_std_in_either_order():
+    pipeline = dataclasses.replace(PIPELINE, mean=IMAGENET[0], std=IMAGENET[1])
+    found = {(each.mean, each.std) for cause, each in diagnosis._pipelines(pipeline, None) if "BGR" in cause}
+    assert found == {tuple(IMAGENET), (IMAGENET[0][::-1], IMAGENET[1][::-1])}
+
+
+@pytest.mark.parametrize(
+    ("cause", "change"),
+    [
+        ("log-softmax: B gives", lambda rows: np.log(softmax(rows))),
+        ("sigmoid: B gives", lambda rows: 1 / (1 + np.exp(-rows))),
+        ("scale: B's logits are 0.5882 times A's", lambda rows: rows / 1.7),
+        ("scale: B's logits are -1 times A's", lambda rows: -rows),
+        ("constant: ", lambda rows: np.zeros_like(rows)),
+    ],
+)
+def test_a_change_of_the_output_is_named(cause, change, case, tmp_path):
+    results = write_results(tmp_path / "result", case["paths"], change(case["logits"]))
+    found = run(case, results)
+    assert len(found["causes"]) == 1 and found["causes"][0].startswith(cause), found["causes"]
+    if cause == "constant: ":  # as A too, where the error is relative to zero
+        assert run(case, case["ckpt"], a=results)["causes"][0].startswith(cause)
 
 
 def test_a_background_column_is_not_compared(case, tmp_path):

@@ -65,8 +65,9 @@ def test_the_sums_do_not_depend_on_the_batches():
         assert getattr(one, name) == pytest.approx(getattr(many, name))
 
 
-def test_nan_names_the_classifier():
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+def test_logits_that_are_no_numbers_name_the_classifier(value, found):
     bad = B.copy()
-    bad[1, 1] = np.nan
-    with pytest.raises(RunError, match="^B: logits are NaN"):
+    bad[1, 1] = value
+    with pytest.raises(RunError, match=f"^B: logits are {found}"):
         Comparison().add(A, bad, LABELS, (0, 0))

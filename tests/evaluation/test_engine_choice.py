@@ -377,7 +377,20 @@ def test_a_quantized_file_is_called_int8(files, tmp_path):
     precisions = [
         engine_choice.precision_of(header) for header in (found, half, onnx_header.read(tmp_path / "int8.onnx"))
     ]
-    assert precisions == ["float32", "float16", "int8"]
+    assert precisions == ["float32", "float32", "int8"]  # what the export wrote, not the type of the input
+    assert engine_choice.precision_of(half._replace(metadata={})) == "float16"
+
+
+@pytest.mark.parametrize("engine", ["default", "onnxruntime", "openvino", "auto"])
+def test_every_engine_names_the_precision_of_the_file(evaluate, files, engine):
+    export.export(SPEC, export.ExportConfig(ckpt=f"{files}/net.pth", onnx=f"{files}/half.onnx", precision="float16"))
+    _, model, text = evaluate("half.onnx", engine=engine)
+    assert model.precision == "float16" and f" pixels, {model.engine} float16\n" in text
+
+
+def test_a_size_that_an_exported_file_does_not_take_is_an_error(evaluate):
+    with pytest.raises(UserError, match=r"--image-size: 64, but .*net.onnx is fixed to images of 32 pixels"):
+        evaluate("net.onnx", image_size=64)
 
 
 def test_a_signal_after_openvino_ended_in_another_thread_does_not_kill_the_process(files, tmp_path):

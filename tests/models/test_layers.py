@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common import layers
+from common.evaluation import onnx_conversion
 from tools import models
 
 NEEDS = {"both": (True, True), "weight": (False, True), "input": (True, False)}
@@ -160,3 +161,11 @@ def test_networks_can_be_traced(name, is_training):
     with torch.no_grad():
         traced = torch.fx.symbolic_trace(network)
         assert torch.equal(traced(x), network(x))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_networks_in_channels_last_are_converted_for_any_batch(name, tmp_path):
+    spec = models.spec(name)
+    network = spec.build(num_classes=3).to(memory_format=torch.channels_last).eval()
+    onnx_conversion.trace(network, spec, tmp_path / "net.onnx", spec.min_size)
+    onnx_conversion.check_logits(network, tmp_path / "net.onnx", 3, spec.min_size, "float32", "float32", "")

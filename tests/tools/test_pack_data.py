@@ -174,6 +174,49 @@ def test_an_interrupted_run_writes_what_is_missing(source, packed_set, tmp_path,
         assert path.read_bytes() == (packed_set / path.relative_to(out)).read_bytes()
 
 
+def test_a_changed_image_is_packed_again(source, packed_set, tmp_path, capsys):
+    """Of equal name and size, under a tar file that was finished before."""
+    changed, out = tmp_path / "changed", tmp_path / "out"
+    shutil.copytree(source, changed)
+    shutil.copytree(packed_set, out)
+    path = changed / "train" / "fly" / "0003.jpg"
+    path.write_bytes(path.read_bytes()[:-9] + b"changed\xff\xd9")
+    assert pack(changed, out, "--images-per-file=8") == 0
+    assert "1 of 3 tar files written, 2 kept" in capsys.readouterr().out
+    found = index.load_splits(str(out)).train
+    row = list(found.names()).index("fly/0003.jpg")
+    assert found.read(row) == path.read_bytes()
+
+
+def test_changed_labels_and_missing_tar_files_are_errors(packed_set, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(packed_set, out)
+    path = out / "train" / "train-000000.json"
+    listing = json.loads(path.read_text())
+    path.write_text(json.dumps(listing | {"labels": listing["labels"][::-1]}))
+    with pytest.raises(UserError, match="train was changed: names or labels are not those that were packed"):
+        index.load_folder(out / "train")
+    path.write_text(json.dumps(listing))
+    index.load_folder(out / "train")
+    path.with_suffix(".tar").unlink()
+    with pytest.raises(UserError, match="1 of 3 tar files are missing, first train-000000.tar"):
+        packed.load(str(out / "train"), "--data")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"sha256": 1}'])
+def test_a_damaged_list_is_reported_and_written_again(content, source, packed_set, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(packed_set, out)
+    path = out / "train" / "train-000001.json"
+    path.write_text(content)
+    assert pack(out, "--verify") == 1
+    assert pack(source, out, "--images-per-file=8") == 0
+    assert path.read_bytes() == (packed_set / "train" / path.name).read_bytes()
+    (out / "train" / packed.MANIFEST).write_text('{"format": 1, "images": 3}')
+    with pytest.raises(UserError, match=r"packed.json cannot be read \(without classes, encoding"):
+        index.load_folder(out / "train")
+
+
 def test_machines_pack_parts_of_one_set(source, packed_set, tmp_path):
     out = tmp_path / "out"
     for part in ("2/2", "1/2"):
@@ -251,6 +294,9 @@ def test_open_files_are_few_and_stay_with_their_process(packed_set, monkeypatch)
 def test_mistakes_are_named(source, tmp_path, words, message):
     with pytest.raises(UserError, match=f"^{message}"):
         pack(source, tmp_path / "out", *words)
+    for inside in ("train", "val/ant"):
+        with pytest.raises(UserError, match="^OUT: .*, whose images are packed; choose a folder outside"):
+            pack(source, source / inside / "packed")
     (tmp_path / "used" / "train").mkdir(parents=True)
     (tmp_path / "used" / "train" / "x").touch()
     with pytest.raises(UserError, match="^OUT: .*used/train is not empty"):
