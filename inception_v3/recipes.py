@@ -45,7 +45,7 @@ RECIPES = {
         dataclasses.replace(_FULL_1P, epochs=1, print_freq=10), "1 NPU", f"one epoch, {_SPEED_1P}"
     ),
     "performance_8p": Recipe(dataclasses.replace(_FULL_8P, epochs=1, lr=0.045), _8P, f"one epoch, {_SPEED_8P}"),
-    "quickstart": Recipe(_QUICKSTART, "CPU", "drawn images of tools/make_sample_data.py: top-1 93 to 96 % (measured, 2 seeds)"),
+    "quickstart": Recipe(_QUICKSTART, "CPU", "drawn images of tools/make_sample_data.py: top-1 93 to 96 % (measured)"),
     "modern": Recipe(
         TrainConfig(**MODERN, batch_size=1024, lr_schedule="cosine-step"),
         "8 devices",
