@@ -23,8 +23,8 @@ def same(in_channels: int, out_channels: int, height: int, width: int) -> BasicC
     return BasicConv2d(in_channels, out_channels, (height, width), padding=(height // 2, width // 2))
 
 
-class Path(nn.Sequential):
-    """A branch of several parts. The first one but Identity is a unit."""
+class Branch(nn.Sequential):
+    """Several parts, one after the other; the first one but Identity is a unit."""
 
     @property
     def unit(self) -> BasicConv2d:
@@ -33,7 +33,7 @@ class Path(nn.Sequential):
     def forward(self, x: torch.Tensor, convolved: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
-          convolved: of the first unit, see there.
+          convolved: output of the first unit's convolution where the caller has computed it.
         """
         first, *rest = (module for module in self if not isinstance(module, nn.Identity))
         y = first(x, convolved)
@@ -42,10 +42,10 @@ class Path(nn.Sequential):
         return y
 
 
-def pooled(in_channels: int, out_channels: int) -> Path:
+def pooled(in_channels: int, out_channels: int) -> Branch:
     """The pooling branch of the A, B and C blocks; in the public names the convolution is the second of two parts."""
     pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-    return Path(nn.Identity(), BasicConv2d(in_channels, out_channels, 1, pool=pool))
+    return Branch(nn.Identity(), BasicConv2d(in_channels, out_channels, 1, pool=pool))
 
 
 class Branches(nn.Module):
@@ -61,8 +61,8 @@ class Branches(nn.Module):
 
 
 def _outputs(x: torch.Tensor, branches: list[nn.Module]) -> list[torch.Tensor]:
-    """Of branches with the same input: paths, units and pools."""
-    units = [branch.unit if isinstance(branch, Path) else branch for branch in branches]
+    """Of branches with the same input."""
+    units = [branch.unit if isinstance(branch, Branch) else branch for branch in branches]
     known = convolved(x, [unit if isinstance(unit, BasicConv2d) else None for unit in units])
     return [branch(x) if y is None else branch(x, y) for branch, y in zip(branches, known, strict=True)]
 
@@ -71,9 +71,9 @@ def stem() -> list[nn.Module]:
     """299 -> 35 pixels, 3 -> 384 channels (figure 3)."""
     units = [BasicConv2d(3, 32, 3, stride=2), BasicConv2d(32, 32, 3), same(32, 64, 3, 3)]
     first = Branches(maxpool=nn.MaxPool2d(3, stride=2), conv=BasicConv2d(64, 96, 3, stride=2))
-    branch0 = Path(BasicConv2d(160, 64, 1), BasicConv2d(64, 96, 3))
+    branch0 = Branch(BasicConv2d(160, 64, 1), BasicConv2d(64, 96, 3))
     branch1 = [BasicConv2d(160, 64, 1), same(64, 64, 1, 7), same(64, 64, 7, 1), BasicConv2d(64, 96, 3)]
-    second = Branches(branch0=branch0, branch1=Path(*branch1))
+    second = Branches(branch0=branch0, branch1=Branch(*branch1))
     return [*units, first, second, Branches(conv=BasicConv2d(192, 192, 3, stride=2), maxpool=nn.MaxPool2d(3, stride=2))]
 
 
@@ -81,8 +81,8 @@ def inception_a() -> Branches:
     """35 x 35 x 384 block (figure 4)."""
     return Branches(
         branch0=BasicConv2d(384, 96, 1),
-        branch1=Path(BasicConv2d(384, 64, 1), same(64, 96, 3, 3)),
-        branch2=Path(BasicConv2d(384, 64, 1), same(64, 96, 3, 3), same(96, 96, 3, 3)),
+        branch1=Branch(BasicConv2d(384, 64, 1), same(64, 96, 3, 3)),
+        branch2=Branch(BasicConv2d(384, 64, 1), same(64, 96, 3, 3), same(96, 96, 3, 3)),
         branch3=pooled(384, 96),
     )
 
@@ -90,29 +90,29 @@ def inception_a() -> Branches:
 def reduction_a() -> Branches:
     """35 -> 17 pixels, 384 -> 1024 channels (figure 7 with k, l, m, n = 192, 224, 256, 384)."""
     branch0 = BasicConv2d(384, 384, 3, stride=2)
-    branch1 = Path(BasicConv2d(384, 192, 1), same(192, 224, 3, 3), BasicConv2d(224, 256, 3, stride=2))
+    branch1 = Branch(BasicConv2d(384, 192, 1), same(192, 224, 3, 3), BasicConv2d(224, 256, 3, stride=2))
     return Branches(branch0=branch0, branch1=branch1, branch2=nn.MaxPool2d(3, stride=2))
 
 
 def inception_b() -> Branches:
     """17 x 17 x 1024 block (figure 5)."""
     branch0 = BasicConv2d(1024, 384, 1)
-    branch1 = Path(BasicConv2d(1024, 192, 1), same(192, 224, 1, 7), same(224, 256, 7, 1))
+    branch1 = Branch(BasicConv2d(1024, 192, 1), same(192, 224, 1, 7), same(224, 256, 7, 1))
     branch2 = [BasicConv2d(1024, 192, 1), same(192, 192, 7, 1), same(192, 224, 1, 7), same(224, 224, 7, 1)]
     branch2.append(same(224, 256, 1, 7))
-    return Branches(branch0=branch0, branch1=branch1, branch2=Path(*branch2), branch3=pooled(1024, 128))
+    return Branches(branch0=branch0, branch1=branch1, branch2=Branch(*branch2), branch3=pooled(1024, 128))
 
 
 def reduction_b() -> Branches:
     """17 -> 8 pixels, 1024 -> 1536 channels (figure 8)."""
-    branch0 = Path(BasicConv2d(1024, 192, 1), BasicConv2d(192, 192, 3, stride=2))
+    branch0 = Branch(BasicConv2d(1024, 192, 1), BasicConv2d(192, 192, 3, stride=2))
     branch1 = [
         BasicConv2d(1024, 256, 1),
         same(256, 256, 1, 7),
         same(256, 320, 7, 1),
         BasicConv2d(320, 320, 3, stride=2),
     ]
-    return Branches(branch0=branch0, branch1=Path(*branch1), branch2=nn.MaxPool2d(3, stride=2))
+    return Branches(branch0=branch0, branch1=Branch(*branch1), branch2=nn.MaxPool2d(3, stride=2))
 
 
 class InceptionC(nn.Module):
