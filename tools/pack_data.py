@@ -258,8 +258,10 @@ def _verify_file(path: str) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
         expected = listing["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{path}: {error!r}"
+    except (OSError, ValueError) as error:
+        return f"{path}: {error}"
+    except (KeyError, TypeError):
+        return f"{path}: {packed.list_of(path)} is damaged; remove it and pack again"
     return "" if digest.hexdigest() == expected else f"{path}: its checksum is wrong; remove and pack it again"
 
 

@@ -210,6 +210,7 @@ def test_a_damaged_list_is_reported_and_written_again(content, source, packed_se
     path = out / "train" / "train-000001.json"
     path.write_text(content)
     assert pack(out, "--verify") == 1
+    assert f"{path.with_suffix('.tar')}: " in capsys.readouterr().out
     assert pack(source, out, "--images-per-file=8") == 0
     assert path.read_bytes() == (packed_set / "train" / path.name).read_bytes()
     (out / "train" / packed.MANIFEST).write_text('{"format": 1, "images": 3}')
