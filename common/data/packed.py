@@ -145,7 +145,7 @@ class Listing(typing.NamedTuple):
       names: paths of the images relative to the folder that was packed.
       labels: int32 [N].
       ignored: number of files of that folder that were not taken for images.
-    fingerprint: of the index of that folder.
+      fingerprint: of the index of that folder.
     """
 
     classes: list[str]

@@ -16,7 +16,7 @@ from common.deploy.sides import ModelSide, Side
 from common.evaluation.comparison import aligned
 from common.evaluation.engines import EngineClassifier
 from common.evaluation.input_pipeline import NO_ANTIALIAS, InputPipeline
-from common.evaluation.metrics import softmax
+from common.evaluation.metrics import log_softmax, softmax
 from common.evaluation.torch_classifier import TorchClassifier
 from common.spec import HALF_RANGE, IMAGENET
 
@@ -167,7 +167,7 @@ def _constant(side: Side, sample: _Sample) -> str:
     """Whether the logits do not depend on the image."""
     rows = sample.logits(side)
     is_constant = len(rows) > 1 and bool((rows == rows[0]).all())
-    return f"constant: {side.name} gives the same logits for every image; its weights are lost" if is_constant else ""
+    return f"constant: {side.name} gives the same logits for all images of the sample" if is_constant else ""
 
 
 def _unsteady(side: Side, sample: _Sample) -> str:
@@ -300,19 +300,14 @@ def _probabilities(rows_NK: np.ndarray) -> np.ndarray:
     return rows_NK if _are_probabilities(rows_NK) else softmax(rows_NK)
 
 
-def _logarithms(rows_NK: np.ndarray) -> np.ndarray:
-    shifted = rows_NK - rows_NK.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
 def _of_sigmoid(rows_NK: np.ndarray) -> np.ndarray:
-    return rows_NK if _are_of_sigmoid(rows_NK) else 1 / (1 + np.exp(-rows_NK))
+    return rows_NK if _are_of_sigmoid(rows_NK) else np.exp(-np.logaddexp(0, -rows_NK))
 
 
 # (name, what one side gives), whether rows are that, and the function that makes it of logits.
 _OUTPUTS = (
     (("softmax", "probabilities"), _are_probabilities, _probabilities),
-    (("log-softmax", "logarithms of probabilities"), _are_logarithms, _logarithms),
+    (("log-softmax", "logarithms of probabilities"), _are_logarithms, log_softmax),
     (("sigmoid", "a probability for each class"), _are_of_sigmoid, _of_sigmoid),
 )
 

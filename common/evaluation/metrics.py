@@ -48,6 +48,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of the probabilities along the last axis, in the type of the logits."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def num_shifted_hits(logits_NK: np.ndarray, labels_N: np.ndarray) -> int:
     """Hits at top-1 if every label were one smaller, as where a label file counts from 1."""
     return int((np.asarray(logits_NK).argmax(axis=1) == np.asarray(labels_N) - 1).sum()) if len(labels_N) else 0
@@ -60,9 +66,7 @@ def fit_better(shifted: int, top1: int, seen: int) -> bool:
 
 def smoothed_losses(logits_NK: np.ndarray, labels_N: np.ndarray, smoothing: float = 0.0) -> np.ndarray:
     """Label-smoothed cross entropy of each row in float64, target probability 1 - s + s/K -> float64 [N]."""
-    logits_NK = np.asarray(logits_NK, np.float64)
-    shifted_NK = logits_NK - logits_NK.max(axis=1, keepdims=True)
-    log_probs_NK = shifted_NK - np.log(np.exp(shifted_NK).sum(axis=1, keepdims=True))
+    log_probs_NK = log_softmax(np.asarray(logits_NK, np.float64))
     own_N = np.take_along_axis(log_probs_NK, np.asarray(labels_N, np.int64)[:, None], axis=1)[:, 0]
     return -(1.0 - smoothing) * own_N - smoothing * log_probs_NK.mean(axis=1)
 

@@ -203,6 +203,8 @@ def test_photographs_are_turned_where_asked_to(tmp_path):
     record.write_text(record.read_text().replace(', "upright": false', ""))
     assert "2 kept from an earlier run" in run_script(SCRIPT, *words, tmp_path / "stored").stdout
     fails(run_script(SCRIPT, *words, tmp_path / "stored", "--upright"), "made with upright False instead of True")
+    record.write_text("null")
+    fails(run_script(SCRIPT, *words, tmp_path / "stored"), "--save-path: ")
 
 
 def test_colliding_names_are_refused_before_anything_is_written(copies, tmp_path):

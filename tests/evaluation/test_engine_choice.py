@@ -64,7 +64,7 @@ def evaluate(images, files, capsys):
 
     def start(name, **options):
         settings = dict(device="cpu", batch_size=8, workers=0, threads=1) | options
-        config = EvalConfig(data=str(images), resume=str(files / name), **settings)
+        config = EvalConfig(**{"data": str(images), "resume": str(files / name), **settings})
         counts, model = program.evaluate_folder(SPEC, config)
         return counts, model, capsys.readouterr().out
 
@@ -386,6 +386,22 @@ def test_every_engine_names_the_precision_of_the_file(evaluate, files, engine):
     export.export(SPEC, export.ExportConfig(ckpt=f"{files}/net.pth", onnx=f"{files}/half.onnx", precision="float16"))
     _, model, text = evaluate("half.onnx", engine=engine)
     assert model.precision == "float16" and f" pixels, {model.engine} float16\n" in text
+
+
+def test_a_data_set_without_validation_images_is_an_error(evaluate, images, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(images / "train")
+    with pytest.raises(UserError, match=r"^--data: .*data has a train/ but no val/.*split_data.py"):
+        evaluate("net.onnx", data=str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("way", [None, "onnxruntime", [], ["onnxruntime", "float32"]])
+def test_a_damaged_choice_is_measured_again(evaluate, speeds, monkeypatch, way):
+    speeds["openvino float32"] = 99.0
+    evaluate("net.onnx", engine="auto")
+    read = engine_choice.cache.read
+    monkeypatch.setattr(engine_choice.cache, "read", lambda *key: (dict(way=way, note=""), {}) if read(*key) else None)
+    assert evaluate("net.onnx", engine="auto")[1].engine == "openvino"
 
 
 def test_a_size_that_an_exported_file_does_not_take_is_an_error(evaluate):
