@@ -135,7 +135,7 @@ def explain(
         for found_causes, changed in _finalists(state, sample, small):
             found = sample.error(changed)
             # Where two explain equally well, the first one: it changes fewer things, and rather B than A.
-            if np.isfinite(found) and (best is None or found < 0.9 * best[0]):
+            if np.isfinite(found) and (best is None or max(found, _EXACT) < 0.9 * best[0]):
                 best = (found, found_causes, changed)
         if best is None or not best[0] < 0.8 * error:
             break
@@ -150,7 +150,7 @@ def explain(
 
 def _finalists(state: _State, sample: _Sample, small: _Sample) -> Iterator[tuple[list[str], _State]]:
     """Hypotheses for the whole sample: all that only change the columns, and the best others on the small one."""
-    for cause, reordered in _columns(state, sample):
+    for cause, reordered in (*_last_columns(state), *_columns(state, sample)):
         yield [cause], reordered
     screened = []
     for causes, changed in _hypotheses(state, small):
@@ -193,7 +193,7 @@ def _train_mode(state: _State, images: Sequence[Image.Image], paths: Sequence[st
     Dropout, which was then active too, leaves an error that nothing explains: half of it may remain.
     """
     best: Finding | None = None
-    for name, side in (("b", state.b), ("a", state.a)):
+    for name, side, _ in _sides(state):
         if not isinstance(side, ModelSide) or not isinstance(side.classifier, TorchClassifier):
             continue
         training = dataclasses.replace(side, classifier=side.classifier.with_batch_statistics())
@@ -220,11 +220,25 @@ def _hypotheses(state: _State, sample: _Sample) -> Iterator[tuple[list[str], _St
         yield from ((causes + [cause], reordered) for cause, reordered in _columns(changed, sample))
 
 
+def _sides(state: _State) -> Iterator[tuple[str, Side, Side]]:
+    """(Field of the state, its side, the other side)."""
+    yield "b", state.b, state.a
+    yield "a", state.a, state.b
+
+
+def _last_columns(state: _State) -> Iterator[tuple[str, _State]]:
+    """The additional column of one side is its last one; the first is taken for it."""
+    for name, side, other in _sides(state):
+        if side.background > other.background and side.order is None:
+            order = [side.num_outputs - 1, *range(side.num_outputs - 1)]
+            cause = f"background column: {name.upper()}'s is the last of {side.num_outputs}, not the first"
+            yield cause, dataclasses.replace(state, **{name: dataclasses.replace(side, order=order)})  # type: ignore[arg-type]
+
+
 def _inputs(state: _State) -> Iterator[tuple[str, _State]]:
-    for name, side in (("b", state.b), ("a", state.a)):
+    for name, side, other in _sides(state):
         if not isinstance(side, ModelSide) or side.pipeline is None:
             continue
-        other = state.a if name == "b" else state.b
         for cause, pipeline in _pipelines(side.pipeline, other.pipeline):
             changed = side.with_pipeline(pipeline)
             yield cause, dataclasses.replace(state, **{name: changed})  # type: ignore[arg-type]

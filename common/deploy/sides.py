@@ -37,7 +37,7 @@ class Side:
       classes: names of the classes, where the file has them.
       pipeline: how its input is made; None for results, which cannot be computed anew.
       spec: None for a reference network.
-      order: columns in the order of the other side's class names; None: as they are.
+      order: columns of the model in the order in which they are compared; None: as they are.
     """
 
     name: str
@@ -50,6 +50,11 @@ class Side:
 
     def logits(self, pixels_NHWC: np.ndarray, paths: Sequence[str]) -> np.ndarray:
         """[N, K] of images that were cropped by `pipeline`."""
+        rows_NK = self._rows(pixels_NHWC, paths)
+        return rows_NK if self.order is None else rows_NK[:, self.order]
+
+    def _rows(self, pixels_NHWC: np.ndarray, paths: Sequence[str]) -> np.ndarray:
+        """logits() with the columns as the model gives them."""
         raise NotImplementedError
 
     def in_order(self, other: "Side") -> "Side":
@@ -68,12 +73,11 @@ class ModelSide(Side):
 
     classifier: "Classifier | None" = None
 
-    def logits(self, pixels_NHWC: np.ndarray, paths: Sequence[str]) -> np.ndarray:
+    def _rows(self, pixels_NHWC: np.ndarray, paths: Sequence[str]) -> np.ndarray:
         import torch
 
         assert self.classifier is not None
-        rows_NK = self.classifier(torch.from_numpy(pixels_NHWC))
-        return rows_NK if self.order is None else rows_NK[:, self.order]
+        return self.classifier(torch.from_numpy(pixels_NHWC))
 
     def with_pipeline(self, pipeline: InputPipeline) -> "ModelSide":
         """The same network with input that is made in another way."""
@@ -102,7 +106,7 @@ class ResultSide(Side):
 
     results: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def logits(self, pixels_NHWC: np.ndarray, paths: Sequence[str]) -> np.ndarray:
+    def _rows(self, pixels_NHWC: np.ndarray, paths: Sequence[str]) -> np.ndarray:
         rows = []
         for path in paths:
             result = self.results.get(nfc(file_names.stem(os.path.basename(path))))
