@@ -126,6 +126,17 @@ def claimed(target: StrPath, flag: str) -> Iterator[None]:
             file.close()
 
 
+def claimed_file(target: StrPath, flag: str) -> contextlib.AbstractContextManager[None]:
+    """`claimed` for a file, whose folder is created.
+
+    Raises:
+      UserError: see `claimed`; `target` is a folder, or its folder cannot be created.
+    """
+    check_file(target, flag)
+    make_folders(os.path.dirname(os.path.abspath(target)), flag)
+    return claimed(target, flag)
+
+
 def _claim(path: str) -> IO[str] | None:
     """The open file with this process's lock on it, or None where it cannot be made."""
     while True:
@@ -226,6 +237,17 @@ def check_writable(path: StrPath, flag: str) -> None:
     folder = existing_folder(target if target.is_dir() else target.parent)
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{flag}: {folder} cannot be written to; name a place elsewhere")
+
+
+def check_file(path: StrPath, flag: str) -> None:
+    """check_writable for a file.
+
+    Raises:
+      UserError: it is a folder, or its place cannot be written to.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{flag}: {os.fspath(path)} is a folder; name a file")
+    check_writable(path, flag)
 
 
 def sync_folder(folder: StrPath) -> None:

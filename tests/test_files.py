@@ -159,6 +159,14 @@ def test_a_claim_ends_with_its_process_and_not_with_its_children(tmp_path):
         os.kill(child, 9)
 
 
+def test_the_folder_of_a_file_is_created(tmp_path):
+    with files.claimed_file(tmp_path / "new" / "x", "--out"):
+        assert names(tmp_path / "new") == ["x.lock"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="^--out: .*file"):
+        files.claimed_file(tmp_path / "file" / "x", "--out")
+
+
 def test_without_locks_or_a_place_for_the_file_the_block_runs(tmp_path, monkeypatch):
     with files.claimed(tmp_path / "new" / "x", "--out"):
         assert names(tmp_path) == []
@@ -218,6 +226,10 @@ def test_a_program_whose_output_another_one_writes_says_so(run, images, tmp_path
         user_error(done),
     )
     assert names(target.parent) == before
+    if target.suffix and target.suffix != ".tar":
+        target.mkdir()
+        message = user_error(run(ROOT / words[0], *words[1:], check=2))
+        assert message == f"{flag}: {place} is a folder; name a file"
 
 
 @pytest.fixture

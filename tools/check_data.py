@@ -66,12 +66,7 @@ def examine_all(store: audit.Store, workers: int) -> int:
 
 
 def check_list_file(path: str) -> None:
-    """Raise UserError where the list cannot be written, or would overwrite another file."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder):
-        raise UserError(f"--list: {path} is a folder, or in none that exists")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--list: {folder} cannot be written; name a file elsewhere")
+    """Raise UserError where the list would overwrite another file."""
     if os.path.exists(path):
         with open(path, "rb") as file:
             if not file.read(len(_FIRST_LINE)) == _FIRST_LINE.encode():
@@ -128,8 +123,8 @@ def main() -> int:
     folder, config = given.pop("folder"), CheckConfig(**given)
     if not os.path.isdir(folder):
         raise UserError(f"DIR: {folder} is not a folder")
-    check_list_file(config.list)
-    with files.claimed(config.list, "--list"):
+    with files.claimed_file(config.list, "--list"):
+        check_list_file(config.list)
         return check(folder, config)
 
 

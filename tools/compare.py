@@ -59,7 +59,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         for path, flag in ((config.changes, "--changes"), (config.json, "--json")):
             if path:
-                stack.enter_context(files.claimed(path, flag))
+                stack.enter_context(files.claimed_file(path, flag))
         compare.main(a, b, config, lambda argument: spec_of(argument, config.arch))
 
 

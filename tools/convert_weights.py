@@ -59,9 +59,10 @@ def main() -> None:
     spec = models.spec(options.arch) if options.arch else None
     from common.weights import convert
 
+    claimed = files.claimed if options.to == "hub" else files.claimed_file
     if options.to != "hub":
         convert.format_of(pathlib.Path(options.output))
-    with files.claimed(options.output, "OUT"):
+    with claimed(options.output, "OUT"):
         spec = spec or detect(options.input)
         if options.to == "hub":
             from common.weights import hub

@@ -28,7 +28,7 @@ def main() -> None:
     config = quantize.QuantizeConfig(**given)
     cli.check_required(config)
     write = om_quantize.quantize_for_om if config.target == "om" else quantize.quantize
-    with files.claimed(target, "OUT"):  # OUT.work too
+    with files.claimed_file(target, "OUT"):  # OUT.work too
         write(source, target, config, models.spec)
 
 

@@ -64,7 +64,7 @@ def main() -> None:
     if not args.runs and not others_given:
         raise UserError("RUN: missing; give a run folder, or --predictions, --study, --benches, --comparison, --sweep")
     out = args.out or str(pathlib.Path(args.runs[0] if args.runs else ".") / "report.html")
-    with files.claimed(out, "--out"):
+    with files.claimed_file(out, "--out"):
         library = page.plotting_library()
         files.write_atomic(out, page.render(content(args), library))
     print(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB; open it in a browser")

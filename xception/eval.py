@@ -34,7 +34,7 @@ def main() -> None:
     config, _ = cli.parse(XceptionEvalConfig(), __doc__)
     config = dataclasses.replace(config, device=recipes.DEVICES.get(config.device, config.device))
     log = config.log_file or EVAL_LOGS["Ascend" if config.device == "npu" else "GPU"]
-    files.check_writable(log, "--log-file")
+    files.check_file(log, "--log-file")
     from common.train.losses import torch_smoothing
 
     counts, model = program.evaluate_folder(

@@ -72,7 +72,7 @@ def main(
     """
     with cli.exit_on_error():
         config, _ = cli.parse(defaults or ExportConfig(), description)
-        with files.claimed(config.onnx, "--onnx"):
+        with files.claimed_file(config.onnx, "--onnx"):
             export(spec, config, default_checkpoint)
 
 
@@ -138,8 +138,6 @@ def export_onnx(
     import onnx
 
     path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise UserError(f"--onnx: {path.parent} is not a folder; create it first")
     metadata = onnx_metadata.OnnxMetadata(
         arch=spec.name, image_size=image_size, mean=spec.mean, std=spec.std, precision=precision
     )

@@ -22,7 +22,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.evaluation.metrics import TOP_K, softmax
-from common.files import StrPath, atomic_path, check_writable, claimed
+from common.files import StrPath, atomic_path, check_file, claimed_file
 
 if typing.TYPE_CHECKING:
     from common.data.batch import Batch
@@ -108,9 +108,7 @@ class RowBuilder:
 def check(path: str, flag: str = "--predictions") -> None:
     """Raise UserError unless a predictions file of this name can be written."""
     check_format(path, flag)
-    if os.path.isdir(path):
-        raise UserError(f"{flag}: {path} is a folder; name a file")
-    check_writable(path, flag)
+    check_file(path, flag)
 
 
 def check_format(path: StrPath, flag: str = "--predictions") -> None:
@@ -128,8 +126,7 @@ def writer(path: str, flag: str = "--predictions") -> Iterator[Write]:
     """
     with contextlib.ExitStack() as stack:
         with _explained(path, flag):
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            stack.enter_context(claimed(path, flag))
+            stack.enter_context(claimed_file(path, flag))
             draft = stack.enter_context(atomic_path(path))
             file = stack.enter_context(open(draft, "w", encoding="utf-8", newline=""))  # newline: see module csv
             out = (_JsonFormat if path.endswith(".json") else _CsvFormat)(file)

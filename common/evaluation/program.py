@@ -135,7 +135,7 @@ def main(spec: ModelSpec, description: str) -> None:
     with cli.exit_on_error():
         config, _ = cli.parse(EvalConfig(), description)
         if config.metrics_json:
-            files.check_writable(config.metrics_json, "--metrics-json")
+            files.check_file(config.metrics_json, "--metrics-json")
         counts, model = evaluate_folder(spec, config)
         print(counts)
         print(metrics_json.format_table(counts))

@@ -66,8 +66,6 @@ def convert(source: StrPath, target: StrPath, spec: ModelSpec, use_ema: bool | N
     """
     target = pathlib.Path(target)
     name = format_of(target)
-    if not target.parent.is_dir():
-        raise UserError(f"{target}: {target.parent} is not a folder; create it first")
     model, meta = load_model(source, spec, use_ema)
     refused = f"{target}: not written,"
     state_dict, build, notes = fitted(model.state_dict(), meta, name, spec, f"{refused} {spec.name} in {source}")

@@ -300,7 +300,7 @@ def test_two_checks_of_one_dataset_at_a_time_are_refused(data):
         (["missing"], "DIR: missing is not a folder"),
         (["data/train/ant"], "ant holds no class folders; give the folder that holds train/ and val/"),
         (["data", "--list=other.txt"], "--list: other.txt exists and is no list of this program"),
-        (["data", "--list=none/x.txt"], "--list: none/x.txt is a folder, or in none that exists"),
+        (["data", "--list=data"], "--list: data is a folder; name a file"),
         (["data", "--max-imbalance=0.5"], "--max-imbalance: 0.5, must be at least 1"),
     ],
 )
