@@ -263,7 +263,11 @@ def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: se
                 (folder / name).unlink()
             present = set()
         write_atomic(record, json.dumps(settings) + "\n", mode=0o640)
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # of json
+        raise UserError(
+            f"--save-path: {record} is damaged ({error}); --no-resume makes the input files again"
+        ) from error
+    except OSError as error:
         raise UserError(f"--save-path: {folder}: {error}") from error
     return present
 

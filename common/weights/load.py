@@ -3,6 +3,7 @@
 Torch is imported when it is needed. Nothing is unpickled that could run code, and a damaged file is an error.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -358,10 +359,11 @@ def _read_safetensors(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
     except (SafetensorError, ValueError, OSError) as error:
         raise damaged(path, error) from error
     metadata = dict(header.get("__metadata__") or {})
-    try:
+    ours: Any = None
+    with contextlib.suppress(ValueError):
         ours = json.loads(metadata.pop(SAFETENSORS_KEY, "{}"))
-    except ValueError as error:
-        raise damaged(path, error) from error
+    if not isinstance(ours, dict) or not isinstance(ours.get("build", {}), dict):
+        ours = {}  # another program's entry of the same name
     if ours.get("arch", spec.name) != spec.name:
         raise UserError(f"{path}: holds a {printable(str(ours['arch']))}, this program is for {spec.name}")
     checkpoint = _from_state_dict(path, spec, state_dict, metadata)

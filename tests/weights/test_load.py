@@ -57,10 +57,12 @@ def test_reads_bare_state_dicts_of_both_pickle_forms(small, tmp_path):
     assert torch.equal(logits(new_model), logits(old_model))
 
 
-def test_reads_timm_safetensors(small, tmp_path):
+@pytest.mark.parametrize("metadata", [None, {"zoo": "timm"}, {"zoo": "[1]"}, {"zoo": '{"build": 1}'}])
+def test_reads_timm_safetensors(small, tmp_path, metadata):
+    """An entry `zoo` of another program is left alone."""
     from safetensors.torch import save_file
 
-    save_file(small, tmp_path / "model.safetensors")
+    save_file(small, tmp_path / "model.safetensors", metadata)
     model, meta = load_model(tmp_path / "model.safetensors", SPEC)
     assert meta["format"] == "safetensors" and torch.equal(
         model.state_dict()["last_linear.bias"], small["last_linear.bias"]
