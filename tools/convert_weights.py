@@ -28,7 +28,7 @@ def detect(path: str) -> ModelSpec:
     Raises:
       UserError: it fits none.
     """
-    from common.weights.load import load_model
+    from common.weights.load import NonFiniteWeights, load_model
 
     reasons = []
     for name in models.names():
@@ -36,6 +36,8 @@ def detect(path: str) -> ModelSpec:
         try:
             load_model(path, spec)
             return spec
+        except NonFiniteWeights:
+            raise
         except UserError as error:
             reasons.append(str(error))
     if len(set(reasons)) == 1:  # the message names no model: the file itself is at fault

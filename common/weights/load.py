@@ -123,6 +123,7 @@ def load_model(
         raise UserError(f"{path}: was built with {', '.join(unknown)}, which {spec.name} does not have")
     model = spec.build(**options)
     check_state_dict(model.state_dict(), state_dict, path, spec.name)
+    check_finite(state_dict, path)
     model.load_state_dict(state_dict)  # a plain dict has no version tag, so torch accepts absent batch counters
     meta = {
         "image_size": spec.input_size,
@@ -202,6 +203,7 @@ def load_pretrained(
         if not any(key.startswith(f"{module}.") for key in own):
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(f"{module}.")}
     check_state_dict(own, state_dict, path, spec.name)
+    check_finite(state_dict, path)
     return options, {key: state_dict.get(key, value) for key, value in own.items()}, notes
 
 
@@ -250,6 +252,22 @@ def check_state_dict(own: StateDict, given: StateDict, path: StrPath, name: str)
         f"{path}: does not fit {name}, {len(missing) + len(unexpected) + len(reshaped)} names or shapes differ "
         f"({', '.join(f'{len(keys)} {word}' for word, keys in counts.items() if keys)}): {'; '.join(details)}"
     )
+
+
+class NonFiniteWeights(UserError):
+    """A file fits a network, but holds NaN or infinite weights."""
+
+
+def check_finite(state_dict: StateDict, path: StrPath) -> None:
+    """Raise NonFiniteWeights where the weights of a file are not all finite."""
+    import torch
+
+    wrong = [key for key, tensor in state_dict.items() if not bool(torch.isfinite(tensor).all())]
+    if wrong:
+        raise NonFiniteWeights(
+            f"{path}: {len(wrong)} of {len(state_dict)} tensors hold NaN or infinite values, for example {wrong[0]}; "
+            "the training diverged or the file is damaged, take an earlier checkpoint"
+        )
 
 
 def _shown(key: str, state_dict: StateDict) -> str:

@@ -1,5 +1,6 @@
 """Checkpoint files: every format that is read, and every way in which one can be wrong."""
 
+import dataclasses
 import hashlib
 import pathlib
 
@@ -10,7 +11,8 @@ from torch import nn
 
 from common.errors import UserError
 from common.spec import ModelSpec
-from common.weights.load import download, load_model
+from common.weights.load import download, load_model, load_pretrained
+from tools import convert_weights
 
 
 class Tiny(nn.Module):
@@ -67,6 +69,24 @@ def test_reads_timm_safetensors(small, tmp_path, metadata):
     assert meta["format"] == "safetensors" and torch.equal(
         model.state_dict()["last_linear.bias"], small["last_linear.bias"]
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(small, tmp_path, value, monkeypatch):
+    state = {key: tensor.clone() for key, tensor in small.items()}
+    state["last_linear.bias"][1] = value
+    torch.save(state, tmp_path / "a.pth")
+    message = f"a.pth: 1 of {len(state)} tensors hold NaN or infinite values, for example last_linear.bias; the"
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "a.pth", SPEC)
+    with pytest.raises(UserError, match=message):
+        load_pretrained(tmp_path / "a.pth", SPEC, {**SPEC.build_options, "num_classes": 7}, set())
+    other = dataclasses.replace(SPEC, name="other", builder=lambda num_classes, dropout: nn.Linear(3, num_classes))
+    specs = {"tiny_net": SPEC, "other": other}
+    monkeypatch.setattr(convert_weights.models, "names", lambda: list(specs))
+    monkeypatch.setattr(convert_weights.models, "spec", specs.get)
+    with pytest.raises(UserError, match=message):
+        convert_weights.detect(str(tmp_path / "a.pth"))
 
 
 def test_wrapper_prefix_is_removed(small, tmp_path):
