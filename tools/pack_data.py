@@ -58,7 +58,7 @@ class PackConfig:
     shard: str = cli.option("1/1", "I/N: pack the I-th of N equal parts; run all of them, on as many machines")
     workers: int = cli.option(0, "processes; 0 is one per core", "-j", low=0)
     label_numbers: str = labels.numbers_option()
-    verify: bool = cli.option(False, "compare the tar files in DIR with their checksums, and write nothing")
+    verify: bool = cli.option(False, "check the tar files in DIR and their lists, and write nothing")
 
     def __post_init__(self) -> None:
         cli.check_ranges(self)
@@ -266,16 +266,22 @@ def _verify_file(path: str) -> str:
 
 
 def verify(root: pathlib.Path, workers: int) -> int:
-    """Compare all tar files with their checksums; returns how many are wrong."""
+    """Compare tar files with their checksums, names and labels with the fingerprint; returns how many are wrong."""
     folders = [folder for folder in (root, root / "train", root / "val") if packed.is_packed(folder)]
     if not folders:
         raise UserError(f"DIR: {root} holds no packed data set")
     paths = [str(folder / name) for folder in folders for name in packed.read_manifest(folder, "DIR")["shards"]]
     with concurrent.futures.ThreadPoolExecutor(workers or parallel.usable_cores()) as pool:
         wrong = list(filter(None, pool.map(_verify_file, paths)))
+    for folder in [] if wrong else folders:
+        read = index.read_packed if packed.read_manifest(folder, "DIR")["classes"] else packed.load
+        try:
+            read(str(folder), "DIR")
+        except UserError as error:
+            wrong.append(str(error))
     for line in wrong:
         print(line)
-    print(f"{len(paths)} tar files, {len(wrong)} wrong")
+    print(f"{len(paths)} tar files with their lists, {len(wrong)} wrong")
     return len(wrong)
 
 

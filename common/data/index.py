@@ -172,7 +172,7 @@ def load_folder(root: StrPath, flag: str = "--data") -> FolderIndex:
         raise UserError(f"{flag}: {root} is not a folder")
     index = _from_cache(root)
     if index is None:
-        index, folders = _read_packed(root, flag) if packed.is_packed(root) else _walk(root, flag)
+        index, folders = read_packed(root, flag) if packed.is_packed(root) else _walk(root, flag)
         header = dict(classes=index.classes, ignored=index.ignored, kinds=index.ignored_kinds, rules=_RULES)
         header |= dict(folders=folders, fingerprint=index.fingerprint)
         arrays = dict(ends=index._ends, labels=index.labels, names=index._names)
@@ -274,7 +274,7 @@ def _walk(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
     return _pack(root, classes, blocks, targets, others), folders
 
 
-def _read_packed(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
+def read_packed(root: str, flag: str) -> tuple[FolderIndex, dict[str, int]]:
     """The index of a packed split; also {".": modification time} of its folder."""
     _, _, modified_ns = file_tree.class_names(root)
     classes, names, targets, ignored, fingerprint, places = packed.load(root, flag)

@@ -204,7 +204,11 @@ def test_photographs_are_turned_where_asked_to(tmp_path):
     assert "2 kept from an earlier run" in run_script(SCRIPT, *words, tmp_path / "stored").stdout
     fails(run_script(SCRIPT, *words, tmp_path / "stored", "--upright"), "made with upright False instead of True")
     record.write_text("null")
-    fails(run_script(SCRIPT, *words, tmp_path / "stored"), "preprocess.json is damaged", "--no-resume makes the input files again")
+    fails(
+        run_script(SCRIPT, *words, tmp_path / "stored"),
+        "preprocess.json is damaged",
+        "--no-resume makes the input files again",
+    )
 
 
 def test_colliding_names_are_refused_before_anything_is_written(copies, tmp_path):

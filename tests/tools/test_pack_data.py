@@ -188,7 +188,7 @@ def test_a_changed_image_is_packed_again(source, packed_set, tmp_path, capsys):
     assert found.read(row) == path.read_bytes()
 
 
-def test_changed_labels_and_missing_tar_files_are_errors(packed_set, tmp_path):
+def test_changed_labels_and_missing_tar_files_are_errors(packed_set, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(packed_set, out)
     path = out / "train" / "train-000000.json"
@@ -196,6 +196,8 @@ def test_changed_labels_and_missing_tar_files_are_errors(packed_set, tmp_path):
     path.write_text(json.dumps(listing | {"labels": listing["labels"][::-1]}))
     with pytest.raises(UserError, match="train was changed: names or labels are not those that were packed"):
         index.load_folder(out / "train")
+    assert pack(out, "--verify") == 1
+    assert "train was changed: names or labels" in capsys.readouterr().out
     path.write_text(json.dumps(listing))
     index.load_folder(out / "train")
     path.with_suffix(".tar").unlink()
