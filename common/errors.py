@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import re
 import sys
 import traceback
 
@@ -114,3 +115,8 @@ def discard_output() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+
+
+def printable(text: str) -> str:
+    """Text from a file or library as it can be shown on a terminal: no escape sequences."""
+    return "".join(c if c.isprintable() else "?" for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))

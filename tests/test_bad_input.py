@@ -100,7 +100,7 @@ def test_npu_without_torch_npu(run, tmp_path, data):
 def test_a_checkpoint_of_another_network(run, tmp_path, data, trained):
     state = torch.load(trained / "checkpoint.pth.tar", weights_only=True)
     torch.save({**state, "arch": "other"}, tmp_path / "other.pth.tar")
-    every_way(run, tmp_path, data, "holds a other, this script trains tiny", f"--resume={tmp_path / 'other.pth.tar'}")
+    every_way(run, tmp_path, data, "holds other, this script trains tiny", f"--resume={tmp_path / 'other.pth.tar'}")
 
 
 def test_a_truncated_checkpoint(run, tmp_path, data, trained):

@@ -10,6 +10,7 @@ OUTPUT/study.json has a row for each run, and the table with mean and spread is 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any folder
 
 from common import cli, files, processes, run_folder
+from common.data import index
 from common.errors import RunError, UserError
 from tools import make_tables, models
 
@@ -71,7 +73,8 @@ class Run:
     Attributes:
       words: options of train.py without those that say where files are.
       paths: these.
-      folder: run folder; a file beside it, FOLDER.json, holds `words` and the seconds that the run has taken so far.
+      folder: run folder; a file beside it, FOLDER.json, holds `words`, hashes of the images and of the weights, and the
+        seconds that the run has taken so far.
     """
 
     recipe: str
@@ -93,7 +96,7 @@ def runs(config: StudyConfig) -> Iterator[Run]:
     """The runs of a study, recipe by recipe.
 
     Raises:
-      UserError: options that train.py does not take, or folders that hold runs with other options.
+      UserError: options that train.py does not take, or folders that hold runs with other options, images or weights.
     """
     program = models.program(config.model)
     fields = type(next(iter(program.recipes.values())).config).__dataclass_fields__
@@ -108,15 +111,42 @@ def runs(config: StudyConfig) -> Iterator[Run]:
             folder = pathlib.Path(config.output) / recipe / f"seed-{seed}"
             run = Run(recipe, seed, [*words, f"--seed={seed}"], [*paths, f"--output-dir={folder}"], folder)
             program.parse([*run.words, *run.paths])
-            if run.record.exists() and (before := _recorded(run)["words"]) != run.words:
-                raise UserError(
-                    f"--output: {folder} was trained with {shlex.join(before)}, this study has "
-                    f"{shlex.join(run.words)}; name another folder or remove it"
-                )
+            if run.record.exists():
+                _check_equal(run, _recorded(run), config)
             yield run
 
 
 _PARTS = {"data": "train", "eval_path": "val"}
+
+
+def _check_equal(run: Run, before: dict[str, Any], config: StudyConfig) -> None:
+    """Raise UserError unless a run of this study would repeat the recorded one."""
+    remedy = "name another folder or remove it"
+    if before["words"] != run.words:
+        raise UserError(
+            f"--output: {run.folder} was trained with {shlex.join(before['words'])}, this study has "
+            f"{shlex.join(run.words)}; {remedy}"
+        )
+    for flag, value in _hashes(config, run.recipe).items():
+        if before.get(flag, value) != value:  # records of an earlier version have none
+            raise UserError(f"--output: {run.folder} was trained with another content of --{flag}; {remedy}")
+
+
+def _hashes(config: StudyConfig, recipe: str) -> dict[str, str]:
+    """Hashes of what --data and --weights name; a word such as "torchvision" stands for itself."""
+    found = {"data": _data_hash(config.data)}
+    return found | ({"weights": _weights_hash(config.weights)} if recipe in TUNED else {})
+
+
+@functools.cache
+def _data_hash(root: str) -> str:
+    train = index.load_folder(pathlib.Path(root) / "train")
+    return f"{train.fingerprint} {index.load_val(root, train.classes).fingerprint}"
+
+
+@functools.cache
+def _weights_hash(weights: str) -> str:
+    return files.sha256(weights) if os.path.isfile(weights) else weights
 
 
 def _recorded(run: Run) -> dict[str, Any]:
@@ -130,12 +160,12 @@ def train(config: StudyConfig, run: Run) -> None:
       RunError: it failed.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    before, started = _recorded(run), time.perf_counter()
+    before, started = _recorded(run) | _hashes(config, run.recipe), time.perf_counter()
     files.write_atomic(run.record, json.dumps(before))
     with open(run.folder.with_suffix(".txt"), "a") as output:
         status = start([config.model, *run.words, *run.paths, "--resume=auto"], output)
     seconds = before["seconds"] + time.perf_counter() - started
-    files.write_atomic(run.record, json.dumps({"words": run.words, "seconds": round(seconds, 1)}))
+    files.write_atomic(run.record, json.dumps({**before, "seconds": round(seconds, 1)}))
     if status in (130, 143):
         sys.exit(status)  # a signal: the same command continues
     if status:

@@ -155,6 +155,7 @@ def _resolve_batch(config: AisBenchConfig, metadata: OmMetadata) -> int | None:
 def _check_inputs(config: AisBenchConfig, metadata: OmMetadata, front: front_end.FrontEnd) -> list[pathlib.Path]:
     """The input files, after checks of their number, names, sizes and types."""
     files = result_files.list_inputs(config.input)
+    result_files.check_network(files, metadata.get("arch", ""))
     if "shape" in metadata:
         size = metadata.get("sample_bytes") or int(np.prod(metadata["shape"])) * np.dtype(metadata["dtype"]).itemsize
         description = f"{metadata.get('dtype', 'numbers')} {'x'.join(map(str, metadata['shape']))}"

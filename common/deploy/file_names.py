@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from common.errors import UserError
 
+SETTINGS = "preprocess.json"  # in a folder of input files, of which ais_bench reads only .bin and .npy
 # Characters of paths: ais_bench since 2024; atc accepts letters of any script.
 ACCEPTED = {
     "ais_bench": (re.compile(r"[A-Za-z0-9_./-]*"), "A-Z a-z 0-9 _ - ."),

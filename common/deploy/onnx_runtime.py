@@ -65,6 +65,7 @@ def run(config: RunOnnxConfig) -> None:
     batch = config.resolve_batch(engine.batch) or 1
     loader = InputLoader(engine, config)
     files = result_files.list_inputs(config.input) if config.input else []
+    result_files.check_network(files, engine.metadata.get("arch", ""))
     result_files.check_sizes(files, loader.sample_bytes, loader.description)
     if config.simulate_fp16:
         _simulate_fp16(config, loader, files, batch)

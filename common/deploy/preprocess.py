@@ -31,7 +31,6 @@ from common.spec import ModelSpec
 if typing.TYPE_CHECKING:
     from PIL import Image
 
-SETTINGS = "preprocess.json"  # in the output folder, of which ais_bench reads only .bin and .npy
 FILES_PER_TASK = 8
 _RULES = 2  # raise it when common/data/decode.py reads other pixels from a file, or when is_current changes
 
@@ -236,7 +235,7 @@ def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: se
     Returns:
       names of the input files that an earlier run left; none without `resume`, which removes them.
     """
-    record = folder / SETTINGS
+    record = folder / file_names.SETTINGS
     try:
         present = {path.name for path in folder.iterdir() if path.suffix.lower() in (".bin", ".npy")}
         unexpected = sorted(present - expected)

@@ -15,7 +15,7 @@ import numpy as np
 from common import cli
 from common.data.file_tree import is_hidden
 from common.deploy import file_names
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.files import claimed, is_empty, make_folders, write_atomic
 
 
@@ -84,6 +84,26 @@ def list_inputs(argument: str) -> list[pathlib.Path]:
         raise UserError(f"--input: {argument} mixes .bin and .npy files")
     file_names.check_stems("--input", files)
     return files
+
+
+def check_network(files: Sequence[pathlib.Path], name: str) -> None:
+    """Check that no other network's preprocess script made the input files.
+
+    Args:
+      name: of the model's network; empty where it is not known.
+    Raises:
+      UserError: the record in a folder of `files` names another network.
+    """
+    for folder in dict.fromkeys(path.parent for path in files):
+        try:
+            made_for = str(json.loads((folder / file_names.SETTINGS).read_text())["model"])
+        except (OSError, ValueError, TypeError, KeyError):  # files of another program
+            continue
+        if name and made_for != name:
+            raise UserError(
+                f"--input: {folder} was made by {printable(made_for)}/preprocess.py, the model is {printable(name)}; "
+                f"make its files with {printable(name)}/preprocess.py"
+            )
 
 
 def sample_bytes(path: pathlib.Path) -> int:

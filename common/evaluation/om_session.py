@@ -26,6 +26,7 @@ class OmMetadata(typing.TypedDict, total=False):
     """What is known about an OM file; ais_bench itself checks only that the sizes of input files divide.
 
     Attributes:
+      arch: network, where run_atc.py found it in the .onnx file.
       input: name of the input.
       batch: batch size, or "1,4,8" for dynamic batch sizes; absent where those are not known.
       largest_batch: of dynamic batch sizes, where the model was asked.
@@ -37,6 +38,7 @@ class OmMetadata(typing.TypedDict, total=False):
       om_bytes: size of the OM file that this describes.
     """
 
+    arch: str
     input: str
     batch: int | str
     largest_batch: int

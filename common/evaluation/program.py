@@ -11,7 +11,7 @@ from typing import Any
 
 from common import cli, files, parallel
 from common.data import labels
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.evaluation import (
     aipp,
     class_names,
@@ -269,6 +269,7 @@ def _open_without_torch(spec: ModelSpec, config: EvalConfig) -> "Opened | None":
         fixed = model.classifier.engine.batch if isinstance(model.classifier, engines.EngineClassifier) else None
         return (model, *_decoding(spec, config, model, streams, fixed))
     metadata, (batch, *sides) = onnx_metadata.decode(header.metadata), header.inputs[0].shape
+    _check_network(spec, config, metadata)
     size = _image_size(spec, config, sides, metadata)
     precision = engine_choice.precision_of(header)
     num_outputs = int(header.outputs[0].shape[-1] or 0)
@@ -458,6 +459,12 @@ def _check_exported(config: EvalConfig) -> None:
         raise UserError(f"--compile: {config.resume} is no checkpoint; leave it out")
 
 
+def _check_network(spec: ModelSpec, config: EvalConfig, metadata: onnx_metadata.OnnxMetadata) -> None:
+    """Raise UserError for a file of another network, whose normalization and crop may differ."""
+    if (name := metadata.get("arch", spec.name)) != spec.name:
+        raise UserError(f"{config.resume}: holds {printable(name)}, this program is for {spec.name}")
+
+
 def _image_size(
     spec: ModelSpec, config: EvalConfig, shape: Sequence[int | str | None], metadata: onnx_metadata.OnnxMetadata
 ) -> int:
@@ -481,6 +488,7 @@ def _load_engine(spec: ModelSpec, config: EvalConfig, streams: int = 0) -> EvalM
     _check_exported(config)
     file = pathlib.Path(config.resume)
     engine = engines.open_engine(file, config.provider, config.device_id, config.threads, streams)
+    _check_network(spec, config, engine.metadata)
     size = _image_size(spec, config, engine.sample_shape, engine.metadata)
     emulator = aipp.AippEmulator(config.aipp_config) if config.aipp_config else None
     classifier = engines.EngineClassifier(engine, spec, emulator)

@@ -208,7 +208,7 @@ def reconcile_with_checkpoint(
     """
     where = f"the checkpoint (--resume {config.resume})"
     if state["arch"] != spec.name:
-        raise UserError(f"--resume: {config.resume} holds a {state['arch']}, this script trains {spec.name}")
+        raise UserError(f"--resume: {config.resume} holds {state['arch']}, this script trains {spec.name}")
     stored = {**spec.build_options, **state["build"]}
     del stored["num_classes"]
     stored |= {"image_size": state["config"].get("image_size", state["image_size"]), "eval_size": state["image_size"]}

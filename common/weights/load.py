@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.files import StrPath
 from common.spec import BuildOptions, ModelSpec, StateDict
 from common.weights.torch_file import (
@@ -23,7 +23,6 @@ from common.weights.torch_file import (
     head,
     holds_keras,
     load_torch,
-    printable,
     refused,
     unknown_format,
 )
@@ -305,7 +304,7 @@ def _read_torch(path: pathlib.Path, spec: ModelSpec, use_ema: bool | None) -> Ch
         return _from_state_dict(path, spec, content, {})
     is_ours = "build" in content  # else a checkpoint of another trainer
     if is_ours and content.get("arch", spec.name) != spec.name:
-        raise UserError(f"{path}: holds a {content['arch']}, this program is for {spec.name}")
+        raise UserError(f"{path}: holds {content['arch']}, this program is for {spec.name}")
     metadata = {name: value for name, value in content.items() if _is_plain(value) and name != "build"}
     metadata["weights"] = "ema" if key in AVERAGED_KEYS else "raw"
     if not is_ours:
@@ -383,7 +382,7 @@ def _read_safetensors(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
     if not isinstance(ours, dict) or not isinstance(ours.get("build", {}), dict):
         ours = {}  # another program's entry of the same name
     if ours.get("arch", spec.name) != spec.name:
-        raise UserError(f"{path}: holds a {printable(str(ours['arch']))}, this program is for {spec.name}")
+        raise UserError(f"{path}: holds {printable(str(ours['arch']))}, this program is for {spec.name}")
     checkpoint = _from_state_dict(path, spec, state_dict, metadata)
     return dataclasses.replace(
         checkpoint,

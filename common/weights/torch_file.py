@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.files import StrPath
 
 # torch.save before version 1.6 wrote a pickle of its magic number first.
@@ -80,11 +80,6 @@ def first_line(error: Exception) -> str:
     """The first line of an error's text, without control characters."""
     line = (str(error).splitlines() or [""])[0] or type(error).__name__
     return printable(line)[:160]
-
-
-def printable(text: str) -> str:
-    """Text from a file or library as it can be shown on a terminal: no escape sequences."""
-    return "".join(c if c.isprintable() else "?" for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))
 
 
 def damaged(path: StrPath, error: Exception) -> UserError:

@@ -419,6 +419,13 @@ def test_a_model_of_other_origin_is_asked_for_its_batch_size(origin, ready, fake
     assert bench(ready, fake_tools, "--batchsize", 4).returncode == 0
 
 
+def test_input_files_of_another_network_are_refused(ready, fake_tools):
+    record = ready / "net_bs4.om.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"arch": "inception_v3"}))
+    (ready / "in" / "preprocess.json").write_text('{"model": "inception_v4"}')
+    fails(bench(ready, fake_tools), "--input: in was made by inception_v4/preprocess.py, the model is inception_v3; ")
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("2023", "float16"), ("strict", "uint8"), ("typer", "float16")])
 def test_float32_files_in_a_model_of_smaller_input_are_refused(kind, dtype, ready, fake_tools):
     """The worst: byte counts divide, the tool exits with 0, and results are nonsense."""

@@ -267,6 +267,7 @@ def test_pure_inference(chain):
 
 
 RUN_ERRORS = {
+    "files of another network": (["--input", "other"], ["other was made by inception_v3/preprocess.py, the model is "]),
     "uint8 files without aipp": (["--input", "uint8"], ["holds 16875 bytes", "67500", "--aipp-config"]),
     "float files with aipp": (["--input", "float32", "--aipp_config", "aipp"], ["holds 67500 bytes", "16875"]),
     "batch 0": (["--batchsize", "0"], ["--batchsize: 0", "at least 1"]),
@@ -288,11 +289,14 @@ def test_run_onnx_bad_input(name, chain, prepared, tmp_path):
     (tmp_path / "broken.onnx").write_text("<html>")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "x_0.txt").write_text("1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.bin").touch()
+    (tmp_path / "other" / "preprocess.json").write_text('{"model": "inception_v3"}')
     given = [prepared.get(word, word) for word in arguments]
     if "--model" not in given:
         given += ["--model", chain[1001]["onnx"]]
     fails(run_script("tools/run_onnx.py", *given, cwd=tmp_path), *words)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["aipp", "broken.onnx", "old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aipp", "broken.onnx", "old", "other"]
 
 
 def test_failed_run_leaves_no_results(chain, prepared, tmp_path):
@@ -320,6 +324,8 @@ def test_eval_bad_input(chain, tmp_path):
     fails(run_script("inception_v4/eval.py", "--data", chain[1001]["data"]), "--resume: missing")
     model = chain[1001]["onnx"]
     fails(run_script("inception_v4/eval.py", "--data", tmp_path / "x", "--resume", model), "--data")
+    done = run_script("inception_v3/eval.py", "--data", chain[1001]["data"], "--resume", model)
+    fails(done, f"{model}: holds inception_v4, this program is for inception_v3")
     done = run_script("inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", model, "--compile")
     fails(done, f"--compile: {model} is no checkpoint")
     (tmp_path / "val").mkdir()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+import shutil
 import statistics
 
 import pytest
@@ -112,6 +113,25 @@ def test_other_options_in_the_same_folder_and_failed_runs_are_errors(words, star
     monkeypatch.setattr(study, "start", lambda words, output: 1)
     with pytest.raises(RunError, match=r"scratch, seed 0: train.py ended with status 1; see .*scratch/seed-0.txt"):
         study.main(words)
+
+
+def test_results_of_other_images_or_weights_are_not_taken_for_this_study(words, started, images, weights, tmp_path):
+    words = [*words, "--seeds=1", "--recipes=probe"]
+    study.main(words)
+    shutil.copytree(images, tmp_path / "same")
+    shutil.copy(weights, tmp_path / "same.pth")
+    started.clear()
+    study.main([*words, f"--data={tmp_path}/same", f"--weights={tmp_path}/same.pth"])
+    assert started == []
+    next((tmp_path / "same" / "val").glob("*/*")).unlink()
+    study._data_hash.cache_clear()
+    with pytest.raises(UserError, match="--output: .*probe/seed-0 was trained with another content of --data; name"):
+        study.main([*words, f"--data={tmp_path}/same"])
+    with open(tmp_path / "same.pth", "ab") as file:
+        file.write(b"x")
+    study._weights_hash.cache_clear()
+    with pytest.raises(UserError, match="probe/seed-0 was trained with another content of --weights; name"):
+        study.main([*words, f"--weights={tmp_path}/same.pth"])
 
 
 @pytest.mark.parametrize(

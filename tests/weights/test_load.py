@@ -157,7 +157,7 @@ def test_other_network_lists_what_differs(tmp_path):
 
 def test_checkpoint_of_another_model_is_named(small, tmp_path):
     torch.save(own_checkpoint(small, arch="another_net"), tmp_path / "x.pth.tar")
-    with pytest.raises(UserError, match="holds a another_net, this program is for tiny_net"):
+    with pytest.raises(UserError, match="holds another_net, this program is for tiny_net"):
         load_model(tmp_path / "x.pth.tar", SPEC)
 
 
