@@ -21,7 +21,7 @@ from common.data import cache, loader, sampling, transforms
 from common.data.batch import Batch
 from common.data.index import FolderIndex
 from common.distributed import Group, World
-from common.errors import EXIT_RESTART, EXIT_TERMINATED, Interrupted, UserError, print_error
+from common.errors import Interrupted, UserError, print_error
 from common.evaluation.metrics import Counts
 from common.train import schedules
 from common.train.run_log import RunLogger
@@ -155,7 +155,7 @@ class _ClassifierTrainer(ProbeTrainer):
     """Of --head-init probe: it writes no checkpoint, so a signal leaves the run as it was."""
 
     def _stop(self, action: int) -> None:
-        raise SystemExit(EXIT_RESTART if action == distributed.RESTART else EXIT_TERMINATED)
+        self.stop_unsaved(action)
 
     def classifier(self) -> dict[str, torch.Tensor]:
         """Train, and return the classifier's part of the state dict, on the host."""
@@ -165,6 +165,7 @@ class _ClassifierTrainer(ProbeTrainer):
         steps = self.setup.config.epochs
         for epoch in range(steps):
             self.watchdog.phase("training the classifier")
+            self.stop_unsaved(self.requested_action())
             loss = float(step(epoch, 0, [batch]).losses[0])
         if not math.isfinite(loss):
             raise UserError(f"--head-init: the loss of the classifier is {loss}; the weights of --pretrained diverged")
@@ -198,9 +199,11 @@ def trained_classifier(setup: RunSetup, group: Group, logger: RunLogger) -> dict
     alone = Group(World(local_size=group.world.local_size), group.device)
     trainer = _ClassifierTrainer(trial, alone, logger)
     try:
-        return trainer.classifier()
+        found = trainer.classifier()
     finally:
         trainer.close()
+    trainer.stop_unsaved(trainer.requested_action())  # for a signal since the last step
+    return found
 
 
 def _cut(batch: Batch, size: int) -> list[Batch]:

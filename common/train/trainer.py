@@ -341,6 +341,14 @@ class Trainer:
         )
         sys.exit(130 if self.interrupt.signal == signal.SIGINT else EXIT_TERMINATED)
 
+    def stop_unsaved(self, action: int) -> None:
+        """End the run for RESTART and STOP, without a checkpoint: this trainer's steps are thrown away."""
+        if action == distributed.RESTART:
+            sys.exit(EXIT_RESTART)
+        if action == distributed.STOP:
+            self.logger.info("stopped before the first step; nothing is saved")
+            sys.exit(130 if self.interrupt.signal == signal.SIGINT else EXIT_TERMINATED)
+
     def close(self) -> None:
         """Wait for the writer, end the loaders' processes, restore the signal handlers."""
         self.watchdog.close()

@@ -13,13 +13,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from common import distributed
 from common.data import sampling
 from common.data.batch import Batch
 from common.device import device as devices
 from common.device.memory import MemoryMeter
 from common.distributed import Group, World
-from common.errors import EXIT_RESTART, EXIT_TERMINATED, UserError
+from common.errors import UserError
 from common.train.run_log import RunLogger
 from common.train.run_setup import SMALLEST_MICRO_BATCH, RunSetup
 from common.train.step import TrainStep
@@ -127,8 +126,9 @@ def learning_rate(setup: RunSetup, group: Group, logger: RunLogger) -> float:
         smoothed = _range_test(trainer, steps_per_epoch)
     finally:
         trainer.close()
-        del trainer
-        gc.collect()
+    trainer.stop_unsaved(group.sync_status(trainer.requested_action()))  # for a signal since the last step
+    del trainer
+    gc.collect()
     lowest = int(np.argmin(smoothed))
     found = float(f"{rates[lowest] / 10:.2g}")
     if smoothed[lowest] >= smoothed[0]:
@@ -150,8 +150,7 @@ def _range_test(trainer: Trainer, steps_per_epoch: int) -> list[float]:
             trainer.watchdog.phase("finding the learning rate")
             micro_batches, error = trainer.fetch(batches)
             action = group.sync_status(trainer.requested_action(), error)
-            if action in (distributed.RESTART, distributed.STOP):
-                raise SystemExit(EXIT_RESTART if action == distributed.RESTART else EXIT_TERMINATED)
+            trainer.stop_unsaved(action)
             result = trainer.train_step(epoch, step, micro_batches)
             total, count = group.all_reduce_sum([float(sum(result.losses)), len(result.losses)])
             average = _MEMORY * average + (1 - _MEMORY) * total / count

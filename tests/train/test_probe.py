@@ -17,7 +17,7 @@ from common.config import TrainConfig
 from common.data.transforms import eval_transform
 from common.errors import UserError
 from common.evaluation.program import EvalConfig, evaluate_folder
-from common.train.probe import ProbeTrainer
+from common.train.probe import ProbeTrainer, _ClassifierTrainer
 from common.train.program import TrainProgram
 from common.weights.load import load_model
 
@@ -138,15 +138,15 @@ def test_head_init_starts_with_the_classifier_of_a_probe(images, weights, probe,
 
 def test_head_init_names_weights_that_diverged(images, weights, tmp_path, capsys):
     state = final(weights.parent)
-    state["state_dict"]["stem.0.weight"][:] = float("inf")
-    torch.save(state, tmp_path / "inf.pth.tar")
+    state["state_dict"]["stem.0.weight"][:] = 1e38
+    torch.save(state, tmp_path / "huge.pth.tar")
     words = [
         "--data",
         str(images),
         "--output-dir",
         str(tmp_path / "run"),
         "--pretrained",
-        str(tmp_path / "inf.pth.tar"),
+        str(tmp_path / "huge.pth.tar"),
     ]
     with pytest.raises(SystemExit, match="2"):
         PROGRAM.main([*words, "--head-init=probe"])
@@ -154,19 +154,33 @@ def test_head_init_names_weights_that_diverged(images, weights, tmp_path, capsys
     assert capsys.readouterr().err == f"error: --head-init: {reason}\n"
 
 
-def test_a_signal_during_head_init_writes_no_checkpoint(images, weights, tmp_path, monkeypatch):
-    compute = ProbeTrainer._compute
+@pytest.mark.parametrize(
+    ("trainer", "name", "number", "status"),
+    [
+        (ProbeTrainer, "_compute", signal.SIGTERM, "143"),
+        (ProbeTrainer, "_compute", signal.SIGINT, "130"),
+        (_ClassifierTrainer, "_features", signal.SIGTERM, "143"),  # before the steps
+        (_ClassifierTrainer, "classifier", signal.SIGINT, "130"),  # after them
+    ],
+)
+def test_a_signal_during_head_init_ends_the_run(trainer, name, number, status, images, weights, tmp_path, monkeypatch):
+    function = getattr(trainer, name)
 
-    def interrupted(self, *args):
-        signal.raise_signal(signal.SIGTERM)
-        return compute(self, *args)
+    def interrupted(self, *args, **options):
+        if name == "_compute":
+            signal.raise_signal(number)
+            return function(self, *args, **options)
+        found = function(self, *args, **options)
+        signal.raise_signal(number)
+        return found
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(ProbeTrainer, "_compute", interrupted)
+    monkeypatch.setattr(trainer, name, interrupted)
     words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), "--pretrained", str(weights)]
-    with pytest.raises(SystemExit, match="143"):
+    with pytest.raises(SystemExit, match=status):
         PROGRAM.main([*words, "--head-init=probe"])
     assert not list((tmp_path / "run").glob("*.tar"))
+    assert "stopped before the first step; nothing is saved" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_a_broken_image_can_be_skipped(images, probe, tmp_path, capsys):
