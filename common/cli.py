@@ -289,7 +289,9 @@ def exit_on_error() -> Iterator[None]:
         if error.filename is None:
             _flush_output("\n")  # where that fails too, standard output is the cause
         elif error.errno in _NO_ACCESS:
-            print_error(f"error: {error.filename}: {error.strerror}; name another file or folder, or change this one")
+            print_error(
+                f"error: {error.filename}: {os.strerror(error.errno)}; name another file or folder, or change this one"
+            )
             sys.exit(EXIT_USER_ERROR)
         raise
     except KeyboardInterrupt:

@@ -27,11 +27,17 @@ def atomic_path(target: StrPath, suffix: str = ".tmp") -> Iterator[pathlib.Path]
     Args:
       target: file to write or to replace. Where several processes may write it at once, see `claimed`.
       suffix: appended to the name of `target`.
+    Raises:
+      OSError: of the block, with `target` as the file where it names the draft or, as for a full disk, none.
     """
     draft = pathlib.Path(f"{os.fspath(target)}{suffix}")
     try:
         yield draft
         os.replace(draft, target)
+    except OSError as error:
+        if error.filename in (None, str(draft)):
+            error.filename = os.fspath(target)
+        raise
     finally:  # also after os.replace, which does nothing where draft and target are hard links to one file
         with contextlib.suppress(OSError):
             os.unlink(draft)
@@ -58,6 +64,9 @@ def atomic_folder(target: StrPath, suffix: str = ".incomplete") -> Iterator[path
                 shutil.move(path, target / path.name)
         else:
             draft.rename(target)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(target)  # a full disk has none
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

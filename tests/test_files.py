@@ -1,5 +1,6 @@
 """common/files.py: a file is replaced whole or not at all, and no draft stays behind."""
 
+import errno
 import multiprocessing
 import os
 import pathlib
@@ -157,6 +158,17 @@ def test_a_claim_ends_with_its_process_and_not_with_its_children(tmp_path):
     assert names(tmp_path) == []
     for child in children:
         os.kill(child, 9)
+
+
+def test_a_full_disk_names_the_file_that_was_asked_for(tmp_path):
+    """OSError of write() has no file, that of open() the draft."""
+    for name in (None, "draft"):
+        for path in (files.atomic_path, files.atomic_folder):
+            with pytest.raises(OSError) as caught, path(tmp_path / "x") as draft:
+                raise OSError(errno.ENOSPC, "No space left", *([] if name is None else [str(draft)]))
+            asked_for = str(tmp_path / "x")
+            expected = asked_for if name is None or path is files.atomic_path else f"{asked_for}.incomplete"
+            assert caught.value.filename == expected and names(tmp_path) == []
 
 
 def test_the_folder_of_a_file_is_created(tmp_path):

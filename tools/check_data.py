@@ -23,7 +23,7 @@ from collections.abc import Iterable
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
 from common import cli, files, parallel
-from common.data import audit, audit_report, labels
+from common.data import audit, audit_report, exclude, labels
 from common.errors import UserError
 from common.progress import Progress
 
@@ -87,6 +87,9 @@ def write_list(
     with files.atomic_path(path) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{_FIRST_LINE}{os.path.abspath(root)}: path, tab, reason\n")
         for finding in found:
+            if finding.exclude and not exclude.can_hold(finding.path):
+                reason = f"{finding.reason}; --exclude cannot name this file, rename or remove it"
+                finding = finding._replace(path=ascii(finding.path), reason=reason, exclude=False)
             counts[finding.kind] += 1
             if counts[finding.kind] <= SHOWN:
                 first[finding.kind].append(finding)

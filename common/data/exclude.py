@@ -26,13 +26,22 @@ def read(path: str) -> frozenset[str]:
         raise UserError(f"--exclude: {path} cannot be read ({reason})") from error
     found = set()
     for number, line in enumerate(text.split("\n"), 1):
-        name = line.partition("\t")[0].strip()
+        name = _path_in(line)
         if not name or name.startswith("#"):
             continue
         if os.path.isabs(name) or ".." in name.split("/"):
             raise UserError(f"--exclude: line {number} of {path} is {name}; paths are relative to the dataset root")
         found.add(os.path.normpath(name))
     return frozenset(found)
+
+
+def _path_in(line: str) -> str:
+    return line.partition("\t")[0].strip()
+
+
+def can_hold(path: str) -> bool:
+    """Whether a line of a list can name a path: not with a tab, a line break, a blank at an end or # at the start."""
+    return _path_in(path) == path and not path.startswith("#") and not {*path} & {"\n", "\r"}
 
 
 def within(paths: Set[str], root: str, is_dataset_root: bool = False) -> Set[str]:

@@ -223,7 +223,8 @@ def _write(
         means = {**spec.infer_options(state_dict), **spec.format_options.get(name, {})}
         stated = name == "zoo" or any(meta["build"].get(option, value) != value for option, value in means.items())
         stored = {key: meta[key] for key in ("build", "image_size", "classes")}
-        torch.save({"arch": spec.name, **stored, "state_dict": state_dict} if stated else state_dict, draft)
+        with open(draft, "wb") as file:  # torch reports a full disk as a RuntimeError where it opens the file itself
+            torch.save({"arch": spec.name, **stored, "state_dict": state_dict} if stated else state_dict, file)
 
 
 def _write_keras_archive(

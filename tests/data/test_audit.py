@@ -182,6 +182,18 @@ def test_of_equal_files_with_one_label_one_stays(data):
     assert left.labels.tolist() == [0] * 20 + [1] * 20 + [2] * 20
 
 
+@pytest.mark.parametrize("name", ["a\tb.jpg", "a\nb.jpg", "a\rb.jpg", "a.jpg "])
+def test_a_name_that_a_list_cannot_hold_is_a_finding_without_an_entry(data, name):
+    assert not exclude.can_hold(f"train/ant/{name}")
+    (data / "train" / "ant" / name).touch()
+    if not name.endswith("jpg"):
+        return  # no name of an image
+    status, entries, comments = checked(data)
+    assert status == 1 and not entries
+    (reason,) = (reason for path, reason in comments.items() if path == ascii(f"train/ant/{name}"))
+    assert reason == "zero-byte: is empty; --exclude cannot name this file, rename or remove it"
+
+
 def test_a_list_that_empties_a_class_is_found_and_refused(data):
     shutil.copytree(data / "train" / "ant", data / "train" / "ant copy")  # every image in two classes
     status, entries, comments = checked(data)
