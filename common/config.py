@@ -167,7 +167,10 @@ class TrainConfig:
     def check_warm_up(self) -> None:
         """Raise UserError for a run that ends before its warm-up does."""
         if self.warm_up_epochs >= self.epochs and self.warm_up_epochs:
-            raise UserError(f"--warm-up-epochs: {self.warm_up_epochs}, must be fewer than --epochs {self.epochs}")
+            raise UserError(
+                f"--warm-up-epochs: {self.warm_up_epochs}, must be fewer than --epochs {self.epochs}; a recipe may set "
+                "it, --warm-up-epochs 0 leaves it out"
+            )
 
     def check_cached_features(self) -> None:
         """Raise UserError for options that have no effect on features that are computed once."""

@@ -259,6 +259,12 @@ def check_file(path: StrPath, flag: str) -> None:
     check_writable(path, flag)
 
 
+def check_distinct(source: StrPath, target: StrPath) -> None:
+    """Raise UserError where OUT is IN itself, which would be lost."""
+    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
+        raise UserError(f"OUT: {os.fspath(target)} is IN; name another file")
+
+
 def sync_folder(folder: StrPath) -> None:
     """fsync a folder: the renames in it survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)

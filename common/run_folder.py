@@ -1,6 +1,7 @@
 """Run folders: numbered and never reused. Importing this does not import torch."""
 
 import contextlib
+import json
 import pathlib
 
 from common.errors import UserError
@@ -34,15 +35,23 @@ def new_run(parent: StrPath) -> pathlib.Path:
         number += 1
 
 
-def newest_best() -> pathlib.Path:
-    """Path of ./model_best.pth.tar, else of the newest one below ./output.
+def newest_best(network: str) -> pathlib.Path:
+    """Path of ./model_best.pth.tar, else of the newest one of a network below ./output.
 
     Raises:
       UserError: there is none.
     """
     if pathlib.Path(BEST).exists():
         return pathlib.Path(BEST)
-    found = list(OUTPUT.glob(f"*/*/{BEST}"))
+    found = [path for path in OUTPUT.glob(f"*/*/{BEST}") if _network(path.parent) in (network, "")]
     if not found:
-        raise UserError(f"no {BEST} here and none below ./output; name a checkpoint file")
+        raise UserError(f"no {BEST} here and none of {network} below ./output; name a checkpoint file")
     return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def _network(folder: pathlib.Path) -> str:
+    """Name of the network that a run trained; empty where that is not known."""
+    try:
+        return str(json.loads((folder / CONFIG).read_text())["arch"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""

@@ -20,4 +20,4 @@ from inception_v3.spec import SPEC
 DEFAULTS = dataclasses.replace(export.ExportConfig(), onnx="inception_v3.onnx")
 
 if __name__ == "__main__":
-    export.main(SPEC, __doc__, DEFAULTS, default_checkpoint=run_folder.newest_best)
+    export.main(SPEC, __doc__, DEFAULTS, default_checkpoint=lambda: run_folder.newest_best(SPEC.name))

@@ -378,7 +378,7 @@ def how_to_divide(root: str) -> str:
     """End of a message: the command that divides what `root` holds, class folders or a train/ without val/."""
     train = os.path.join(root, "train")
     source = train if os.path.isdir(train) else root
-    if os.path.isdir(os.path.join(root, "val")) or not file_tree.class_names(source)[0]:
+    if not os.path.isdir(source) or os.path.isdir(os.path.join(root, "val")) or not file_tree.class_names(source)[0]:
         return ""
     return f". To divide one folder of class folders: python tools/split_data.py {shlex.quote(source)} NEW_FOLDER"
 

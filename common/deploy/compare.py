@@ -107,6 +107,9 @@ def main(a: str, b: str, config: CompareConfig, spec_of: "Callable[[str], ModelS
         print("note: class order: B has the same class names in another order; its columns are compared by name")
         right = ordered
     index, is_labeled = _images(config, left, right)
+    left, right = _background_left_out(config, left, right, index)
+    if left.pipeline and right.pipeline and left.pipeline.size != right.pipeline.size:
+        print(f"note: A takes images of {left.pipeline.size} pixels, B of {right.pipeline.size}")
     most_different = _Largest(config.sample // 2)
     found = _compare(config, left, right, index, is_labeled, most_different)
     _print(left, right, found, is_labeled)
@@ -116,7 +119,7 @@ def main(a: str, b: str, config: CompareConfig, spec_of: "Callable[[str], ModelS
     finding = None
     if config.diagnose and found.relative_error > _ROUNDING:
         finding = _diagnose(config, left, right, index, most_different.indices())
-        print(finding or "cause: none of the known mistakes explains the difference")
+        print(finding or f"cause: none of the known mistakes explains the difference{_of_int8(left, right)}")
     layers = _per_layer(left, right, index) if config.per_layer else []
     if config.json:
         files.write_atomic(
@@ -138,6 +141,18 @@ def _with_background(a: "Side", b: "Side") -> "tuple[Side, Side]":
         return a, dataclasses.replace(b, background=1)
     if classes[0] != classes[1]:
         raise UserError(f"{b.name}: has {classes[1]} classes, {a.name} has {classes[0]}; they cannot be compared")
+    return a, b
+
+
+def _background_left_out(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex") -> "tuple[Side, Side]":
+    """Both sides; where one has a column more, its place is looked for on eight images, and printed."""
+    if a.background == b.background:
+        return a, b
+    from common.deploy.diagnosis import with_background
+
+    chosen = sorted({int(i) for i in np.linspace(0, len(index) - 1, 8).round()})
+    a, b, note = with_background(a, b, *_decoded(index, chosen), config.batch_size)
+    print(note)
     return a, b
 
 
@@ -327,6 +342,15 @@ def _diagnose(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex",
         print(f"looking for the cause on {len(chosen)} images", flush=True)
     images, paths = _decoded(index, chosen)
     return explain(a, b, images, paths, config.batch_size, lambda: _decoded(index, range(min(FIRST, len(index)))))
+
+
+def _of_int8(a: "Side", b: "Side") -> str:
+    """End of a line, where one side is an int8 file."""
+    for side in (a, b):
+        metadata = getattr(getattr(getattr(side, "classifier", None), "engine", None), "metadata", {})
+        if "quantization" in metadata:
+            return f"; {side.name} is an int8 file, whose rounding does"
+    return ""
 
 
 def _decoded(index: "FolderIndex", chosen: Sequence[int]) -> "tuple[list[Image.Image], list[str]]":

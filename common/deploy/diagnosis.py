@@ -108,6 +108,27 @@ class _Sample:
         return 100.0 * float((a_NK.argmax(axis=1) == b_NK.argmax(axis=1)).mean())
 
 
+def with_background(
+    a: Side, b: Side, images: Sequence[Image.Image], paths: Sequence[str], batch_size: int
+) -> tuple[Side, Side, str]:
+    """Both sides, and a note on the column that one of them has more.
+
+    It is the first one (a background class, as TensorFlow's weights have it), unless the logits of the sample fit much
+    better without the last one, which then becomes the first.
+    """
+    state = _State(a, b)
+    for name, side, other in _sides(state):
+        if side.background > other.background and side.order is None:
+            order = [side.num_outputs - 1, *range(side.num_outputs - 1)]
+            last = dataclasses.replace(state, **{name: dataclasses.replace(side, order=order)})  # type: ignore[arg-type]
+            sample = _Sample(images, paths, batch_size)
+            is_last = sample.error(last) < 0.5 * sample.error(state)
+            text = f"note: {side.name} has a column more than {other.name}; its {'last' if is_last else 'first'} one"
+            state = last if is_last else state
+            return state.a, state.b, f"{text} is left out"
+    return a, b, ""
+
+
 def explain(
     a: Side,
     b: Side,
@@ -135,7 +156,7 @@ def explain(
         for found_causes, changed in _finalists(state, sample, small):
             found = sample.error(changed)
             # Where two explain equally well, the first one: it changes fewer things, and rather B than A.
-            if np.isfinite(found) and (best is None or max(found, _EXACT) < 0.9 * best[0]):
+            if np.isfinite(found) and (best is None or found < 0.9 * best[0]):
                 best = (found, found_causes, changed)
         if best is None or not best[0] < 0.8 * error:
             break
@@ -150,7 +171,7 @@ def explain(
 
 def _finalists(state: _State, sample: _Sample, small: _Sample) -> Iterator[tuple[list[str], _State]]:
     """Hypotheses for the whole sample: all that only change the columns, and the best others on the small one."""
-    for cause, reordered in (*_last_columns(state), *_columns(state, sample)):
+    for cause, reordered in _columns(state, sample):
         yield [cause], reordered
     screened = []
     for causes, changed in _hypotheses(state, small):
@@ -180,10 +201,10 @@ def _unsteady(side: Side, sample: _Sample) -> str:
     scale = float(rows.std()) or 1.0
     for others, text in (
         (side.logits(pixels, sample.paths), "when it is run again: dropout is active"),
-        (np.concatenate(alone), "in another batch: batch norm takes the statistics of each batch"),
+        (np.concatenate(alone), "in another batch, as batch norm does that takes the statistics of each batch"),
     ):
         if float(np.sqrt(((others - rows) ** 2).mean())) > 10 * _EXACT * scale:
-            return f"train mode: {side.name} gives other logits for an image {text}; it was exported without eval()"
+            return f"train mode: {side.name} gives other logits for an image {text}; export it after eval()"
     return ""
 
 
@@ -224,15 +245,6 @@ def _sides(state: _State) -> Iterator[tuple[str, Side, Side]]:
     """(Field of the state, its side, the other side)."""
     yield "b", state.b, state.a
     yield "a", state.a, state.b
-
-
-def _last_columns(state: _State) -> Iterator[tuple[str, _State]]:
-    """The additional column of one side is its last one; the first is taken for it."""
-    for name, side, other in _sides(state):
-        if side.background > other.background and side.order is None:
-            order = [side.num_outputs - 1, *range(side.num_outputs - 1)]
-            cause = f"background column: {name.upper()}'s is the last of {side.num_outputs}, not the first"
-            yield cause, dataclasses.replace(state, **{name: dataclasses.replace(side, order=order)})  # type: ignore[arg-type]
 
 
 def _inputs(state: _State) -> Iterator[tuple[str, _State]]:
@@ -290,9 +302,10 @@ def _columns(state: _State, sample: _Sample) -> Iterator[tuple[str, _State]]:
             a_NK, b_NK = before(a_NK, b_NK)
             return a_NK, b_NK[:, order]
 
-        moved = int((order != np.arange(len(order))).sum())
+        moved = np.flatnonzero(order != np.arange(len(order)))
         yield (
-            f"class order: {moved} of {len(order)} columns stand elsewhere in B; A's column 0 is B's {order[0]}",
+            f"class order: {len(moved)} of {len(order)} columns stand elsewhere in B; A's column {moved[0]} is B's "
+            f"{order[moved[0]]}",
             dataclasses.replace(state, columns=reordered),
         )
 

@@ -47,7 +47,7 @@ def quantize_for_om(
       UserError: AMCT is not installed; its command was printed, and its calibration files stay.
       RunError: AMCT failed, or the loss is above the limits.
     """
-    quantize.check_target(target)
+    quantize.check_target(source, target)
     network = quantize.FloatNetwork(source, config, spec_of)
     search = quantize.Search(network, config, pathlib.Path(f"{target}.work"))
     folder = search.folder.absolute()

@@ -262,6 +262,8 @@ def _prepare_folder(folder: pathlib.Path, settings: dict[str, Any], expected: se
                 (folder / name).unlink()
             present = set()
         write_atomic(record, json.dumps(settings) + "\n", mode=0o640)
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:  # of json
         raise UserError(
             f"--save-path: {record} is damaged ({error}); --no-resume makes the input files again"

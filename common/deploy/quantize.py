@@ -143,8 +143,9 @@ def has_vnni() -> bool:
     return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags))
 
 
-def check_target(target: str) -> None:
-    """Raise UserError for a file of another format."""
+def check_target(source: str, target: str) -> None:
+    """Raise UserError for a file of another format, and for the source itself."""
+    files.check_distinct(source, target)
     if pathlib.Path(target).suffix != ".onnx":
         raise UserError(f"OUT: {target}, must end in .onnx")
 
@@ -157,7 +158,7 @@ def quantize(source: str, target: str, config: QuantizeConfig, spec_of: Callable
     Raises:
       UserError: files, data and options that do not fit. RunError: no network meets --max-drop and --min-agreement.
     """
-    check_target(target)
+    check_target(source, target)
     network = FloatNetwork(source, config, spec_of)
     search = Search(network, config, pathlib.Path(f"{target}.work"))
     best = search.run()
@@ -335,7 +336,7 @@ class Search:
         for part in content:
             digest.update(part)
         self._key = digest.hexdigest()
-        folder.mkdir(exist_ok=True)
+        files.make_folders(folder, "OUT")
         self._notes = folder / "trials.json"
         try:
             kept = json.loads(self._notes.read_text())

@@ -28,6 +28,9 @@ class Reference(typing.NamedTuple):
     num_classes: int
 
 
+_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # heads of torchvision's networks that only training uses
+
+
 def load(argument: str) -> Reference:
     """Build the network that an argument names.
 
@@ -48,9 +51,15 @@ def load(argument: str) -> Reference:
         ) from error
     if weights is not None:
         try:
-            model.load_state_dict(weights)
+            missing, unexpected = model.load_state_dict(weights, strict=False)
         except RuntimeError as error:
             raise UserError(f"{argument}: {path} does not fit ({' '.join(str(error).split())[:200]})") from error
+        needed = [key for key in missing if not key.startswith(_AUXILIARY)]
+        if needed or unexpected:
+            raise UserError(
+                f"{argument}: {path} does not fit ({len(needed)} names are missing, {len(unexpected)} unexpected, for "
+                f"example {(needed + unexpected)[0]})"
+            )
     return Reference(model.eval(), pipeline, _num_columns(model, pipeline.size))
 
 

@@ -92,12 +92,12 @@ def open_engine(
     """The engine for a model file, by its suffix: .onnx or .om."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"--model: {path} does not exist")
+        raise UserError(f"{path}: does not exist")
     if path.suffix == ".onnx":
         return OnnxEngine(path, provider, device_id, threads, streams)
     if path.suffix == ".om":
         return OmEngine(path, device_id)
-    raise UserError(f"--model: {path} is neither .onnx nor .om")
+    raise UserError(f"{path}: is neither .onnx nor .om")
 
 
 def cpu_session(proto: "onnx.ModelProto", threads: int = 0, fuses_nodes: bool = True) -> Any:
@@ -151,7 +151,7 @@ class OnnxEngine:
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         except tuple(getattr(errors, name) for name in names) as error:
-            raise UserError(f"--model: ONNX Runtime cannot load {path}: {str(error).splitlines()[0][:200]}") from error
+            raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0][:200]})") from error
         started = self._session.get_providers()[0]
         if started != wanted:
             raise UserError(
@@ -161,7 +161,7 @@ class OnnxEngine:
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES:
             found = ", ".join(f"{each.name} {each.type}" for each in inputs)
-            raise UserError(f"--model: {path} has the inputs {found}; expected one of float32, float16 or uint8")
+            raise UserError(f"{path}: has the inputs {found}; expected one of float32, float16 or uint8")
         self._input_name, self.streams = inputs[0].name, streams
         batch, *self.sample_shape = inputs[0].shape
         self.batch: int | None = batch if isinstance(batch, int) else None
@@ -188,12 +188,12 @@ class OmEngine:
         if "batch" not in found or "shape" not in found:
             shape = [int(side) for side in self._session.get_inputs()[0].shape]
             raise UserError(
-                f"--model: {path} has the input shape {shape}; expected a fixed batch size (for others: "
+                f"{path}: has the input shape {shape}; expected a fixed batch size (for others: "
                 "tools/run_ais_bench.py --dym-batch)"
             )
         if found.get("dtype") not in INPUT_TYPES.values():
             raise UserError(
-                f"--model: {path} takes {found['sample_bytes']} bytes for shape {found['shape']}; expected uint8, "
+                f"{path}: takes {found['sample_bytes']} bytes for shape {found['shape']}; expected uint8, "
                 "float16 or float32"
             )
         self.batch: int | None = int(found["batch"])

@@ -30,13 +30,13 @@ _PROVIDERS = {"cuda": "cuda", "npu": "cann"}  # --device -> ONNX Runtime's provi
 def main(
     spec: ModelSpec,
     description: str,
-    default_checkpoint: Callable[[], pathlib.Path] = run_folder.newest_best,
+    default_checkpoint: Callable[[], pathlib.Path] | None = None,
     validation_option: str = "data",
 ) -> None:
     """Body of a model's demo script.
 
     Args:
-      default_checkpoint: called where --resume is not given.
+      default_checkpoint: called where --resume is not given; default: run_folder.newest_best.
       validation_option: training option that held the folder of the validation images, or the dataset root.
     """
     with cli.exit_on_error():
@@ -73,7 +73,7 @@ def main(
         if args.predictions:
             predictions.check(args.predictions)
         images = [path for argument in args.images for path in list_images(argument)]
-        resume = str(args.resume or default_checkpoint())
+        resume = str(args.resume or (default_checkpoint() if default_checkpoint else run_folder.newest_best(spec.name)))
         predictor = Predictor(spec, resume, args.device, args.class_names, args.use_ema, args.upright)
         index = of_files(images) if images else predictor.samples(validation_option)
         seen = images[:_HEADERS]

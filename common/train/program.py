@@ -319,7 +319,9 @@ class TrainProgram:
             )
             notes += found + self._recipe_notes(config, explicit, len(splits.train))
         elif config.freeze != "none":
-            raise UserError(f"--freeze: {config.freeze}, needs weights to keep; give --pretrained FILE")
+            raise UserError(
+                f"--freeze: {config.freeze}, which a recipe may set, needs weights to keep; give --pretrained FILE"
+            )
         elif config.head_init == "probe":
             raise UserError("--head-init: probe, needs trained weights; give --pretrained FILE")
         if state is None:

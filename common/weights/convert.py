@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import UserError
-from common.files import StrPath, atomic_path
+from common.files import StrPath, atomic_path, check_distinct
 from common.spec import BuildOptions, ModelSpec, StateDict
 from common.weights.load import SAFETENSORS_KEY, TRAINING_ONLY, load_model
 
@@ -66,6 +66,7 @@ def convert(source: StrPath, target: StrPath, spec: ModelSpec, use_ema: bool | N
     """
     target = pathlib.Path(target)
     name = format_of(target)
+    check_distinct(source, target)
     model, meta = load_model(source, spec, use_ema)
     refused = f"{target}: not written,"
     state_dict, build, notes = fitted(model.state_dict(), meta, name, spec, f"{refused} {spec.name} in {source}")
@@ -206,7 +207,7 @@ def _write(
 ) -> None:
     if name in FOREIGN:
         if name not in spec.key_maps:
-            others = ", ".join(suffix for suffix, other in FORMATS.items() if other not in FOREIGN)
+            others = ", ".join(suffix for suffix, each in FORMATS.items() if each not in {*FOREIGN} - {*spec.key_maps})
             raise UserError(f"{target}: {spec.name} has no {name} format; the name must end in one of {others}")
         foreign = spec.export_maps.get(name, dict)(state_dict)
         if target.suffix == ".keras":

@@ -375,20 +375,20 @@ def _read_safetensors(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
             header = json.loads(file.read(size))
     except (SafetensorError, ValueError, OSError) as error:
         raise damaged(path, error) from error
-    metadata = dict(header.get("__metadata__") or {})
+    foreign = header.get("__metadata__") or {}
     ours: Any = None
     with contextlib.suppress(ValueError):
-        ours = json.loads(metadata.pop(SAFETENSORS_KEY, "{}"))
+        ours = json.loads(foreign.get(SAFETENSORS_KEY, "{}"))
     if not isinstance(ours, dict) or not isinstance(ours.get("build", {}), dict):
         ours = {}  # another program's entry of the same name
     if ours.get("arch", spec.name) != spec.name:
         raise UserError(f"{path}: holds {printable(str(ours['arch']))}, this program is for {spec.name}")
-    checkpoint = _from_state_dict(path, spec, state_dict, metadata)
+    checkpoint = _from_state_dict(path, spec, state_dict, {})
     return dataclasses.replace(
         checkpoint,
         format="safetensors",
         build_options={**checkpoint.build_options, **ours.get("build", {})},
-        metadata={**metadata, **{name: ours[name] for name in ("image_size", "classes") if ours.get(name)}},
+        metadata={name: ours[name] for name in ("image_size", "classes") if ours.get(name)},
     )
 
 

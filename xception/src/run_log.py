@@ -158,7 +158,7 @@ def newest_checkpoint() -> pathlib.Path:
     found = [path for folder in ("ckpt_0", "gpu-ckpt") for path in _named(folder)]
     if not found:
         try:
-            return run_folder.newest_best()  # a run that was stopped in its first epoch has no other
+            return run_folder.newest_best("xception")  # a run that was stopped in its first epoch has no other
         except UserError as error:
             message = "no Xception-rank0-EPOCH_STEP.ckpt in ./ckpt_0 or ./gpu-ckpt; name a checkpoint file"
             raise UserError(message) from error
