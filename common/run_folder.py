@@ -9,12 +9,13 @@ from common.files import StrPath
 
 CONFIG, LOG, METRICS, SUMMARY = "config.json", "log.txt", "metrics.jsonl", "summary.json"
 NEWEST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
+CHECKPOINTS = (NEWEST, PREVIOUS, BEST)
 OUTPUT = pathlib.Path("output")
 
 
 def holds_run(folder: StrPath) -> bool:
     """Whether a folder contains a file of a run."""
-    names = (CONFIG, LOG, METRICS, SUMMARY, NEWEST, PREVIOUS, BEST)
+    names = (CONFIG, LOG, METRICS, SUMMARY, *CHECKPOINTS)
     return any((pathlib.Path(folder) / name).exists() for name in names)
 
 

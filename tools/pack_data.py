@@ -269,7 +269,7 @@ def verify(root: pathlib.Path, workers: int) -> int:
     """Compare tar files with their checksums, names and labels with the fingerprint; returns how many are wrong."""
     folders = [folder for folder in (root, root / "train", root / "val") if packed.is_packed(folder)]
     if not folders:
-        raise UserError(f"DIR: {root} holds no packed data set")
+        raise UserError(f"DIR: {root} holds no packed data set; give the folder that was OUT")
     paths = [str(folder / name) for folder in folders for name in packed.read_manifest(folder, "DIR")["shards"]]
     with concurrent.futures.ThreadPoolExecutor(workers or parallel.usable_cores()) as pool:
         wrong = list(filter(None, pool.map(_verify_file, paths)))

@@ -213,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, _ = cli.parse(StudyConfig(), __doc__, argv)
     target = pathlib.Path(config.json or pathlib.Path(config.output) / "study.json")
     planned = list(runs(config))
-    files.check_file(target, "--json")
     files.make_folders(config.output, "--output")
+    files.check_file(target, "--json" if config.json else "--output")
     with files.claimed(config.output, "--output"):
         _train_all(config, planned, target)
 

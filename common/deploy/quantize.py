@@ -27,7 +27,7 @@ from common import cli, files, parallel
 from common.data import labels
 from common.data.transforms import normalize_into
 from common.deploy import calibrate, int8_graph, rounding
-from common.errors import RunError, UserError
+from common.errors import RunError, UserError, printable
 from common.evaluation import engines, onnx_metadata, openvino_engine, program
 from common.files import write_atomic
 from common.spec import ModelSpec
@@ -243,7 +243,10 @@ class FloatNetwork:
             tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer
         ):
             raise UserError(f"IN: {source} computes in or takes float16; export it in float32")
-        name = config.arch or engine.metadata.get("arch", "")
+        stored = engine.metadata.get("arch", config.arch)
+        if config.arch and config.arch != stored:
+            raise UserError(f"--arch: {config.arch}, but {source} holds {printable(stored)}; leave the option out")
+        name = config.arch or stored
         if not name:
             raise UserError("--arch: missing; IN does not say which model it is, name its folder")
         self.path, self.engine, self.spec = source, engine, spec_of(name)

@@ -308,6 +308,8 @@ def note_on_lr(recipe: Recipe, config: TrainConfig, explicit: frozenset[str], im
 def notes(setup: RunSetup) -> list[str]:
     """One line for each thing in a run that is allowed and may not be meant; printed below its first line."""
     splits, plan, found = setup.splits, setup.plan, list(setup.notes)
+    if setup.config.resume == "auto" and setup.state is None:
+        found.append("note: --resume auto: there is no checkpoint to continue; a new run starts")
     for index_ in (splits.train, splits.val):
         kinds = file_tree.describe_ignored(index_.ignored_kinds) if index_ is not None else ""
         if index_ is not None and kinds:
@@ -338,8 +340,10 @@ def refuse_used_folder(folder: str) -> None:
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--output-dir: {folder} is not a folder")
     if run_folder.holds_run(folder):
+        saved = any((pathlib.Path(folder) / name).exists() for name in run_folder.CHECKPOINTS)
+        remedy = "continue it" if saved else "start it again, for it saved nothing,"
         raise UserError(
-            f"--output-dir: {folder} already holds a run; choose another folder, or continue it with --resume auto"
+            f"--output-dir: {folder} already holds a run; choose another folder, or {remedy} with --resume auto"
         )
 
 

@@ -321,18 +321,24 @@ def test_a_run_keeps_its_rounded_weights_and_leaves_depthwise_ones(work, tmp_pat
     ("change", "words"),
     [
         ({"target": "out.bin"}, ["OUT: out.bin", ".onnx"]),
-        ({"target": "no/such/out.onnx"}, ["OUT: no/such is not a folder"]),
-        ({"source": "missing.onnx"}, ["missing.onnx does not exist"]),
+        ({"target": "plain.onnx"}, ["OUT: plain.onnx is IN; name another file"]),
+        ({"source": "missing.onnx"}, ["missing.onnx: does not exist"]),
+        ({"source": "small.onnx"}, ["--arch: inception_v3, but small.onnx holds small; leave the option out"]),
         ({"source": "net.pth"}, ["IN: net.pth is no .onnx file"]),
         ({"data": "{val}"}, ["--data", "has no train/"]),
+        ({"data": "nowhere"}, ["--data: nowhere has no train/"]),
         ({"agreement": "nowhere"}, ["--agreement-data: nowhere is not a folder"]),
         ({"arch": "vgg"}, ["--arch: vgg", "inception_v3"]),
         ({"flag": "--max-drop=-1"}, ["--max-drop: -1", "at least 0"]),
     ],
 )
 def test_bad_input_is_one_line(change, words, work, tmp_path):
+    proto = onnx.load(work / "net.onnx")
+    onnx.save(proto, tmp_path / "small.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "plain.onnx")
     arguments = [
-        change.get("source", work / "net.onnx"),
+        change.get("source", "plain.onnx"),
         change.get("target", "out.onnx"),
         f"--data={change.get('data', work / 'data')}".replace("{val}", str(work / "data" / "val")),
         f"--arch={change.get('arch', 'inception_v3')}",
