@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -54,12 +53,10 @@ def read_file(path: StrPath) -> bytes | None:
       BadImage: it cannot be read.
     """
     try:
-        # Without O_NONBLOCK, open() of a FIFO waits for a writer.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BadImage(path, "is no regular file")
-            return file.read() if status.st_size <= MAX_BYTES else None
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                return None
+            return file.read()
     except OSError as error:
         raise _bad_image(path, error) from error
 
@@ -76,7 +73,6 @@ def open_rgb(path: StrPath, content: bytes | None = None) -> Image.Image:
       BadImage: unreadable, truncated, not an image, or of values whose range is not known.
       GiantImage: the header states more than MAX_PIXELS; nothing was decoded.
     """
-    content = read_file(path) if content is None else content
     try:
         with warnings.catch_warnings():
             # Harmless warnings about metadata in ImageNet's own files (broken EXIF, palette with bytes transparency).
@@ -108,10 +104,9 @@ def open_rgb(path: StrPath, content: bytes | None = None) -> Image.Image:
 def is_turned(path: StrPath, content: bytes | None = None) -> bool:
     """Whether EXIF says to turn or mirror what open_rgb gives; False for what is no image.
 
-    Decodes the header only. PIL itself turns TIFF files. Arguments: see open_rgb.
+    Reads the header only. PIL itself turns TIFF files. Arguments: see open_rgb.
     """
     try:
-        content = read_file(path) if content is None else content
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path if content is None else io.BytesIO(content), formats=_FORMATS) as image:

@@ -1,6 +1,5 @@
 """Images of more than 8 bits per channel, against values computed without PIL; what must be refused."""
 
-import os
 import struct
 import zlib
 
@@ -169,12 +168,3 @@ def test_eight_bits_are_converted_by_pil_and_exif_is_ignored(tmp_path, mode):
     with Image.open(path) as again:
         assert np.array_equal(np.asarray(decode.open_rgb(path)), np.asarray(again.convert("RGB")))
         assert again.size == decode.open_rgb(path).size == (10, 7)
-
-
-def test_a_fifo_is_no_image(tmp_path):
-    """Opening one waits for a writer."""
-    os.mkfifo(tmp_path / "x.jpg")
-    for function in (decode.read_file, decode.open_rgb):
-        with pytest.raises(decode.BadImage, match=r"x.jpg: does not decode as an image \(is no regular file\)"):
-            function(tmp_path / "x.jpg")
-    assert not decode.is_turned(tmp_path / "x.jpg")
