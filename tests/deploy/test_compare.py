@@ -438,6 +438,17 @@ def test_a_reference_of_timm_has_its_own_transform(chain, monkeypatch):
         reference_models.load("timm:inception_v4")
 
 
+def test_a_reference_of_torchvision_needs_no_auxiliary_head(tmp_path):
+    from torchvision import models
+
+    state = models.get_model("googlenet", weights=None, init_weights=False, num_classes=3).state_dict()
+    torch.save({key: value for key, value in state.items() if not key.startswith("aux")}, tmp_path / "a.pth")
+    assert reference_models.load(f"torchvision:googlenet={tmp_path}/a.pth").num_classes == 3
+    torch.save({key: value for key, value in state.items() if not key.startswith("conv1")}, tmp_path / "b.pth")
+    with pytest.raises(UserError, match=r"b.pth does not fit \(\d names are missing, 0 unexpected, for example conv1"):
+        reference_models.load(f"torchvision:googlenet={tmp_path}/b.pth")
+
+
 def test_a_reference_beside_a_checkpoint(case, capsys, monkeypatch):
     """The same network under the transform of another package."""
     pipeline = dataclasses.replace(PIPELINE, interpolation="bicubic")

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from support import ROOT, draw_images, run_program
 from tiny import PROGRAM, SPEC
 
+from common import run_folder
 from common.deploy import export
 from common.errors import UserError
 from common.evaluation import class_names, predict
@@ -60,6 +62,20 @@ def test_without_images_it_names_validation_images_of_the_newest_run(demo, image
     assert [line.split()[-1] for line in given[1::4]] == [match[2] for match in found]
     assert len({match[2] for match in found}) > 1
     assert last == f"{sum(match[2] == match[4] for match in found)} of 8 are right"
+
+
+def test_a_newer_run_of_another_network_is_passed_over(demo, trained):
+    newer = trained / "output" / "other_train" / "00000"
+    newer.mkdir(parents=True)
+    (newer / "model_best.pth.tar").touch()
+    (newer / "config.json").write_text('{"arch": "other"}')
+    try:
+        assert demo()[1].startswith("output/tiny_train/00000/model_best.pth.tar: 8 of the 21 ")
+        assert run_folder.newest_best("other") == pathlib.Path("output/other_train/00000/model_best.pth.tar")
+        with pytest.raises(UserError, match="no model_best.pth.tar here and none of third below ./output"):
+            run_folder.newest_best("third")
+    finally:
+        shutil.rmtree(newer.parent)
 
 
 def test_a_run_whose_images_are_gone_or_were_never_there(demo, trained, images, tmp_path):

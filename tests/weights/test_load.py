@@ -59,15 +59,19 @@ def test_reads_bare_state_dicts_of_both_pickle_forms(small, tmp_path):
     assert torch.equal(logits(new_model), logits(old_model))
 
 
-@pytest.mark.parametrize("metadata", [None, {"zoo": "timm"}, {"zoo": "[1]"}, {"zoo": '{"build": 1}'}])
+@pytest.mark.parametrize(
+    "metadata", [None, {"zoo": "timm"}, {"zoo": "[1]"}, {"zoo": '{"build": 1}', "image_size": "9"}]
+)
 def test_reads_timm_safetensors(small, tmp_path, metadata):
-    """An entry `zoo` of another program is left alone."""
+    """Entries of another program are left alone."""
     from safetensors.torch import save_file
 
     save_file(small, tmp_path / "model.safetensors", metadata)
     model, meta = load_model(tmp_path / "model.safetensors", SPEC)
-    assert meta["format"] == "safetensors" and torch.equal(
-        model.state_dict()["last_linear.bias"], small["last_linear.bias"]
+    assert (
+        meta["image_size"] == SPEC.input_size
+        and meta["format"] == "safetensors"
+        and torch.equal(model.state_dict()["last_linear.bias"], small["last_linear.bias"])
     )
 
 
