@@ -308,8 +308,6 @@ def note_on_lr(recipe: Recipe, config: TrainConfig, explicit: frozenset[str], im
 def notes(setup: RunSetup) -> list[str]:
     """One line for each thing in a run that is allowed and may not be meant; printed below its first line."""
     splits, plan, found = setup.splits, setup.plan, list(setup.notes)
-    if setup.config.resume == "auto" and setup.state is None:
-        found.append("note: --resume auto: there is no checkpoint to continue; a new run starts")
     for index_ in (splits.train, splits.val):
         kinds = file_tree.describe_ignored(index_.ignored_kinds) if index_ is not None else ""
         if index_ is not None and kinds:

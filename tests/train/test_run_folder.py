@@ -71,11 +71,6 @@ def test_a_run_that_started_after_the_check_is_refused_in_one_line(images, tmp_p
         assert printed.out == "" and [path.name for path in folder.iterdir()] == ["log.txt"]
 
 
-def test_nothing_to_resume_is_said(images, tmp_path):
-    PROGRAM.main(["--data", str(images), "--output-dir", str(tmp_path / "run"), "--max-steps=1", "--resume=auto"])
-    assert "note: --resume auto: there is no checkpoint to continue" in (tmp_path / "run" / "log.txt").read_text()
-
-
 def test_a_resumed_run_does_not_join_one_that_is_alive(tmp_path):
     with claimed(tmp_path), pytest.raises(UserError, match="in use by another run"), claimed(tmp_path, resume="auto"):
         pass
