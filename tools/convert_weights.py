@@ -21,6 +21,8 @@ from common.errors import UserError
 from common.spec import ModelSpec
 from tools import models
 
+_FEW = 20  # differing names of a file that was made for a network
+
 
 def detect(path: str) -> ModelSpec:
     """The ModelSpec of the model that a file fits.
@@ -28,9 +30,9 @@ def detect(path: str) -> ModelSpec:
     Raises:
       UserError: it fits none.
     """
-    from common.weights.load import NonFiniteWeights, load_model
+    from common.weights.load import NonFiniteWeights, OtherWeights, load_model
 
-    reasons = []
+    errors = list[UserError]()
     for name in models.names():
         spec = models.spec(name)
         try:
@@ -39,9 +41,12 @@ def detect(path: str) -> ModelSpec:
         except NonFiniteWeights:
             raise
         except UserError as error:
-            reasons.append(str(error))
-    if len(set(reasons)) == 1:  # the message names no model: the file itself is at fault
-        raise UserError(reasons[0])
+            errors.append(error)
+    if len(set(map(str, errors))) == 1:  # the message names no model: the file itself is at fault
+        raise errors[0]
+    near = [error for error in errors if isinstance(error, OtherWeights) and error.count <= _FEW]
+    if near:
+        raise min(near, key=lambda error: error.count)
     raise UserError(f"{path}: fits none of {', '.join(models.names())}; --arch NAME lists the differences from one")
 
 

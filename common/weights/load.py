@@ -226,13 +226,21 @@ def without_background(state_dict: StateDict, spec: ModelSpec) -> "dict[str, tor
     return {key: value[spec.label_offset :].clone() if key in rows else value for key, value in state_dict.items()}
 
 
+class OtherWeights(UserError):
+    """Names or shapes of a file are not those of a network; `count` of them differ."""
+
+    def __init__(self, message: str, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+
 def check_state_dict(own: StateDict, given: StateDict, path: StrPath, name: str) -> None:
     """Compare the names and shapes of a file with those of a network.
 
     The batch counters of batch norm (`num_batches_tracked`) may be absent: files older than torch 0.4.1 have none.
 
     Raises:
-      UserError: how many names and shapes differ; shapes, and names beside the nearest ones, of the first few.
+      OtherWeights: how many names and shapes differ; shapes, and names beside the nearest ones, of the first few.
     """
     missing = sorted(key for key in own.keys() - given.keys() if not key.endswith(".num_batches_tracked"))
     unexpected = sorted(given.keys() - own.keys())
@@ -247,9 +255,11 @@ def check_state_dict(own: StateDict, given: StateDict, path: StrPath, name: str)
     if not pairs:
         details += [f"missing {_shown(key, own)}" for key in missing[:_LISTED]]
         details += [f"unexpected {_shown(key, given)}" for key in unexpected[:_LISTED]]
-    raise UserError(
-        f"{path}: does not fit {name}, {len(missing) + len(unexpected) + len(reshaped)} names or shapes differ "
-        f"({', '.join(f'{len(keys)} {word}' for word, keys in counts.items() if keys)}): {'; '.join(details)}"
+    count = len(missing) + len(unexpected) + len(reshaped)
+    raise OtherWeights(
+        f"{path}: does not fit {name}, {count} names or shapes differ "
+        f"({', '.join(f'{len(keys)} {word}' for word, keys in counts.items() if keys)}): {'; '.join(details)}",
+        count,
     )
 
 

@@ -44,6 +44,15 @@ def small():
     return SPEC.build(num_classes=7).state_dict()
 
 
+@pytest.fixture
+def two_networks(monkeypatch):
+    """tools/convert_weights.py knows tiny_net and another one."""
+    other = dataclasses.replace(SPEC, name="other", builder=lambda num_classes, dropout: nn.Linear(3, num_classes))
+    specs = {"tiny_net": SPEC, "other": other}
+    monkeypatch.setattr(convert_weights.models, "names", lambda: list(specs))
+    monkeypatch.setattr(convert_weights.models, "spec", specs.get)
+
+
 def logits(model):
     with torch.inference_mode():
         return model(torch.ones(1, 3, 9, 9))
@@ -76,7 +85,7 @@ def test_reads_timm_safetensors(small, tmp_path, metadata):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(small, tmp_path, value, monkeypatch):
+def test_weights_that_are_not_finite_are_refused(small, tmp_path, value, two_networks):
     state = {key: tensor.clone() for key, tensor in small.items()}
     state["last_linear.bias"][1] = value
     torch.save(state, tmp_path / "a.pth")
@@ -85,12 +94,17 @@ def test_weights_that_are_not_finite_are_refused(small, tmp_path, value, monkeyp
         load_model(tmp_path / "a.pth", SPEC)
     with pytest.raises(UserError, match=message):
         load_pretrained(tmp_path / "a.pth", SPEC, {**SPEC.build_options, "num_classes": 7}, set())
-    other = dataclasses.replace(SPEC, name="other", builder=lambda num_classes, dropout: nn.Linear(3, num_classes))
-    specs = {"tiny_net": SPEC, "other": other}
-    monkeypatch.setattr(convert_weights.models, "names", lambda: list(specs))
-    monkeypatch.setattr(convert_weights.models, "spec", specs.get)
     with pytest.raises(UserError, match=message):
         convert_weights.detect(str(tmp_path / "a.pth"))
+
+
+def test_the_network_that_a_file_nearly_fits_is_named(small, tmp_path, two_networks):
+    torch.save({key: tensor for key, tensor in small.items() if key != "conv.bias"}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"does not fit tiny_net, 1 names or shapes differ \(1 missing\): missing conv"):
+        convert_weights.detect(str(tmp_path / "a.pth"))
+    torch.save({f"x{i}": torch.zeros(1) for i in range(30)} | small, tmp_path / "b.pth")
+    with pytest.raises(UserError, match="b.pth: fits none of tiny_net, other; --arch NAME lists the differences"):
+        convert_weights.detect(str(tmp_path / "b.pth"))
 
 
 def test_wrapper_prefix_is_removed(small, tmp_path):
