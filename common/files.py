@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -28,19 +29,28 @@ def atomic_path(target: StrPath, suffix: str = ".tmp") -> Iterator[pathlib.Path]
       target: file to write or to replace. Where several processes may write it at once, see `claimed`.
       suffix: appended to the name of `target`.
     Raises:
-      OSError: of the block, with `target` as the file where it names the draft or, as for a full disk, none.
+      OSError: of the block; it names `target` where it named the draft, or no file and the disk is full.
     """
     draft = pathlib.Path(f"{os.fspath(target)}{suffix}")
     try:
         yield draft
         os.replace(draft, target)
     except OSError as error:
-        if error.filename in (None, str(draft)):
-            error.filename = os.fspath(target)
+        _name_target(error, draft, target)
         raise
     finally:  # also after os.replace, which does nothing where draft and target are hard links to one file
         with contextlib.suppress(OSError):
             os.unlink(draft)
+
+
+def _name_target(error: OSError, draft: pathlib.Path, target: StrPath) -> None:
+    """Name in an error what the user asked for: write() names no file where the disk is full, open() the draft."""
+    is_draft = error.filename is not None and pathlib.Path(os.fsdecode(error.filename)).is_relative_to(draft)
+    if not is_draft and (error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT)):
+        return
+    status = os.statvfs(existing_folder(draft))  # the full disk may be that of standard output
+    if is_draft or error.errno == errno.EDQUOT or status.f_bavail * status.f_frsize < 1 << 20:
+        error.filename = os.fspath(target)
 
 
 @contextlib.contextmanager
@@ -65,7 +75,7 @@ def atomic_folder(target: StrPath, suffix: str = ".incomplete") -> Iterator[path
         else:
             draft.rename(target)
     except OSError as error:
-        error.filename = error.filename or os.fspath(target)  # a full disk has none
+        _name_target(error, draft, target)
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -135,15 +145,26 @@ def claimed(target: StrPath, flag: str) -> Iterator[None]:
             file.close()
 
 
-def claimed_file(target: StrPath, flag: str) -> contextlib.AbstractContextManager[None]:
-    """`claimed` for a file, whose folder is created.
+@contextlib.contextmanager
+def claimed_file(target: StrPath, flag: str) -> Iterator[None]:
+    """`claimed` for a file, whose folder is created, and removed again where the block raises and leaves it empty.
 
     Raises:
       UserError: see `claimed`; `target` is a folder, or its folder cannot be created.
     """
     check_file(target, flag)
-    make_folders(os.path.dirname(os.path.abspath(target)), flag)
-    return claimed(target, flag)
+    folder = pathlib.Path(target).absolute().parent
+    existing = existing_folder(folder)
+    make_folders(folder, flag)
+    try:
+        with claimed(target, flag):
+            yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            while folder != existing:
+                folder.rmdir()
+                folder = folder.parent
+        raise
 
 
 def _claim(path: str) -> IO[str] | None:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,23 +161,30 @@ def test_a_claim_ends_with_its_process_and_not_with_its_children(tmp_path):
         os.kill(child, 9)
 
 
-def test_a_full_disk_names_the_file_that_was_asked_for(tmp_path):
-    """OSError of write() has no file, that of open() the draft."""
-    for name in (None, "draft"):
-        for path in (files.atomic_path, files.atomic_folder):
-            with pytest.raises(OSError) as caught, path(tmp_path / "x") as draft:
-                raise OSError(errno.ENOSPC, "No space left", *([] if name is None else [str(draft)]))
-            asked_for = str(tmp_path / "x")
-            expected = asked_for if name is None or path is files.atomic_path else f"{asked_for}.incomplete"
-            assert caught.value.filename == expected and names(tmp_path) == []
+@pytest.mark.parametrize("path", [files.atomic_path, files.atomic_folder])
+def test_a_full_disk_names_the_file_that_was_asked_for(path, tmp_path, monkeypatch):
+    """OSError of write() has no file, that of open() the draft; the full disk may be that of standard output."""
+    full = SimpleNamespace(f_bavail=0, f_frsize=4096)
+    for has_name, free, expected in ((False, full, "x"), (True, os.statvfs("/dev/shm"), "x"), (False, None, None)):
+        if free:
+            monkeypatch.setattr(files.os, "statvfs", lambda _, free=free: free)
+        else:
+            monkeypatch.undo()
+        with pytest.raises(OSError) as caught, path(tmp_path / "x") as draft:
+            raise OSError(errno.ENOSPC, "No space left", *[str(draft)] * has_name)
+        assert caught.value.filename == (expected and str(tmp_path / expected)) and names(tmp_path) == []
 
 
 def test_the_folder_of_a_file_is_created(tmp_path):
     with files.claimed_file(tmp_path / "new" / "x", "--out"):
         assert names(tmp_path / "new") == ["x.lock"]
+    assert names(tmp_path / "new") == []
+    with pytest.raises(KeyError), files.claimed_file(tmp_path / "other" / "folder" / "x", "--out"):
+        raise KeyError
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="^--out: .*file"):
-        files.claimed_file(tmp_path / "file" / "x", "--out")
+    with pytest.raises(UserError, match="^--out: .*file"), files.claimed_file(tmp_path / "file" / "x", "--out"):
+        pass
+    assert names(tmp_path) == ["file", "new"]
 
 
 def test_without_locks_or_a_place_for_the_file_the_block_runs(tmp_path, monkeypatch):

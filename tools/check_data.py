@@ -87,9 +87,11 @@ def write_list(
     with files.atomic_path(path) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{_FIRST_LINE}{os.path.abspath(root)}: path, tab, reason\n")
         for finding in found:
-            if finding.exclude and not exclude.can_hold(finding.path):
-                reason = f"{finding.reason}; --exclude cannot name this file, rename or remove it"
-                finding = finding._replace(path=ascii(finding.path), reason=reason, exclude=False)
+            if not exclude.can_hold(finding.path):
+                if finding.exclude:
+                    reason = f"{finding.reason}; --exclude cannot name this file, rename or remove it"
+                    finding = finding._replace(reason=reason, exclude=False)
+                finding = finding._replace(path=ascii(finding.path))
             counts[finding.kind] += 1
             if counts[finding.kind] <= SHOWN:
                 first[finding.kind].append(finding)

@@ -36,16 +36,15 @@ def spec_of(argument: str, arch: str) -> ModelSpec | None:
         return None
     if not path.exists():
         raise UserError(f"{argument}: does not exist; give a model file, a folder of results, or timm:NAME")
-    if arch:
-        return models.spec(arch)
-    if path.is_dir() or path.suffix == ".om":
-        return None
     if path.suffix == ".onnx":
         from common.evaluation.engines import OnnxEngine
 
         name = OnnxEngine(path).metadata.get("arch", "")
-        return models.spec(name) if name in models.names() else None
-    return detect(argument)
+        if name in models.names():
+            return models.spec(name)
+    if arch:
+        return models.spec(arch)
+    return None if path.is_dir() or path.suffix in (".onnx", ".om") else detect(argument)
 
 
 def main() -> None:

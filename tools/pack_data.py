@@ -266,7 +266,11 @@ def _verify_file(path: str) -> str:
 
 
 def verify(root: pathlib.Path, workers: int) -> int:
-    """Compare tar files with their checksums, names and labels with the fingerprint; returns how many are wrong."""
+    """Compare tar files with their checksums, and names and labels of class folders with the fingerprint.
+
+    Returns:
+      how many are wrong.
+    """
     folders = [folder for folder in (root, root / "train", root / "val") if packed.is_packed(folder)]
     if not folders:
         raise UserError(f"DIR: {root} holds no packed data set; give the folder that was OUT")

@@ -10,7 +10,6 @@ OUTPUT/study.json has a row for each run, and the table with mean and spread is 
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -26,7 +25,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any folder
 
 from common import cli, files, processes, run_folder
-from common.data import index
 from common.errors import RunError, UserError
 from tools import make_tables, models
 
@@ -73,8 +71,8 @@ class Run:
     Attributes:
       words: options of train.py without those that say where files are.
       paths: these.
-      folder: run folder; a file beside it, FOLDER.json, holds `words`, hashes of the images and of the weights, and the
-        seconds that the run has taken so far.
+      folder: run folder; a file beside it, FOLDER.json, holds `words`, hashes of the images' names and labels and of
+        the weights, and the seconds that the run has taken so far.
     """
 
     recipe: str
@@ -127,26 +125,19 @@ def _check_equal(run: Run, before: dict[str, Any], config: StudyConfig) -> None:
             f"--output: {run.folder} was trained with {shlex.join(before['words'])}, this study has "
             f"{shlex.join(run.words)}; {remedy}"
         )
-    for flag, value in _hashes(config, run.recipe).items():
-        if before.get(flag, value) != value:  # records of an earlier version have none
-            raise UserError(f"--output: {run.folder} was trained with another content of --{flag}; {remedy}")
+    what = {"data": "names or labels of images", "weights": "weights"}
+    for key, value in _hashes(config, run).items():
+        if before.get(key, value) != value:  # records of an earlier version have none
+            raise UserError(f"--output: {run.folder} was trained with other {what[key]} (--{key}); {remedy}")
 
 
-def _hashes(config: StudyConfig, recipe: str) -> dict[str, str]:
-    """Hashes of what --data and --weights name; a word such as "torchvision" stands for itself."""
-    found = {"data": _data_hash(config.data)}
-    return found | ({"weights": _weights_hash(config.weights)} if recipe in TUNED else {})
-
-
-@functools.cache
-def _data_hash(root: str) -> str:
-    train = index.load_folder(pathlib.Path(root) / "train")
-    return f"{train.fingerprint} {index.load_val(root, train.classes).fingerprint}"
-
-
-@functools.cache
-def _weights_hash(weights: str) -> str:
-    return files.sha256(weights) if os.path.isfile(weights) else weights
+def _hashes(config: StudyConfig, run: Run) -> dict[str, str]:
+    """What a run trains on; weights by their content, a word such as "torchvision" stands for itself."""
+    program = models.program(config.model)
+    found = {"data": program.load_splits(program.parse([*run.words, *run.paths])[0]).summary}
+    if run.recipe in TUNED:
+        found["weights"] = files.sha256(config.weights) if os.path.isfile(config.weights) else config.weights
+    return found
 
 
 def _recorded(run: Run) -> dict[str, Any]:
@@ -160,7 +151,7 @@ def train(config: StudyConfig, run: Run) -> None:
       RunError: it failed.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    before, started = _recorded(run) | _hashes(config, run.recipe), time.perf_counter()
+    before, started = _recorded(run) | _hashes(config, run), time.perf_counter()
     files.write_atomic(run.record, json.dumps(before))
     with open(run.folder.with_suffix(".txt"), "a") as output:
         status = start([config.model, *run.words, *run.paths, "--resume=auto"], output)

@@ -173,7 +173,7 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
         built[batch] = pathlib.Path(f"{target}.om")
         if not config.dry_run:
             metadata = om_metadata.OmMetadata(
-                arch=model.metadata.get("arch", ""),
+                arch=onnx_metadata.network(model.metadata),
                 input=model.input_name,
                 batch=batch,
                 shape=[*model.image_shape[1:], 3] if aipp_file else model.image_shape,

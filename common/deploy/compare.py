@@ -346,10 +346,13 @@ def _diagnose(config: CompareConfig, a: "Side", b: "Side", index: "FolderIndex",
 
 def _of_int8(a: "Side", b: "Side") -> str:
     """End of a line, where one side is an int8 file."""
+    from common.deploy.sides import ModelSide
+    from common.evaluation.engines import EngineClassifier
+
     for side in (a, b):
-        metadata = getattr(getattr(getattr(side, "classifier", None), "engine", None), "metadata", {})
-        if "quantization" in metadata:
-            return f"; {side.name} is an int8 file, whose rounding does"
+        classifier = side.classifier if isinstance(side, ModelSide) else None
+        if isinstance(classifier, EngineClassifier) and "quantization" in classifier.engine.metadata:
+            return f"; {side.name} is an int8 file, it may be its rounding"
     return ""
 
 

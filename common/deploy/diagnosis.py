@@ -113,20 +113,20 @@ def with_background(
 ) -> tuple[Side, Side, str]:
     """Both sides, and a note on the column that one of them has more.
 
-    It is the first one (a background class, as TensorFlow's weights have it), unless the logits of the sample fit much
-    better without the last one, which then becomes the first.
+    It is the first one (a background class, as TensorFlow's weights have it), unless the top-1 of more images of the
+    sample agree, or the logits fit much better, without the last one, which then becomes the first.
     """
-    state = _State(a, b)
-    for name, side, other in _sides(state):
-        if side.background > other.background and side.order is None:
-            order = [side.num_outputs - 1, *range(side.num_outputs - 1)]
-            last = dataclasses.replace(state, **{name: dataclasses.replace(side, order=order)})  # type: ignore[arg-type]
-            sample = _Sample(images, paths, batch_size)
-            is_last = sample.error(last) < 0.5 * sample.error(state)
-            text = f"note: {side.name} has a column more than {other.name}; its {'last' if is_last else 'first'} one"
-            state = last if is_last else state
-            return state.a, state.b, f"{text} is left out"
-    return a, b, ""
+    state, sample = _State(a, b), _Sample(images, paths, batch_size)
+    name, side, other = next(each for each in _sides(state) if each[1].background > each[2].background)
+    place = "first"
+    if side.order is None:
+        order = [side.num_outputs - 1, *range(side.num_outputs - 1)]
+        last = dataclasses.replace(state, **{name: dataclasses.replace(side, order=order)})  # type: ignore[arg-type]
+        agreements = [sample.agreement(each) for each in (state, last)]
+        fits = agreements[0] == agreements[1] and sample.error(last) < 0.5 * sample.error(state)
+        if agreements[1] > agreements[0] or fits:
+            state, place = last, "last"
+    return state.a, state.b, f"note: {side.name} has a column more than {other.name}; its {place} one is left out"
 
 
 def explain(

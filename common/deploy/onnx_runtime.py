@@ -15,7 +15,7 @@ import numpy as np
 from common import cli
 from common.deploy import file_names, result_files, simulate_fp16
 from common.errors import UserError
-from common.evaluation import aipp, engines
+from common.evaluation import aipp, engines, onnx_metadata
 from common.progress import Progress
 
 PREFETCH_BATCHES = 2
@@ -65,7 +65,7 @@ def run(config: RunOnnxConfig) -> None:
     batch = config.resolve_batch(engine.batch) or 1
     loader = InputLoader(engine, config)
     files = result_files.list_inputs(config.input) if config.input else []
-    result_files.check_network(files, engine.metadata.get("arch", ""))
+    result_files.check_network(files, onnx_metadata.network(engine.metadata))
     result_files.check_sizes(files, loader.sample_bytes, loader.description)
     if config.simulate_fp16:
         _simulate_fp16(config, loader, files, batch)

@@ -243,10 +243,9 @@ class FloatNetwork:
             tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer
         ):
             raise UserError(f"IN: {source} computes in or takes float16; export it in float32")
-        stored = engine.metadata.get("arch", config.arch)
-        if config.arch and config.arch != stored:
-            raise UserError(f"--arch: {config.arch}, but {source} holds {printable(stored)}; leave the option out")
-        name = config.arch or stored
+        name = onnx_metadata.network(engine.metadata) or config.arch
+        if config.arch and config.arch != name:
+            raise UserError(f"--arch: {config.arch}, but {source} holds {printable(name)}; leave the option out")
         if not name:
             raise UserError("--arch: missing; IN does not say which model it is, name its folder")
         self.path, self.engine, self.spec = source, engine, spec_of(name)

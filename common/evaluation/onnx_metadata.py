@@ -22,6 +22,11 @@ class OnnxMetadata(typing.TypedDict, total=False):
     quantization: Mapping[str, Any]
 
 
+def network(metadata: OnnxMetadata) -> str:
+    """Name of the network of a file that this repository exported; empty for others, which may use `arch` too."""
+    return metadata.get("arch", "") if "mean" in metadata else ""
+
+
 def encode(metadata: OnnxMetadata) -> dict[str, str]:
     """ONNX metadata holds strings only: JSON, except for `arch`."""
     return {key: str(value) if key == "arch" else json.dumps(value) for key, value in metadata.items()}

@@ -461,7 +461,7 @@ def _check_exported(config: EvalConfig) -> None:
 
 def _check_network(spec: ModelSpec, config: EvalConfig, metadata: onnx_metadata.OnnxMetadata) -> None:
     """Raise UserError for a file of another network, whose normalization and crop may differ."""
-    if (name := metadata.get("arch", spec.name)) != spec.name:
+    if (name := onnx_metadata.network(metadata) or spec.name) != spec.name:
         raise UserError(f"{config.resume}: holds {printable(name)}, this program is for {spec.name}")
 
 

@@ -158,14 +158,15 @@ class _ClassifierTrainer(ProbeTrainer):
         self.stop_unsaved(action)
 
     def classifier(self) -> dict[str, torch.Tensor]:
-        """Train, and return the classifier's part of the state dict, on the host."""
+        """Train, and return the classifier's part of the state dict, on the host; nothing of it after a signal."""
         batch, step = self._features(self.setup.splits.train, self._weights_hash(), is_mirrored=True), self.train_step
         step.train_classifier_alone()
         step.train()
         steps = self.setup.config.epochs
         for epoch in range(steps):
             self.watchdog.phase("training the classifier")
-            self.stop_unsaved(self.requested_action())
+            if self.requested_action() in (distributed.RESTART, distributed.STOP):
+                return {}
             loss = float(step(epoch, 0, [batch]).losses[0])
         if not math.isfinite(loss):
             raise UserError(f"--head-init: the loss of the classifier is {loss}; the weights of --pretrained diverged")
@@ -202,7 +203,7 @@ def trained_classifier(setup: RunSetup, group: Group, logger: RunLogger) -> dict
         found = trainer.classifier()
     finally:
         trainer.close()
-    trainer.stop_unsaved(trainer.requested_action())  # for a signal since the last step
+    trainer.stop_unsaved(group.sync_status(trainer.requested_action()))  # for a signal to any rank
     return found
 
 

@@ -338,10 +338,10 @@ def refuse_used_folder(folder: str) -> None:
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--output-dir: {folder} is not a folder")
     if run_folder.holds_run(folder):
-        saved = any((pathlib.Path(folder) / name).exists() for name in run_folder.CHECKPOINTS)
-        remedy = "continue it" if saved else "start it again, for it saved nothing,"
+        kept = [name for name in (*run_folder.CHECKPOINTS, run_folder.SUMMARY) if os.path.exists(f"{folder}/{name}")]
+        text = "continue it" if kept else "start it again there, as it has no checkpoint,"
         raise UserError(
-            f"--output-dir: {folder} already holds a run; choose another folder, or {remedy} with --resume auto"
+            f"--output-dir: {folder} already holds a run; choose another folder, or {text} with --resume auto"
         )
 
 

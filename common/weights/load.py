@@ -271,7 +271,11 @@ def check_finite(state_dict: StateDict, path: StrPath) -> None:
     """Raise NonFiniteWeights where the weights of a file are not all finite."""
     import torch
 
-    wrong = [key for key, tensor in state_dict.items() if not bool(torch.isfinite(tensor).all())]
+    wrong = [
+        key
+        for key, tensor in state_dict.items()
+        if tensor.is_floating_point() and tensor.layout is torch.strided and not bool(tensor.float().isfinite().all())
+    ]
     if wrong:
         raise NonFiniteWeights(
             f"{path}: {len(wrong)} of {len(state_dict)} tensors hold NaN or infinite values, for example {wrong[0]}; "

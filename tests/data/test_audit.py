@@ -182,12 +182,11 @@ def test_of_equal_files_with_one_label_one_stays(data):
     assert left.labels.tolist() == [0] * 20 + [1] * 20 + [2] * 20
 
 
-@pytest.mark.parametrize("name", ["a\tb.jpg", "a\nb.jpg", "a\rb.jpg", "a.jpg "])
+@pytest.mark.parametrize("name", ["a\tb.jpg", "a\nb.jpg", "a\rb.jpg"])
 def test_a_name_that_a_list_cannot_hold_is_a_finding_without_an_entry(data, name):
-    assert not exclude.can_hold(f"train/ant/{name}")
+    assert not exclude.can_hold(f"train/ant/{name}") and not exclude.can_hold("a.jpg ")
     (data / "train" / "ant" / name).touch()
-    if not name.endswith("jpg"):
-        return  # no name of an image
+    (data / "train" / f"{name}.txt").touch()  # a comment of the list
     status, entries, comments = checked(data)
     assert status == 1 and not entries
     (reason,) = (reason for path, reason in comments.items() if path == ascii(f"train/ant/{name}"))

@@ -49,7 +49,7 @@ def test_of_runs_that_start_at_once_exactly_one_gets_the_folder(tmp_path):
                 time.sleep(0.001)
             end.set()
         *refused, winner = sorted(future.result() for future in futures)
-        remedy = "choose another folder, or start it again, for it saved nothing, with --resume auto"
+        remedy = "choose another folder, or start it again there, as it has no checkpoint, with --resume auto"
         refusal = f"already holds a run; {remedy}"
         assert winner == "won" and refused == 3 * [f"--output-dir: {tmp_path}/run{i} {refusal}"]
 
