@@ -95,7 +95,8 @@ def convolved(x: torch.Tensor, units: Sequence[BasicConv2d | None]) -> list[torc
     merged = [conv for conv in convs if conv]
     if len(merged) < 2:
         return [None] * len(units)
-    kernel = torch.cat([conv.weight.flatten(1) for conv in merged])
+    # permute: the gradients get the strides of the weights, as DistributedDataParallel expects
+    kernel = torch.cat([conv.weight.permute(0, 2, 3, 1).flatten(1) for conv in merged])
     parts = F.linear(x.permute(0, 2, 3, 1).flatten(0, 2), kernel).split([len(conv.weight) for conv in merged], 1)
     maps = (part.contiguous().view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2) for part in parts)
     return [next(maps) if conv else None for conv in convs]

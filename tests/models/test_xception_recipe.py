@@ -202,11 +202,11 @@ def test_create_dataset_evaluates_every_image_cut_as_published(photos):
 # ---- checkpoints by name ---------------------------------------------------------------------------------------------
 
 
-def saver(folder, monkeypatch, resume=None, **options):
-    """A report in `folder`, and a function that ends epochs."""
+def saver(folder, monkeypatch, resume=None, run=None, **options):
+    """A report in `folder`, and a function that ends epochs; in the folder `run` or a new one."""
     monkeypatch.chdir(folder)
-    run = folder / f"run{len(list(folder.iterdir()))}"
-    run.mkdir()
+    run = folder / (run or f"run{len(list(folder.iterdir()))}")
+    run.mkdir(exist_ok=True)
     (run / "checkpoint.pth.tar").write_text("weights")
     setup = types.SimpleNamespace(config=dataclasses.replace(config.GPU, resume=resume or "", **options), state=resume)
     logger = run_log.XceptionLogger(run, setup)
@@ -237,6 +237,20 @@ def test_a_second_run_removes_nothing_of_the_first(tmp_path, monkeypatch):
     assert run_log.newest_checkpoint().name == "Xception-rank0_2-2_20.ckpt"
 
 
+def test_a_run_that_is_resumed_keeps_to_its_own_files(tmp_path, monkeypatch):
+    """Not those of the newest run in the folder, also where it was stopped before it had any."""
+    saver(tmp_path, monkeypatch, run="a")(1)
+    saver(tmp_path, monkeypatch, run="b")(1)
+    saver(tmp_path, monkeypatch, run="c")
+    saver(tmp_path, monkeypatch, run="a", resume="a/checkpoint.pth.tar", keep_checkpoint_max=1)(2)
+    saver(tmp_path, monkeypatch, run="c", resume="auto")(1)
+    first, *others = ["Xception-rank0-2_20.ckpt", "Xception-rank0_1-1_20.ckpt", "Xception-rank0_2-1_20.ckpt"]
+    assert names(tmp_path) == [first, *others]
+    saver(tmp_path, monkeypatch, run="d", resume="gpu-ckpt/Xception-rank0_1-1_20.ckpt")(2)
+    saver(tmp_path, monkeypatch, run="d", resume="auto")(3)
+    assert [name for name in names(tmp_path) if "_1-" in name] == [f"Xception-rank0_1-{k}_20.ckpt" for k in (1, 2, 3)]
+
+
 def test_two_runs_at_once_in_one_folder(tmp_path, monkeypatch, capsys):
     """Both have reached the end of an epoch before one has written a checkpoint; one says that they share a log file."""
     first, second = (saver(tmp_path, monkeypatch) for _ in range(2))
@@ -245,7 +259,7 @@ def test_two_runs_at_once_in_one_folder(tmp_path, monkeypatch, capsys):
         "those of this run alone\n"
     )
     found = ["Xception-rank0", "Xception-rank0", "Xception-rank0_1"]
-    monkeypatch.setattr(run_log, "_prefix", lambda *args: found.pop(0))
+    monkeypatch.setattr(run_log, "_new_prefix", lambda *args: found.pop(0))
     first(1)
     second(1)
     assert names(tmp_path) == ["Xception-rank0-1_20.ckpt", "Xception-rank0_1-1_20.ckpt"] and not found

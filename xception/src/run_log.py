@@ -1,6 +1,7 @@
 """Log lines, log files and checkpoint names of the MindSpore package."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from common.train.meters import TimeLeft, TrainMetrics
 
 NAME = re.compile(r"(Xception-rank0(?:_\d+)?)-(\d+)_(\d+)\.ckpt")
+PREFIX = "ckpt_prefix.json"  # in a run folder: folder of the named checkpoints -> prefix of those of this run
 LOGS = {"Ascend": "log.txt", "GPU": "log_gpu.txt"}
 EVAL_LOGS = {"Ascend": "eval.log", "GPU": "eval_gpu.log"}
 
@@ -99,19 +101,35 @@ class XceptionLogger(RunLogger):
         folder = checkpoint_folder(config)
         folder.mkdir(parents=True, exist_ok=True)
         if self._prefix is None:
-            self._prefix = _prefix(folder, config.resume, self.resumed)
-            while not self.resumed:
-                try:  # of runs that come here at once, each gets its own
-                    (folder / f"{self._prefix}-{epochs_done}_{num_steps}.ckpt").touch(exist_ok=False)
-                    break
-                except FileExistsError:
-                    self._prefix = _prefix(folder, config.resume, self.resumed)
+            self._prefix = self._own_prefix(folder, f"{epochs_done}_{num_steps}.ckpt")
             self._kept = [path for path in _named(folder) if _parts(path)[0] == self._prefix]
         target = folder / f"{self._prefix}-{epochs_done}_{num_steps}.ckpt"
         checkpoints.link(checkpoint, target)
         self._kept = [path for path in self._kept if path != target] + [target]
         while len(self._kept) > config.keep_checkpoint_max:
             self._kept.pop(0).unlink(missing_ok=True)
+
+    def _own_prefix(self, folder: pathlib.Path, end: str) -> str:
+        """The prefix of this run's files in `folder`: that of the file it resumes, of its earlier part, or a new one.
+
+        Args:
+          end: of the name of the file to write.
+        """
+        assert self.folder is not None
+        record, place = pathlib.Path(self.folder) / PREFIX, str(folder.absolute())
+        named = NAME.fullmatch(pathlib.Path(self.config.resume).name) if self.resumed else None
+        prefix = named[1] if named else ""
+        if self.resumed and not prefix:
+            with contextlib.suppress(OSError, ValueError):
+                prefix = json.loads(record.read_text()).get(place, "")
+        while not prefix:
+            prefix = _new_prefix(folder)
+            try:  # of runs that come here at once, each gets its own
+                (folder / f"{prefix}-{end}").touch(exist_ok=False)
+            except FileExistsError:
+                prefix = ""
+        files.write_atomic(record, json.dumps({place: prefix}) + "\n")
+        return prefix
 
     def close(self) -> None:
         super().close()
@@ -122,14 +140,10 @@ class XceptionLogger(RunLogger):
         self.info("train success")
 
 
-def _prefix(folder: pathlib.Path, resume: str, resumed: bool) -> str:
-    """Xception-rank0, or as in MindSpore with _1, _2 ... where another run's files are; a resumed run keeps its own."""
-    named = NAME.fullmatch(pathlib.Path(resume).name) if resumed else None
-    if named:
-        return named[1]
-    used = {_parts(path)[0] for path in _named(folder)}
-    newest = max(used, key=_number, default="Xception-rank0")
-    return newest if resumed or not used else f"Xception-rank0_{_number(newest) + 1}"
+def _new_prefix(folder: pathlib.Path) -> str:
+    """Xception-rank0, or as in MindSpore with _1, _2 ... where another run's files are."""
+    used = {_number(_parts(path)[0]) for path in _named(folder)}
+    return f"Xception-rank0_{max(used) + 1}" if used else "Xception-rank0"
 
 
 def _number(prefix: str) -> int:
