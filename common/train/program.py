@@ -320,7 +320,7 @@ class TrainProgram:
             notes += found + self._recipe_notes(config, explicit, len(splits.train))
         elif config.freeze != "none":
             raise UserError(
-                f"--freeze: {config.freeze}, which a recipe may set, needs weights to keep; give --pretrained FILE"
+                f"--freeze: {config.freeze} needs weights to keep (a recipe may set it); give --pretrained FILE"
             )
         elif config.head_init == "probe":
             raise UserError("--head-init: probe, needs trained weights; give --pretrained FILE")

@@ -338,8 +338,9 @@ def refuse_used_folder(folder: str) -> None:
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--output-dir: {folder} is not a folder")
     if run_folder.holds_run(folder):
-        kept = [name for name in (*run_folder.CHECKPOINTS, run_folder.SUMMARY) if os.path.exists(f"{folder}/{name}")]
-        text = "continue it" if kept else "start it again there, as it has no checkpoint,"
+        kept = (*run_folder.CHECKPOINTS, run_folder.SUMMARY)
+        is_kept = any(os.path.exists(f"{folder}/{name}") for name in kept)
+        text = "continue it" if is_kept else "start it again there, as it has no checkpoint,"
         raise UserError(
             f"--output-dir: {folder} already holds a run; choose another folder, or {text} with --resume auto"
         )

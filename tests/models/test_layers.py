@@ -151,6 +151,15 @@ def test_of_several_units_the_1x1_convolutions_are_merged():
     assert layers.convolved(x, units) == [None] * 4
 
 
+def test_gradients_of_merged_convolutions_have_the_strides_of_the_weights():
+    """Otherwise DistributedDataParallel warns and copies them."""
+    x = torch.randn(2, 4, 5, 4).to(memory_format=torch.channels_last)
+    units = [layers.BasicConv2d(4, n, 1).to(memory_format=torch.channels_last) for n in (3, 2)]
+    sum(part.square().sum() for part in layers.convolved(x, units)).backward()
+    for unit in units:
+        assert unit.conv.weight.grad.stride() == unit.conv.weight.stride() == (4, 1, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("name", "is_training"), [("inception_v3", False), ("inception_v4", False), ("inception_v4", True)]
 )

@@ -57,7 +57,7 @@ def test_an_unknown_block_is_an_error_that_lists_the_known(images, weights):
     known = "stem.0, stem.1, stem.3, stem.4, head, fc"
     assert str(error.value) == f"--freeze: stem.2, must be none, head or a block of tiny: {known}"
     with pytest.raises(
-        UserError, match="--freeze: head, which a recipe may set, needs weights to keep; give --pretrained FILE"
+        UserError, match="--freeze: head needs weights to keep .a recipe may set it.; give --pretrained FILE"
     ):
         PROGRAM.prepare(*PROGRAM.parse(["--data", str(images), "--freeze=head"]))
 
