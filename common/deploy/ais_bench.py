@@ -15,10 +15,11 @@ import numpy as np
 
 from common import cli, processes
 from common.deploy import atc, file_names, front_end, om_metadata, result_files, run_summary
-from common.deploy.om_metadata import OmMetadata
 from common.deploy.run_summary import RunSummary
 from common.device import cann_failure
 from common.errors import RunError, UserError
+from common.evaluation import om_session
+from common.evaluation.om_session import OmMetadata
 
 # Lines that ais_bench prints.
 THROUGHPUT = re.compile(
@@ -70,11 +71,13 @@ def run(config: AisBenchConfig) -> float:
         are missing.
     """
     model = pathlib.Path(config.model)
-    if not model.is_file() or model.suffix != ".om":
+    if model.suffix != ".om":
         raise UserError(f"--model: {model} is no .om file; make it with tools/run_atc.py")
+    if not model.is_file():
+        raise UserError(f"--model: {model} does not exist; make it with tools/run_atc.py")
     front = front_end.installed()
     front.check_readable("--model", model)
-    metadata = om_metadata.read(model) or om_metadata.ask(model, int(config.device.split(",")[0]))
+    metadata = om_session.read_record(model) or om_metadata.ask(model, int(config.device.split(",")[0]))
     batch = _resolve_batch(config, metadata)
     files = _check_inputs(config, metadata, front) if config.input else []
     folder = None
@@ -241,7 +244,7 @@ def sweep(config: AisBenchConfig) -> str:
         atc.AtcConfig(model=config.model, batch=config.sweep, soc_version=config.soc_version, aipp=config.aipp)
     )
     accuracy = _read_accuracy(config.metrics_json) if config.metrics_json else "-"
-    soc_version = om_metadata.read(built[sizes[0]])["soc_version"]
+    soc_version = om_session.read_record(built[sizes[0]])["soc_version"]
     fps = {}
     for size in sizes:
         fps[size] = run(

@@ -1,4 +1,4 @@
-"""Metadata of an OM file: what run_atc.py recorded in NAME.om.json, or what the model says about itself."""
+"""Metadata of an OM file: run_atc.py records it in NAME.om.json; of other files, the model itself is asked."""
 
 import json
 import os
@@ -16,35 +16,9 @@ from common.evaluation.om_session import OmMetadata
 from common.files import write_atomic
 
 
-def path_of(om: pathlib.Path) -> pathlib.Path:
-    """NAME.om -> NAME.om.json."""
-    return pathlib.Path(f"{om}.json")
-
-
 def write(om: pathlib.Path, metadata: OmMetadata) -> None:
     """Record the metadata of an OM file that was just built."""
-    write_atomic(path_of(om), json.dumps({**metadata, "om_bytes": om.stat().st_size}) + "\n")
-
-
-def read(om: pathlib.Path) -> OmMetadata:
-    """The recorded metadata; empty for a file of other origin, and where the record describes another file."""
-    path = path_of(om)
-    try:
-        metadata: OmMetadata = json.loads(path.read_text())
-        recorded = path.stat()
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; remove it") from error
-    found = om.stat()
-    if recorded.st_mtime_ns < found.st_mtime_ns:
-        reason = f"older than {om.name}"
-    elif metadata.get("om_bytes", found.st_size) != found.st_size:
-        reason = f"about a file of {metadata['om_bytes']} bytes, {om.name} has {found.st_size}"
-    else:
-        return metadata
-    print(f"note: {path} is {reason}, so it describes another model and is ignored", flush=True)
-    return {}
+    write_atomic(om_session.record_path(om), json.dumps({**metadata, "om_bytes": om.stat().st_size}) + "\n")
 
 
 def sources_of(paths: Iterable[pathlib.Path]) -> list[list[str | int]]:
@@ -59,7 +33,7 @@ def is_up_to_date(om: pathlib.Path, command: Sequence[str], sources: list[list[s
       UserError: it is of other origin, or its sources have not changed since and it was built by another command.
     """
     remedy = "remove it or choose another --output"
-    metadata = read(om)
+    metadata = om_session.read_record(om)
     if not metadata:
         raise UserError(f"--output: {om} exists and was not made by run_atc.py; {remedy}")
     before = metadata.get("sources", sources)

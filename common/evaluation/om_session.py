@@ -51,6 +51,32 @@ class OmMetadata(typing.TypedDict, total=False):
     om_bytes: int
 
 
+def record_path(om: pathlib.Path) -> pathlib.Path:
+    """NAME.om -> NAME.om.json."""
+    return pathlib.Path(f"{om}.json")
+
+
+def read_record(om: pathlib.Path) -> OmMetadata:
+    """What run_atc.py recorded; empty for a file of other origin, and where the record describes another file."""
+    path = record_path(om)
+    try:
+        metadata: OmMetadata = json.loads(path.read_text())
+        recorded = path.stat()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; remove it") from error
+    found = om.stat()
+    if recorded.st_mtime_ns < found.st_mtime_ns:
+        reason = f"older than {om.name}"
+    elif metadata.get("om_bytes", found.st_size) != found.st_size:
+        reason = f"about a file of {metadata['om_bytes']} bytes, {om.name} has {found.st_size}"
+    else:
+        return metadata
+    print(f"note: {path} is {reason}, so it describes another model and is ignored", flush=True)
+    return {}
+
+
 def require_ais_bench() -> None:
     """Raise UserError unless ais_bench is installed and is Huawei's package of that name."""
     package = importlib.util.find_spec("ais_bench")

@@ -18,6 +18,7 @@ from common.evaluation import (
     engine_choice,
     engines,
     metrics_json,
+    om_session,
     onnx_conversion,
     onnx_header,
     onnx_metadata,
@@ -269,7 +270,7 @@ def _open_without_torch(spec: ModelSpec, config: EvalConfig) -> "Opened | None":
         fixed = model.classifier.engine.batch if isinstance(model.classifier, engines.EngineClassifier) else None
         return (model, *_decoding(spec, config, model, streams, fixed))
     metadata, (batch, *sides) = onnx_metadata.decode(header.metadata), header.inputs[0].shape
-    _check_network(spec, config, metadata)
+    _check_network(spec, config, onnx_metadata.network(metadata))
     size = _image_size(spec, config, sides, metadata)
     precision = engine_choice.precision_of(header)
     num_outputs = int(header.outputs[0].shape[-1] or 0)
@@ -459,9 +460,9 @@ def _check_exported(config: EvalConfig) -> None:
         raise UserError(f"--compile: {config.resume} is no checkpoint; leave it out")
 
 
-def _check_network(spec: ModelSpec, config: EvalConfig, metadata: onnx_metadata.OnnxMetadata) -> None:
-    """Raise UserError for a file of another network, whose normalization and crop may differ."""
-    if (name := onnx_metadata.network(metadata) or spec.name) != spec.name:
+def _check_network(spec: ModelSpec, config: EvalConfig, name: str) -> None:
+    """Raise UserError for a file of another network, whose normalization and crop may differ; `name` may be empty."""
+    if name and name != spec.name:
         raise UserError(f"{config.resume}: holds {printable(name)}, this program is for {spec.name}")
 
 
@@ -487,8 +488,10 @@ def _image_size(
 def _load_engine(spec: ModelSpec, config: EvalConfig, streams: int = 0) -> EvalModel:
     _check_exported(config)
     file = pathlib.Path(config.resume)
+    if file.suffix == ".om" and file.is_file():
+        _check_network(spec, config, om_session.read_record(file).get("arch", ""))
     engine = engines.open_engine(file, config.provider, config.device_id, config.threads, streams)
-    _check_network(spec, config, engine.metadata)
+    _check_network(spec, config, onnx_metadata.network(engine.metadata))
     size = _image_size(spec, config, engine.sample_shape, engine.metadata)
     emulator = aipp.AippEmulator(config.aipp_config) if config.aipp_config else None
     classifier = engines.EngineClassifier(engine, spec, emulator)

@@ -212,7 +212,8 @@ BEFORE = {  # what the tool refuses late, or never
     "batch 0": (None, {"--batchsize": "0"}, ["--batchsize: 0", "at least 1"]),
     "absolute dirname": (None, {"--output_dirname": "/res"}, ["--output-dirname: /res is absolute"]),
     "dirname without output": (None, {"--output": None}, ["--output-dirname: needs --output"]),
-    "no model": (None, {"--model": "x.om"}, ["--model: x.om is no .om file"]),
+    "no model": (None, {"--model": "x.om"}, ["--model: x.om does not exist"]),
+    "another file": (None, {"--model": "net.onnx"}, ["--model: net.onnx is no .om file"]),
     "no input": (None, {"--input": "nowhere"}, ["--input: nowhere does not exist"]),
     "empty input": (
         lambda folder: [path.unlink() for path in (folder / "in").iterdir()],
@@ -593,4 +594,6 @@ def test_om_engine_of_eval(chain, fake_tools, tmp_path):
         run_script("inception_v4/eval.py", "--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om"),
         "ais_bench: not installed",
     )
+    other = run_script("inception_v3/eval.py", "--data", chain[1001]["data"], "--resume", tmp_path / "net_bs5.om")
+    fails(other, "net_bs5.om: holds inception_v4, this program is for inception_v3")
     assert pathlib.Path(tmp_path / "net_bs5.om.json").exists()
