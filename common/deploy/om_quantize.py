@@ -90,7 +90,7 @@ def quantize_for_om(
     shutil.rmtree(folder)
     print(
         f"{target}: int8 for atc, top-1 {best.acc1_before:.3f} -> {best.acc1_after:.3f} % of {best.images} images, "
-        f"agreement {best.agreement:.3f} % of {best.seen}; next: python tools/run_atc.py --model {target} "
+        f"agreement {best.agreements}; next: python tools/run_atc.py --model {target} "
         f"--batch {batch} (int8 takes no --dynamic-batch)"
     )
     return best

@@ -88,6 +88,7 @@ class Trial:
       float_layers: names of convolutions that stay in float32.
       accuracy: both networks on the validation images.
       agreed, seen: images with the same top-1, over validation images and further photographs.
+      agreed_further, seen_further: the photographs among them.
     """
 
     method: str
@@ -98,6 +99,8 @@ class Trial:
     agreed: int
     seen: int
     relative_error: float
+    agreed_further: int = 0
+    seen_further: int = 0
 
     @property
     def drop(self) -> float:
@@ -106,6 +109,16 @@ class Trial:
     @property
     def agreement(self) -> float:
         return 100.0 * self.agreed / self.seen
+
+    @property
+    def agreements(self) -> str:
+        """The agreement in words, of the photographs alone too."""
+        text = f"{self.agreement:.3f} % of {self.seen} images"
+        if not self.seen_further:
+            return text
+        agreed, seen = self.agreed - self.agreed_further, self.seen - self.seen_further
+        share, further = 100 * agreed / seen, 100 * self.agreed_further / self.seen_further
+        return f"{text} ({share:.3f} % of {seen} in val/, {further:.3f} % of {self.seen_further} in --agreement-data)"
 
     def meets(self, config: QuantizeConfig) -> bool:
         # 1e-9: 95.5 - 95.0 is not exactly 0.5
@@ -117,7 +130,7 @@ class Trial:
             raise RunError(
                 f"OUT: not written; the best found ({self.method}, {len(self.float_layers)} layers in float32) loses "
                 f"{self.drop:.3f} points of top-1 ({self.acc1_before:.3f} -> {self.acc1_after:.3f} %) and agrees on "
-                f"{self.agreement:.3f} % of {self.seen} images; allowed are --max-drop {config.max_drop:g} and "
+                f"{self.agreements}; allowed are --max-drop {config.max_drop:g} and "
                 f"--min-agreement {config.min_agreement:g}. {folder} keeps the trials"
             )
 
@@ -181,7 +194,7 @@ def quantize(source: str, target: str, config: QuantizeConfig, spec_of: Callable
     print(
         f"{target}: int8 ({best.method}, {len(best.float_layers)} convolutions in float32), {sizes[0]:.1f} -> "
         f"{sizes[1]:.1f} MiB, top-1 {best.acc1_before:.3f} -> {best.acc1_after:.3f} % of {best.images} images, "
-        f"agreement {best.agreement:.3f} % of {best.seen}, {ratio:.2f} times as fast (batch {network.batch})"
+        f"agreement {best.agreements}, {ratio:.2f} times as fast (batch {network.batch})"
     )
     if line := _openvino_line(target, search.calibration_batch(0), logits):
         print(line)
@@ -429,7 +442,7 @@ class Search:
         trial = self.measure(engines.OnnxEngine(path, threads=self._config.threads), method, float_layers)
         print(
             f"tried: {trial.method}, {len(trial.float_layers)} layers in float32: drop {trial.drop:.3f}, "
-            f"agreement {trial.agreement:.3f} %, error {trial.relative_error:.4f}",
+            f"agreement {trial.agreements}, error {trial.relative_error:.4f}",
             flush=True,
         )
         self.trials.append(trial)
@@ -449,6 +462,8 @@ class Search:
             sum(each.agreed for each in found),
             sum(each.seen for each in found),
             found[-1].relative_error,
+            sum(each.agreed for each in found[1:]),
+            sum(each.seen for each in found[1:]),
         )
 
     def _compare(self, stream: int, classifier: engines.EngineClassifier) -> "Comparison":

@@ -86,6 +86,15 @@ def int8(work, target, **options):
     return quantize.quantize(str(work / "net.onnx"), str(target), config(work, **options), lambda name: SPEC)
 
 
+def same_top1(work, one, other, folder):
+    """Images of a folder of the data set with the same top-1 from two files."""
+    transform = eval_transform(SPEC)
+    paths = sorted((work / "data" / folder).glob("*/*"))
+    pixels = np.stack([transform(Image.open(path)) for path in paths])
+    first, second = (engines.EngineClassifier(engines.OnnxEngine(path), SPEC)(pixels) for path in (one, other))
+    return int((first.argmax(1) == second.argmax(1)).sum())
+
+
 def counts(work, model):
     options = program.EvalConfig(data=str(work / "data"), resume=str(model), workers=0)
     return program.evaluate_folder(SPEC, options)[0]
@@ -193,11 +202,15 @@ def test_a_file_of_fixed_batch_size(work, tmp_path):
         quantize.quantize(str(tmp_path / "fixed.onnx"), str(tmp_path / "y.onnx"), few, lambda name: SPEC)
 
 
-def test_further_photographs_count_for_the_agreement_only(work, tmp_path):
+def test_further_photographs_count_for_the_agreement_only(work, tmp_path, capsys):
     best = int8(
         work, tmp_path / "x.onnx", max_drop=10, calibration="minmax", agreement_data=str(work / "data" / "train")
     )
-    assert (best.images, best.seen) == (24, 48)
+    assert (best.images, best.seen, best.seen_further) == (24, 48, 24)
+    agreed = {name: same_top1(work, work / "net.onnx", tmp_path / "x.onnx", name) for name in ("train", "val")}
+    assert (best.agreed, best.agreed_further) == (agreed["train"] + agreed["val"], agreed["train"])
+    words = f"({100 * agreed['val'] / 24:.3f} % of 24 in val/, {100 * agreed['train'] / 24:.3f} % of 24 in --agreement"
+    assert words in capsys.readouterr().out
 
 
 def test_the_rewritten_graph_computes_the_same(work):
