@@ -40,7 +40,7 @@ def raised(proto: "onnx.ModelProto") -> "onnx.ModelProto":
     return proto
 
 
-class _Graph:
+class Graph:
     """Producers, consumers and constants of a graph by name of value."""
 
     def __init__(self, graph: "onnx.GraphProto") -> None:
@@ -53,6 +53,9 @@ class _Graph:
             for node in graph.node
             if node.op_type == "Constant" and node.attribute[0].name == "value"
         }
+        for node in graph.node:  # the exporter stores equal weights once
+            if node.op_type == "Identity" and (array := self.value(node.input[0])) is not None:
+                self.constants[node.output[0]] = array
         self.outputs = {value.name for value in graph.output}
 
     def value(self, name: str) -> np.ndarray | None:
@@ -92,20 +95,27 @@ def prepare(proto: "onnx.ModelProto") -> "onnx.ModelProto":
 
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    _fold_input_affine(_Graph(copy.graph))
+    _fold_input_affine(Graph(copy.graph))
     for pool in [node for node in copy.graph.node if node.op_type == "AveragePool"]:
-        _move_pool(_Graph(copy.graph), pool)
-    used = {name for node in copy.graph.node for name in node.input}
-    for node in [each for each in copy.graph.node if each.op_type == "Constant" and each.output[0] not in used]:
-        copy.graph.node.remove(node)
-    for tensor in [each for each in copy.graph.initializer if each.name not in used]:
-        copy.graph.initializer.remove(tensor)
+        _move_pool(Graph(copy.graph), pool)
+    remove_unused(copy.graph)
     del copy.graph.value_info[:]
     onnx.checker.check_model(copy, full_check=True)
     return onnx.shape_inference.infer_shapes(copy)
 
 
-def _fold_input_affine(graph: _Graph) -> None:
+def remove_unused(graph: "onnx.GraphProto") -> None:
+    """Remove constants and weights that no node reads."""
+    used = {name for each in graph.node for name in each.input} | {value.name for value in graph.output}
+    for node in reversed(list(graph.node)):
+        if node.op_type in ("Constant", "Identity") and node.output[0] not in used:
+            graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _fold_input_affine(graph: Graph) -> None:
     """image * scale + offset -> conv, without padding: scale goes into its weights, offset into its bias."""
     name = graph.graph.input[0].name
     factors: dict[str, np.ndarray] = {}
@@ -150,7 +160,7 @@ def _fold_input_affine(graph: _Graph) -> None:
         graph.graph.node.remove(node)
 
 
-def _move_pool(graph: _Graph, pool: "onnx.NodeProto") -> None:
+def _move_pool(graph: Graph, pool: "onnx.NodeProto") -> None:
     import onnx
 
     found, readers = attributes(pool), graph.consumers(pool.output[0])
@@ -205,7 +215,7 @@ def keep_float(proto: "onnx.ModelProto", layers: Container[str]) -> None:
     """
     import onnx
 
-    graph = _Graph(proto.graph)
+    graph = Graph(proto.graph)
     producers = {name: node for node in proto.graph.node for name in node.output}
     for conv in [node for node in proto.graph.node if node.op_type == "Conv" and node.name in layers]:
         source, weight = producers.get(conv.input[0]), graph.value(conv.input[1])

@@ -3,13 +3,11 @@
 docs/QUANTIZE.md says why this library and these settings.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
 import json
-import logging
 import pathlib
 import platform
 import shutil
@@ -17,7 +15,6 @@ import statistics
 import subprocess
 import time
 import typing
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +23,7 @@ import numpy as np
 from common import cli, files, parallel
 from common.data import labels
 from common.data.transforms import normalize_into
-from common.deploy import calibrate, int8_graph, rounding
+from common.deploy import calibrate, channel_scales, int8_graph, int8_network
 from common.errors import RunError, UserError, printable
 from common.evaluation import engines, onnx_metadata, openvino_engine, program
 from common.files import write_atomic
@@ -35,14 +32,12 @@ from common.spec import ModelSpec
 if typing.TYPE_CHECKING:
     import onnx
 
+    from common.data.index import FolderIndex
     from common.evaluation.comparison import Comparison
 
 BATCH = 8  # images of one calibration batch, and of the speed that is printed, where the file leaves it open
 DAMAGE_BATCHES = 2  # calibration batches that rank the layers
-# Operators with int8 kernels in ONNX Runtime. The last pool and the classifier stay in float32: they take no time, and
-# their rounding errors go straight into the logits.
-OPERATORS = ("Conv", "Relu", "Clip", "MaxPool", "AveragePool", "Concat", "Add")
-INTEGERS, SCALES = "_quantized", "_scale"  # that ONNX Runtime appends to the name of a weight
+SCALED = "scaled "  # begins the names of methods whose network has scaled channels
 EQUAL_SHARE = 1e-4  # of the largest logit, as in export: the rewritten float graph must compute the same
 
 
@@ -59,7 +54,8 @@ class QuantizeConfig:
         required="the folder that holds train/ and val/",
     )
     agreement_data: str = cli.option("", "folder of further photographs without labels, for the agreement")
-    images: int = cli.option(256, "images of train/ to calibrate with", low=1)
+    calibration_data: str = cli.option("", "folder of further photographs without labels, which calibrate too")
+    images: int = cli.option(256, "images of train/, and of --calibration-data, to calibrate with", low=1)
     calibration: str = cli.option(
         "all", "how ranges are found; all: each is tried", choices=("all", *calibrate.METHODS)
     )
@@ -84,7 +80,7 @@ class Trial:
     """One quantized network and what was measured of it.
 
     Attributes:
-      method: of calibrate.METHODS.
+      method: of calibrate.METHODS, after SCALED where the channels are scaled.
       float_layers: names of convolutions that stay in float32.
       accuracy: both networks on the validation images.
       agreed, seen: images with the same top-1, over validation images and further photographs.
@@ -136,12 +132,12 @@ class Trial:
 
     def __str__(self) -> str:
         return (
-            f"{self.method:10}  {len(self.float_layers):12}  {self.acc1_after:7.3f} %  {self.drop:6.3f}  "
+            f"{self.method:17}  {len(self.float_layers):12}  {self.acc1_after:7.3f} %  {self.drop:6.3f}  "
             f"{self.agreement:7.3f} %  {self.relative_error:9.4f}"
         )
 
 
-HEADER = f"{'method':10}  {'float layers':>12}  {'top-1':>9}  {'drop':>6}  {'agreement':>9}  {'error':>9}"
+HEADER = f"{'method':17}  {'float layers':>12}  {'top-1':>9}  {'drop':>6}  {'agreement':>9}  {'error':>9}"
 
 
 def has_vnni() -> bool:
@@ -292,6 +288,17 @@ class _Recorded:
         return self._logits[self._next - 1]
 
 
+def _photographs(root: str, flag: str) -> "FolderIndex":
+    """Images of any folder, without labels."""
+    from common.data import index
+    from common.evaluation import predict
+
+    if not pathlib.Path(root).is_dir():
+        raise UserError(f"{flag}: {root} is not a folder")
+    paths = predict.list_images(root)
+    return index.of_files(paths, [0] * len(paths))
+
+
 class Search:
     """Tries methods and float layers until the loss is as small as asked for.
 
@@ -302,7 +309,6 @@ class Search:
     def __init__(self, network: FloatNetwork, config: QuantizeConfig, folder: pathlib.Path) -> None:
         from common.data import index
         from common.data.transforms import eval_transform
-        from common.evaluation import predict
 
         self._network, self._config, self.folder = network, config, folder
         self.reduce_range = config.reduce_range == "on" or (config.reduce_range == "auto" and not has_vnni())
@@ -312,14 +318,18 @@ class Search:
                 f"--data: {config.data} has no train/; quantization calibrates with its images"
                 f"{index.how_to_divide(config.data)}"
             )
-        self._train = index.load_folder(train)
-        chosen = np.random.default_rng(0).permutation(len(self._train))[: config.images]
+        calibrating, self._pixels = [index.load_folder(train)], list[np.ndarray]()
+        if config.calibration_data:
+            calibrating.append(_photographs(config.calibration_data, "--calibration-data"))
         transform = eval_transform(network.spec, network.size)
-        self._pixels = [transform(self._train.image(i)) for i in sorted(chosen.tolist())]
+        for images in calibrating:
+            chosen = np.random.default_rng(0).permutation(len(images))[: config.images]
+            self._pixels += [transform(images.image(i)) for i in sorted(chosen.tolist())]
+        self.num_images = len(self._pixels)
         if network.engine.batch:  # whole batches only
-            del self._pixels[len(self._pixels) // network.batch * network.batch :]
+            del self._pixels[self.num_images // network.batch * network.batch :]
         if not self._pixels:
-            raise UserError(f"--images: {len(chosen)}, but {network.path} is fixed to batches of {network.batch}")
+            raise UserError(f"--images: {self.num_images}, but {network.path} is fixed to batches of {network.batch}")
         self.num_images = len(self._pixels)
         evaluated = program.EvalConfig(
             data=config.data, resume=network.path, label_numbers=config.label_numbers, threads=config.threads
@@ -334,30 +344,25 @@ class Search:
                 flush=True,
             )
         if config.agreement_data:
-            root = config.agreement_data
-            if not pathlib.Path(root).is_dir():
-                raise UserError(f"--agreement-data: {root} is not a folder")
-            paths = predict.list_images(root)
-            self._streams.append(index.of_files(paths, [0] * len(paths)))
+            self._streams.append(_photographs(config.agreement_data, "--agreement-data"))
         self._recorded = [_Recorded(model.classifier) for _ in self._streams]
-        self._base: onnx.ModelProto | None = None
-        self._ranges: dict[str, calibrate.Ranges] = {}
-        self._rounded: dict[str, np.ndarray] = {}  # weight -> integers
+        self._variants: dict[str, int8_network.Int8Network] = {}
         self.trials: list[Trial] = []
         self._damage: dict[str, float] = {}
-        content = [pathlib.Path(network.path).read_bytes(), *(each.fingerprint.encode() for each in self._streams)]
-        settings = (self._train.fingerprint, config.images, self.reduce_range, network.size, config.label_numbers)
+        indexes = (*calibrating, *self._streams)
+        content = [pathlib.Path(network.path).read_bytes(), *(each.fingerprint.encode() for each in indexes)]
+        settings = (config.images, self.reduce_range, network.size, config.label_numbers)
         digest = hashlib.sha256(repr(settings).encode())
         for part in content:
             digest.update(part)
-        self._key = digest.hexdigest()
+        self.key = digest.hexdigest()
         files.make_folders(folder, "OUT")
         self._notes = folder / "trials.json"
         try:
             kept = json.loads(self._notes.read_text())
         except (OSError, ValueError):
             kept = {}
-        if kept.get("key") == self._key:
+        if kept.get("key") == self.key:
             self.trials = [Trial(**each) for each in kept["trials"]]
             self._damage = kept["damage"]
             print(f"{len(self.trials)} trials are kept from before ({self._notes})", flush=True)
@@ -376,20 +381,15 @@ class Search:
     def run(self) -> Trial:
         """The first trial that meets the limits, else the best one."""
         methods = calibrate.METHODS if self._config.calibration == "all" else (self._config.calibration,)
-        self._calibration = calibrate.Calibration(
-            self._network.prepared,
-            self.calibration_batch,
-            self.num_batches,
-            self.folder / "calibration.npz",
-            self._key,
-        )
-        self._calibration.collect(with_histograms=tuple(methods) != ("minmax",))
-        self._check_prepared()
-        self._round()
-        found = [self._try(method, []) for method in methods]
-        best = min(found, key=self._rank)
-        if best.meets(self._config):
-            return best
+        found: list[Trial] = []
+        for prefix in ("", SCALED):
+            variant = self._variant(prefix)
+            self._check_equal(variant.proto)
+            variant.calibrate(with_histograms=tuple(methods) != ("minmax",))
+            found += [self._try(f"{prefix}{method}", []) for method in methods]
+            best = min(found, key=self._rank)
+            if best.meets(self._config):
+                return best
         order = self._by_damage(best.method)
         count = 1
         while count < len(order):
@@ -400,35 +400,44 @@ class Search:
             count *= 2
         return min(found, key=self._rank)
 
-    def _round(self) -> None:
-        """Round the weights by the calibration images, or read what was kept of that."""
-        store = self.folder / "rounded.npz"
-        with (
-            contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile),
-            np.load(store) as kept,
-        ):
-            if str(kept["key"]) == self._key:
-                self._rounded = {name: kept[name] for name in kept.files if name != "key"}
-                return
-        self._rounded = rounding.rounded_weights(
-            self._network.prepared,
-            _quantized_weights(self.quantized("minmax", ())),
-            self.calibration_batch,
-            self.num_batches,
-        )
-        with files.atomic_path(store, ".tmp.npz") as draft:
-            np.savez(draft, key=self._key, **self._rounded)  # type: ignore[arg-type]
+    def _variant(self, method: str) -> int8_network.Int8Network:
+        """The network as it is, or with scaled channels where the name of the method begins so."""
+        prefix = SCALED if method.startswith(SCALED) else ""
+        if prefix not in self._variants:
+            proto = self._network.prepared
+            if prefix:
+                proto = channel_scales.scaled(proto, self._factors())
+            store = self.folder / prefix.strip()
+            batches = (self.calibration_batch, self.num_batches)
+            self._variants[prefix] = int8_network.Int8Network(proto, *batches, store, self.key, self.reduce_range)
+        return self._variants[prefix]
 
-    def _rank(self, trial: Trial) -> tuple[bool, float, float]:
-        return not trial.meets(self._config), -trial.agreement, trial.relative_error
+    def _factors(self) -> channel_scales.Factors:
+        """Factors of the channels by the calibration images, or those that were kept."""
+        store = self.folder / "factors.npz"
+        if (kept := int8_network.read_kept(store, self.key)) is not None:
+            return kept
+        channels = channel_scales.Channels(self._network.prepared)
+        factors = channels.factors(self.calibration_batch, self.num_batches)
+        int8_network.keep(store, self.key, factors)
+        return factors
 
-    def _check_prepared(self) -> None:
-        """The rewritten float graph computes the same."""
+    def quantized(
+        self, method: str, float_layers: Sequence[str], operators: Sequence[str] = int8_network.OPERATORS
+    ) -> "onnx.ModelProto":
+        """The int8 network; `float_layers` keep their weights, and Gemm is in no `operators`."""
+        return self._variant(method).quantized(method.removeprefix(SCALED), float_layers, operators)
+
+    def _check_equal(self, proto: "onnx.ModelProto") -> None:
+        """A rewritten float graph computes the same as the file."""
         images = self.calibration_batch(0)
-        expected, actual = self._network.engine.run(images), _run(self._network.prepared, images, self._config.threads)
+        expected, actual = self._network.engine.run(images), _run(proto, images, self._config.threads)
         difference, largest = float(np.abs(actual - expected).max()), float(np.abs(expected).max())
         if not difference <= EQUAL_SHARE * max(1.0, largest):
             raise RunError(f"IN: the graph rewritten for int8 differs by {difference:.3g} of {largest:.3g}")
+
+    def _rank(self, trial: Trial) -> tuple[bool, float, float]:
+        return not trial.meets(self._config), -trial.agreement, trial.relative_error
 
     def _try(self, method: str, float_layers: Sequence[str]) -> Trial:
         """Measure one network, unless that was done before."""
@@ -491,7 +500,8 @@ class Search:
         from common.progress import Progress
 
         batches = [self.calibration_batch(i) for i in range(min(DAMAGE_BATCHES, self.num_batches))]
-        exact = [_run(self._network.prepared, images, self._config.threads) for images in batches]
+        proto = self._variant(method).proto
+        exact = [_run(proto, images, self._config.threads) for images in batches]
         with Progress(len(self._network.layers), "layers") as advance:
             for layer in self._network.layers:
                 if layer not in self._damage:
@@ -507,68 +517,9 @@ class Search:
                 advance(1)
         return sorted(self._network.layers, key=lambda layer: -self._damage[layer])
 
-    def quantized(
-        self, method: str, float_layers: Sequence[str], operators: Sequence[str] = OPERATORS
-    ) -> "onnx.ModelProto":
-        """The int8 network; `float_layers` keep their weights, and Gemm is in no `operators`."""
-        import onnx
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.calibrate import TensorData
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-        from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
-
-        logging.getLogger().setLevel(logging.ERROR)  # ONNX Runtime recommends its own preprocessing
-        if self._base is None:
-            self._base = save_and_reload_model_with_shape_infer(self._network.prepared)
-        if method not in self._ranges:
-            self._ranges[method] = self._calibration.ranges(method)
-        ranges = {
-            name: TensorData(lowest=np.float32(low), highest=np.float32(high))
-            for name, (low, high) in self._ranges[method].items()
-        }
-        for node in self._base.graph.node:
-            if node.op_type == "Relu":  # its range is that of its input, which was not collected
-                ranges.setdefault(node.input[0], ranges[node.output[0]])
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self._base)
-        quantizer = QDQQuantizer(
-            copy,
-            True,  # per channel
-            self.reduce_range,
-            QuantType.QInt8,
-            QuantType.QUInt8,
-            ranges,
-            [],
-            list(float_layers),
-            list(operators),
-            {},
-        )
-        quantizer.quantize_model()
-        quantizer.model.topological_sort()  # onnx.checker asks for it
-        proto = quantizer.model.model
-        int8_graph.keep_float(proto, float_layers)
-        for tensor in proto.graph.initializer:
-            name = tensor.name.removesuffix(INTEGERS)
-            if name != tensor.name and name in self._rounded:
-                tensor.CopyFrom(onnx.numpy_helper.from_array(self._rounded[name], tensor.name))
-        return proto
-
     def _keep(self) -> None:
         trials = [dataclasses.asdict(trial) for trial in self.trials]
-        write_atomic(self._notes, json.dumps(dict(key=self._key, trials=trials, damage=self._damage)))
-
-
-def _quantized_weights(proto: "onnx.ModelProto") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weight -> int8 integers and scales [O] of a QDQ network."""
-    import onnx
-
-    found = {tensor.name: tensor for tensor in proto.graph.initializer}
-    array = onnx.numpy_helper.to_array
-    return {
-        name.removesuffix(INTEGERS): (array(tensor), array(found[name.removesuffix(INTEGERS) + SCALES]))
-        for name, tensor in found.items()
-        if name.endswith(INTEGERS) and tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
-    }
+        write_atomic(self._notes, json.dumps(dict(key=self.key, trials=trials, damage=self._damage)))
 
 
 def _run(proto: "onnx.ModelProto", images: np.ndarray, threads: int) -> np.ndarray:

@@ -146,7 +146,8 @@ def test_a_loss_beyond_the_limit_is_an_error_and_writes_nothing(work, tmp_path, 
     assert not (tmp_path / "x.onnx").exists()
     kept = json.loads((tmp_path / "x.onnx.work" / "trials.json").read_text())
     order = sorted(kept["damage"], key=lambda name: -kept["damage"][name])
-    assert [trial["float_layers"] for trial in kept["trials"]] == [[], order[:1], order[:2], order[:4]]
+    assert [trial["float_layers"] for trial in kept["trials"]] == [[], [], order[:1], order[:2], order[:4]]
+    assert [trial["method"] for trial in kept["trials"]][:2] == ["minmax", "scaled minmax"]
     errors = [trial["relative_error"] for trial in kept["trials"]]
     assert errors[-1] < errors[0]
 
@@ -171,7 +172,7 @@ def test_an_interrupted_run_goes_on_where_it_was(work, tmp_path, monkeypatch, ca
 
     def batch(self, number):
         seen.append(number)
-        if len(seen) == 4:
+        if len(seen) == 5:
             raise KeyboardInterrupt
         return real(self, number)
 
@@ -180,7 +181,7 @@ def test_an_interrupted_run_goes_on_where_it_was(work, tmp_path, monkeypatch, ca
         int8(work, tmp_path / "x.onnx", max_drop=10)
     resumed = int8(work, tmp_path / "x.onnx", max_drop=10)
     assert "goes on after 3 of 4 batches" in capsys.readouterr().out
-    assert seen[:5] == [0, 1, 0, 1, 1]
+    assert seen[:7] == [0, 0, 1, 0, 1, 0, 1]  # the check of the rewritten graph, then the calibration
     monkeypatch.setattr(quantize.Search, "calibration_batch", real)
     assert resumed == int8(work, tmp_path / "y.onnx", max_drop=10)
     one, other = [onnx.load(tmp_path / name).graph for name in ("x.onnx", "y.onnx")]
@@ -211,6 +212,31 @@ def test_further_photographs_count_for_the_agreement_only(work, tmp_path, capsys
     assert (best.agreed, best.agreed_further) == (agreed["train"] + agreed["val"], agreed["train"])
     words = f"({100 * agreed['val'] / 24:.3f} % of 24 in val/, {100 * agreed['train'] / 24:.3f} % of 24 in --agreement"
     assert words in capsys.readouterr().out
+
+
+def test_scaled_channels_are_tried_before_layers_in_float32(work, tmp_path, monkeypatch):
+    """One channel has 1,000 times the range of the others, whose weights make up for it: one scale rounds them away."""
+    proto = onnx.load(work / "net.onnx")
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in [each for each in proto.graph.node if each.op_type == "Conv"]:
+        for name in node.input[1:]:
+            array = onnx.numpy_helper.to_array(weights[name]).copy()
+            if node.name == "/stem/Conv":
+                array[0] *= 1000
+            elif array.ndim == 4:
+                array[:, 0] /= 1000
+            weights[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "uneven.onnx")
+    monkeypatch.setattr(quantize.Trial, "meets", lambda self, config: self.method.startswith("scaled"))
+    trials, search = [], quantize.Search
+    monkeypatch.setattr(quantize, "Search", lambda *given: trials.append(search(*given)) or trials[0])
+    options = config(work, calibration="minmax", calibration_data=str(work / "data" / "val"))
+    best = quantize.quantize(str(tmp_path / "uneven.onnx"), str(tmp_path / "x.onnx"), options, lambda name: SPEC)
+    plain, scaled = trials[0].trials
+    assert (plain.method, scaled.method) == ("minmax", "scaled minmax") and scaled == best
+    assert scaled.relative_error < plain.relative_error / 3
+    note = engines.OnnxEngine(tmp_path / "x.onnx").metadata["quantization"]
+    assert (note["method"], note["calibration_images"]) == ("scaled minmax", 32)
 
 
 def test_the_rewritten_graph_computes_the_same(work):
@@ -341,6 +367,7 @@ def test_a_run_keeps_its_rounded_weights_and_leaves_depthwise_ones(work, tmp_pat
         ({"data": "{val}"}, ["--data", "has no train/"]),
         ({"data": "nowhere"}, ["--data: nowhere has no train/"]),
         ({"agreement": "nowhere"}, ["--agreement-data: nowhere is not a folder"]),
+        ({"flag": "--calibration-data=nowhere"}, ["--calibration-data: nowhere is not a folder"]),
         ({"arch": "vgg"}, ["--arch: vgg", "inception_v3"]),
         ({"flag": "--max-drop=-1"}, ["--max-drop: -1", "at least 0"]),
     ],
