@@ -56,11 +56,19 @@ def keeps_gradients(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict that was saved on any device; `fused` and `foreach` stay those of this device."""
-    groups = [{k: v for k, v in g.items() if k not in ("fused", "foreach")} for g in state["param_groups"]]
-    for group, ours in zip(groups, optimizer.param_groups, strict=True):
-        group.update((key, ours[key]) for key in ("fused", "foreach") if key in ours)
+    """Load a state dict that was saved on any device.
+
+    Weight decay, momentum and the kernels stay those that the optimizer was made with: of the options of this run, and
+    of this device.
+    """
+    groups = [
+        {**saved, **{name: value for name, value in ours.items() if name != "params"}}
+        for saved, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    if isinstance(optimizer, torch.optim.RMSprop) and optimizer.param_groups[0]["momentum"]:
+        for parameter, values in optimizer.state.items():  # there is none where --momentum was 0 before
+            values.setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def make_ema(model: nn.Module, decay: float) -> swa_utils.AveragedModel | None:

@@ -301,7 +301,7 @@ class TrainProgram:
         if state is not None:
             notes = run_setup.changed_options(config, state)
             if not finished:
-                notes += run_setup.order_notes(config, state, plan)
+                notes += run_setup.order_notes(config, state, plan) + run_setup.forget_best(state, splits.val)
         elif config.pretrained:
             from common.train import freeze
             from common.weights.load import load_pretrained, weight_file

@@ -217,6 +217,7 @@ def reconcile_with_checkpoint(
         given = getattr(config, name)
         if given is not None and given != stored[name]:
             raise UserError(f"--{name.replace('_', '-')}: {given}, but {where} has {stored[name]}; {_NEW_RUN}")
+    _check_optimizer(config, explicit, state, where)
     kept = {name: stored[name] for name in ("image_size", *_KEPT_ON_RESUME)}
     config = dataclasses.replace(config, **kept, eval_size=state["config"].get("eval_size"))
     if state["data_fingerprint"] != splits.train.fingerprint:
@@ -231,6 +232,26 @@ def reconcile_with_checkpoint(
             "now); the order of images would differ; restore the folder, or start anew with --pretrained"
         )
     return config, dict(state["build"])
+
+
+def _check_optimizer(config: TrainConfig, explicit: frozenset[str], state: dict[str, Any], where: str) -> None:
+    """Raise UserError for another optimizer than the checkpoint's, whose state it cannot use."""
+    before = state["config"].get("optimizer", config.optimizer)
+    if config.optimizer == before:
+        return
+    recipe = state["config"].get("recipe", config.recipe)
+    by_recipe = "optimizer" not in explicit and recipe != config.recipe
+    of, remedy = (f" (--recipe {config.recipe})", f"give --recipe {recipe}") if by_recipe else ("", _NEW_RUN)
+    raise UserError(f"--optimizer: {config.optimizer}{of}, but {where} has {before}; {remedy}")
+
+
+def forget_best(state: dict[str, Any], val: index.FolderIndex | None) -> list[str]:
+    """Forget the best epoch of a checkpoint whose accuracy is that of other images; one line that says so, or none."""
+    before = state.get("val_fingerprint")  # earlier versions stored none
+    if before is None or val is None or before == val.fingerprint:
+        return []
+    state |= {"best_acc1": 0.0, "best_epoch": None}
+    return ["note: --resume: val/ holds other images than before; the best epoch is chosen anew from here on"]
 
 
 def order_notes(config: TrainConfig, state: dict[str, Any], plan: sampling.StepPlan) -> list[str]:

@@ -292,6 +292,7 @@ class Trainer:
             micro_batch_size=setup.plan.micro_batch_size,
             data_fingerprint=setup.splits.train.fingerprint,
             folder_fingerprint=setup.splits.train.full_fingerprint,
+            val_fingerprint=None if setup.splits.val is None else setup.splits.val.fingerprint,
             num_images=len(setup.splits.train),
             config=dataclasses.asdict(setup.config),
             found=dict(setup.found),

@@ -1,5 +1,6 @@
 """What --resume does with a run that is complete, and with options that differ from those of its checkpoint."""
 
+import dataclasses
 import json
 import shutil
 
@@ -103,6 +104,7 @@ def test_an_unchanged_command_says_nothing(images, tmp_path, capsys):
         ("--num-classes=4", "--num-classes: 4, but .* was trained with 3"),
         ("--seed=7", "--seed: 7, but the checkpoint .* has 0"),
         ("--dropout=0.5", "--dropout: 0.5, but the checkpoint .* has 0.25"),
+        ("--optimizer=adamw", "--optimizer: adamw, but the checkpoint .* has sgd"),
     ],
 )
 def test_what_a_resumed_run_cannot_change_names_pretrained_as_the_way(images, complete, option, found):
@@ -137,3 +139,67 @@ def test_another_decoder_than_before_is_named(images, complete, tmp_path, capsys
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "decoded" in line]
     now = augment.decoder_fingerprint("auto")
     assert line == f"resume: training images are decoded by {now}, before by {before or 'pil'}; pixels may differ"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "changes", "groups"),
+    [
+        ("sgd", ["--momentum=0.5", "--weight-decay=0.3"], [dict(momentum=0.5, weight_decay=0.3)] * 2),
+        (
+            "adamw",
+            ["--momentum=0.5", "--weight-decay=0.3", "--no-decay-norm"],
+            [dict(betas=[0.5, 0.999], weight_decay=decay) for decay in (0.3, 0.0)],
+        ),
+        ("rmsprop", ["--momentum=0.5"], [dict(momentum=0.5)] * 2),
+    ],
+)
+def test_changed_options_of_the_optimizer_take_effect(images, tmp_path, optimizer, changes, groups):
+    """RMSprop has no momentum buffers where --momentum was 0 before."""
+    begin = ["--momentum=0"] if optimizer == "rmsprop" else []
+    words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), f"--optimizer={optimizer}", "--resume=auto"]
+    PROGRAM.main([*words, *begin, "--max-steps=2"])
+    first = torch.load(tmp_path / "run" / "checkpoint.pth.tar")
+    shutil.copytree(tmp_path / "run", tmp_path / "same")
+    PROGRAM.main([*words, *changes, "--max-steps=4"])
+    words[3] = str(tmp_path / "same")
+    PROGRAM.main([*words, *begin, "--max-steps=4"])
+    changed, same = (torch.load(tmp_path / name / "checkpoint.pth.tar") for name in ("run", "same"))
+    for group, expected in zip(changed["optimizer"]["param_groups"], groups, strict=True):
+        assert {name: group[name] for name in expected} == expected
+    assert same["optimizer"]["param_groups"] == first["optimizer"]["param_groups"]
+    weights = [torch.cat([each.flatten() for each in state["state_dict"].values()]) for state in (changed, same)]
+    assert not torch.equal(*weights)
+
+
+def test_a_recipe_of_another_optimizer_is_named(images, tmp_path, monkeypatch):
+    """The recipe was forgotten when the run was resumed."""
+    other = dataclasses.replace(PROGRAM.recipes["default"].config, optimizer="adamw", recipe="other")
+    recipes = {**PROGRAM.recipes, "other": dataclasses.replace(PROGRAM.recipes["default"], config=other)}
+    monkeypatch.setattr(PROGRAM, "recipes", recipes)
+    words = ["--data", str(images), "--output-dir", str(tmp_path / "run"), "--resume=auto"]
+    PROGRAM.main([*words, "--recipe=other", "--max-steps=2"])
+    before = contents(tmp_path / "run")
+    found = r"--optimizer: sgd \(--recipe default\), but the checkpoint .* has adamw; give --recipe other"
+    with pytest.raises(UserError, match=found):
+        PROGRAM.prepare(*PROGRAM.parse([*words, "--max-steps=4"]))
+    assert contents(tmp_path / "run") == before
+    PROGRAM.main([*words, "--recipe=other", "--max-steps=4"])
+
+
+def test_the_best_epoch_is_forgotten_where_the_validation_images_changed(images, complete, tmp_path, capsys):
+    """Its accuracy was measured on other images."""
+    shutil.copytree(images, tmp_path / "data")
+    shutil.copytree(complete, tmp_path / "run")
+    for path in sorted((tmp_path / "data" / "val").glob("*/*"))[1::2]:
+        path.unlink()
+    state = torch.load(tmp_path / "run" / "checkpoint.pth.tar")
+    torch.save({**state, "best_acc1": 100.0}, tmp_path / "run" / "checkpoint.pth.tar")
+    words = ["--output-dir", str(tmp_path / "run"), "--resume=auto", "--lr=0.05"]
+    PROGRAM.main(["--data", str(images), *words, "--epochs=3"])
+    assert "val/" not in capsys.readouterr().out
+    assert torch.load(tmp_path / "run" / "checkpoint.pth.tar")["best_acc1"] == 100
+    PROGRAM.main(["--data", str(tmp_path / "data"), *words, "--epochs=4"])
+    assert "note: --resume: val/ holds other images than before" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    best = torch.load(tmp_path / "run" / "model_best.pth.tar")
+    assert (best["best_epoch"], best["best_acc1"]) == (4, found["acc1"])
