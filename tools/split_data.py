@@ -108,6 +108,8 @@ def usable_images(folder: str, config: SplitConfig) -> tuple[index.FolderIndex, 
     images = index.load_folder(folder, "DIR")
     if images.places is not None:
         raise UserError(f"DIR: {folder} is packed; give the folder that it was made from")
+    if wrong := file_tree.only_class(folder, images.classes):
+        raise UserError(f"DIR: {folder} {wrong}")
     store = audit.Store(folder)
     try:
         splits = store.list_files()

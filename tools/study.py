@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -104,9 +104,12 @@ def runs(config: StudyConfig) -> Iterator[Run]:
             paths = [f"{cli.flag_of(fields[name])}={root / part}" for name, part in _PARTS.items()]
         words = [] if recipe == SCRATCH else [f"--recipe={recipe}"]
         paths += [f"--pretrained={config.weights}"] if recipe in TUNED else []
-        words += shlex.split(config.options) + shlex.split(getattr(config, recipe))
+        for flag in ("options", recipe):
+            own = shlex.split(getattr(config, flag))
+            _check_own_options(program.parse(own)[1], fields, recipe, f"--{flag}")
+            words += own
         for seed in range(config.seeds):
-            folder = pathlib.Path(config.output) / recipe / f"seed-{seed}"
+            folder = _folder(config, recipe, seed)
             run = Run(recipe, seed, [*words, f"--seed={seed}"], [*paths, f"--output-dir={folder}"], folder)
             program.parse([*run.words, *run.paths])
             if run.record.exists():
@@ -115,6 +118,17 @@ def runs(config: StudyConfig) -> Iterator[Run]:
 
 
 _PARTS = {"data": "train", "eval_path": "val"}
+
+
+def _check_own_options(given: frozenset[str], fields: Mapping[str, Any], recipe: str, flag: str) -> None:
+    """Raise UserError for options of train.py that a study sets itself."""
+    own = {*_PARTS, "pretrained", "seed", "output_dir", "resume"} | ({"recipe"} if recipe != SCRATCH else set())
+    for name in sorted(own & given):
+        raise UserError(f"{flag}: {cli.flag_of(fields[name])} is set by this program for each run; leave it out")
+
+
+def _folder(config: StudyConfig, recipe: str, seed: int) -> pathlib.Path:
+    return pathlib.Path(config.output) / recipe / f"seed-{seed}"
 
 
 def _check_equal(run: Run, before: dict[str, Any], config: StudyConfig) -> None:
@@ -227,9 +241,12 @@ def _train_all(config: StudyConfig, planned: Sequence[Run], target: pathlib.Path
             f"{made['seconds']:.0f} s{', finished before' if was_finished else ''}",
             flush=True,
         )
+        known.pop((run.recipe, run.seed), None)
+        # Rows of runs that an earlier command asked for stay while their folders do.
+        others = [each for (recipe, seed), each in known.items() if _folder(config, recipe, seed).exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
-        make_tables.write_rows(target, rows)
-    print(f"{target}: {len(rows)} runs\n\n{make_tables.study_table(str(target.resolve())).render()}", end="")
+        make_tables.write_rows(target, rows + others)
+    print(f"{target}: {len(_read(target))} runs\n\n{make_tables.study_table(str(target.resolve())).render()}", end="")
 
 
 def _read(target: pathlib.Path) -> list[dict[str, Any]]:

@@ -53,6 +53,8 @@ def find(
     for split in splits:
         if split.classes is not None:
             yield from _class_sizes(store, split, max_imbalance if split is train else 0, excluded)
+            if split is train and (wrong := file_tree.only_class(os.path.join(store.root, split.name), split.classes)):
+                yield Finding("one class", split.name or ".", wrong)
     train_classes = train.classes if train is not None else None
     if val is not None and val.classes is None:
         yield from _label_file(store, train_classes, label_numbers)

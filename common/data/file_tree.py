@@ -76,6 +76,20 @@ class ClassListing(typing.NamedTuple):
     folders: dict[str, int]
 
 
+def only_class(root: str, classes: Sequence[str]) -> str:
+    """What is wrong with class folders that are a single one, or nothing.
+
+    Args:
+      root: folder that holds it, on disk or not.
+    """
+    if len(classes) != 1:
+        return ""
+    folder, text = os.path.join(root, classes[0]), f"holds one class folder, {classes[0]}; a classifier needs two"
+    if not os.path.isdir(folder) or len(class_names(folder)[0]) < 2:
+        return text
+    return f"{text}. {folder} holds folders too; where those are the classes, they belong one level up"
+
+
 def class_names(root: str) -> tuple[list[str], list[str], int]:
     """(sorted names of the class folders of `root`, sorted names of all else in it, its modification time).
 

@@ -195,6 +195,9 @@ def class_count(
         count = stored
     if count < folders:
         raise UserError(f"--num-classes: {count}, but train/ has {folders} class folders")
+    if count < 2:
+        flag = cli.flag_of(type(config).__dataclass_fields__["data"])
+        raise UserError(f"{flag}: {splits.train.root} {file_tree.only_class(splits.train.root, splits.classes)}")
     return count
 
 

@@ -254,6 +254,20 @@ def test_a_folder_of_class_folders(data):
     assert checked(data / "train")[1].keys() == {"ant/0001.jpg"}
 
 
+def test_a_single_class_is_a_finding(data):
+    for part in ("train", "val"):
+        (data / part / "all").mkdir()
+        for folder in sorted((data / part).iterdir()):
+            if folder.name != "all":
+                folder.rename(data / part / "all" / folder.name)
+    status, _, comments = checked(data / "train")
+    reason = "one class: holds one class folder, all; a classifier needs two. "
+    assert status == 1 and comments["."].startswith(reason)
+    assert checked(data)[2]["train"].startswith(reason)
+    with pytest.raises(UserError, match="--data: .*/train holds one class folder, all; a classifier needs two"):
+        PROGRAM.prepare(*PROGRAM.parse(["--data", str(data)]))
+
+
 @pytest.fixture
 def looked_at(monkeypatch):
     """Names of the files that were decoded."""

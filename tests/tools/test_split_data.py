@@ -144,6 +144,7 @@ def test_mistakes_are_named_and_write_nothing(run, photos, tmp_path):
     for part in ("train", "val"):
         shutil.copytree(photos, tmp_path / "divided" / part)
     shutil.copytree(photos, tmp_path / "half" / "train")
+    shutil.copytree(photos, tmp_path / "wrapped" / "photos")
     for label in ("a", "b"):
         (tmp_path / "copies" / label).mkdir(parents=True)
         shutil.copy(photos / "cat" / "0000.jpg", tmp_path / "copies" / label / f"{label}.jpg")
@@ -155,6 +156,11 @@ def test_mistakes_are_named_and_write_nothing(run, photos, tmp_path):
         (["divided", "out"], "DIR: divided holds train/ and val/; it is divided already, or rename what is a class"),
         (["half", "out"], "DIR: half holds train/; give half/train, or rename what is a class"),
         ([photos / "cat", "out"], "DIR: .*/cat holds no class folders; expected one folder of images per class"),
+        (
+            ["wrapped", "out"],
+            "DIR: wrapped holds one class folder, photos; a classifier needs two. wrapped/photos holds folders too; "
+            "where those are the classes, they belong one level up",
+        ),
         ([photos, "out", "--val-percent=0"], "--val-percent: 0.0, must be above 0 and at most 90"),
     ):
         found = user_error(run(tool, *words, check=2))

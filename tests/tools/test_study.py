@@ -99,6 +99,9 @@ def test_an_interrupted_study_continues_and_repeats_no_finished_run(words, start
     del started[:]
     study.main(words)
     assert started == [] and make_tables.read_rows(str(tmp_path / "study" / "study.json")) == rows
+    study.main([*words, "--recipes=probe", "--seeds=1"])  # a part of it: the other rows stay
+    found = make_tables.read_rows(str(tmp_path / "study" / "study.json"))
+    assert found == [rows[2], rows[0], rows[1], rows[3]]
 
 
 def test_other_options_in_the_same_folder_and_failed_runs_are_errors(words, started, tmp_path, monkeypatch):
@@ -138,6 +141,10 @@ def test_results_of_other_images_or_weights_are_not_taken_for_this_study(words, 
         ("--recipes=scratch,full", "--recipes: full, must be of scratch, modern, finetune, probe"),
         ("--weights=", "--weights: missing, probe starts from trained weights"),
         ("--model=resnet", "--model: resnet, must be one of inception_v3"),
+        ("--options=--recipe=probe", "--options: --recipe is set by this program for each run"),
+        ("--options=--print-freq 5 --output-dir=x", "--options: --output-dir is set by this program"),
+        ("--probe=--data x", "--probe: --data is set by this program"),
+        ("--scratch=--seed 3", "--scratch: --seed is set by this program for each run; leave it out"),
     ],
 )
 def test_a_wrong_option_is_named(words, option, problem):
