@@ -10,7 +10,7 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO
 
 from common.errors import UserError
@@ -280,10 +280,18 @@ def check_file(path: StrPath, flag: str) -> None:
     check_writable(path, flag)
 
 
-def check_distinct(source: StrPath, target: StrPath) -> None:
-    """Raise UserError where OUT is IN itself, which would be lost."""
-    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
-        raise UserError(f"OUT: {os.fspath(target)} is IN; name another file")
+def check_distinct(target: StrPath, flag: str, inputs: Mapping[str, StrPath]) -> None:
+    """Raise UserError where a file to write is one that the program reads, which would be lost.
+
+    Args:
+      flag: that names the file to write; where `target` is empty, nothing is written.
+      inputs: flag or name -> path; those that do not exist, or are words such as `torchvision`, are left out.
+    """
+    if not os.path.exists(target):
+        return
+    for name, path in inputs.items():
+        if os.path.exists(path) and os.path.samefile(path, target):
+            raise UserError(f"{flag}: {os.fspath(target)} is {name}; name another file")
 
 
 def sync_folder(folder: StrPath) -> None:

@@ -162,3 +162,43 @@ def test_an_unknown_launcher_key_lists_the_known_ones(run, tmp_path):
 def test_an_argument_without_a_key(run):
     found = user_error(run(ROOT / "inception_v3" / "test" / "train_full_1p.sh", "data", check=2))
     assert found.startswith("data: expected --key=value; options for the program itself go after a lone --")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("inception_v4/pth2onnx.py --ckpt in.pth --onnx in.pth", "--onnx: in.pth is --ckpt; name another file"),
+        ("inception_v3/pthtar2onnx.py --ckpt in.pth --onnx ./link.pth", "--onnx: ./link.pth is --ckpt; name another"),
+        ("inception_v4/postprocess.py --infer-results . --anno-file in.txt --metrics-json in.txt", "is --anno-file;"),
+        (
+            "inception_v3/eval.py --data . --resume in.onnx --metrics-json in.onnx",
+            "--metrics-json: in.onnx is --resume",
+        ),
+        (
+            "inception_v4/eval.py --data . --resume in.onnx --metrics-json val_label.txt",
+            "val_label.txt is the label file",
+        ),
+        (
+            "inception_v3/eval.py --data . --resume in.onnx --class-names in.json --predictions in.json",
+            "--predictions: in.json is --class-names; name another file",
+        ),
+        (
+            "xception/eval.py --dataset_path . --checkpoint_path in.pth --log-file in.pth",
+            "--log-file: in.pth is --check",
+        ),
+        ("inception_v3/demo.py x.jpg --class-names in.json --predictions in.json", "in.json is --class-names"),
+        ("tools/compare.py in.onnx in.pth --data . --json in.onnx", "--json: in.onnx is A; name another file"),
+        ("tools/compare.py in.onnx in.pth --data val --changes val_label.txt", "--changes: val_label.txt"),
+        ("tools/compare.py in.onnx in.pth --data . --json val_label.txt", "val_label.txt is the label file"),
+        ("tools/report.py --study in.json --out in.json", "--out: in.json is --study; name another file"),
+        ("tools/convert_weights.py in.pth in.pth --arch inception_v3", "OUT: in.pth is IN; name another file"),
+    ],
+)
+def test_a_file_that_is_read_is_not_written(command, message, run, tmp_path):
+    (tmp_path / "val").mkdir()
+    for name in ("in.pth", "in.onnx", "in.txt", "in.json", "val_label.txt"):
+        (tmp_path / name).write_text("content")
+    (tmp_path / "link.pth").symlink_to("in.pth")
+    program, *words = command.split()
+    assert message in user_error(run(ROOT / program, *words, check=2, cwd=tmp_path))
+    assert {path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {"content"}

@@ -55,9 +55,12 @@ def main() -> None:
     a, b = given.pop("a"), given.pop("b")
     config = compare.CompareConfig(**given)
     cli.check_required(config)
+    root = pathlib.Path(config.data)
+    labels = (root if (root / "val").is_dir() else root.parent) / "val_label.txt"
     with contextlib.ExitStack() as stack:
         for path, flag in ((config.changes, "--changes"), (config.json, "--json")):
             if path:
+                files.check_distinct(path, flag, {"A": a, "B": b, "the label file": labels})
                 stack.enter_context(files.claimed_file(path, flag))
         compare.main(a, b, config, lambda argument: spec_of(argument, config.arch))
 

@@ -35,6 +35,7 @@ def main() -> None:
     config = dataclasses.replace(config, device=recipes.DEVICES.get(config.device, config.device))
     log = config.log_file or EVAL_LOGS["Ascend" if config.device == "npu" else "GPU"]
     files.check_file(log, "--log-file")
+    program.check_outputs(config, log_file=log)
     from common.train.losses import torch_smoothing
 
     counts, model = program.evaluate_folder(

@@ -167,10 +167,10 @@ def _images(config: CompareConfig, a: "Side", b: "Side") -> "tuple[FolderIndex, 
         raise UserError(f"--data: {root} is not a folder")
     folder = root / "val" if (root / "val").is_dir() else root
     num_classes, names = a.num_outputs - a.background, a.classes or b.classes
-    is_labeled = (folder.parent / "val_label.txt").is_file() or bool(names) or packed.is_packed(folder)
+    is_labeled = (folder.parent / "val_label.txt").is_file() or packed.is_packed(folder)
     if not is_labeled:
-        found = file_tree.class_names(str(folder))[0]
-        is_labeled = len(found) == num_classes
+        found = {file_tree.nfc(name) for name in file_tree.class_names(str(folder))[0]}
+        is_labeled = not found.isdisjoint(map(file_tree.nfc, names)) if names else len(found) == num_classes
     if is_labeled:
         model = program.EvalModel(lambda pixels: np.empty(0), num_classes, 0, names)
         index = program.load_index(program.EvalConfig(data=config.data, label_numbers=config.label_numbers), model, 0)

@@ -72,6 +72,7 @@ def main(
     """
     with cli.exit_on_error():
         config, _ = cli.parse(defaults or ExportConfig(), description)
+        files.check_distinct(config.onnx, "--onnx", {"--ckpt": config.ckpt})
         with files.claimed_file(config.onnx, "--onnx"):
             export(spec, config, default_checkpoint)
 

@@ -114,6 +114,7 @@ class InputLoader:
     """
 
     def __init__(self, engine: engines.Engine, config: RunOnnxConfig) -> None:
+        engines.check_image_size(config.model, config.image_size, engine.sample_shape)
         size = config.image_size or engine.metadata.get("image_size")
         shape = [side if isinstance(side, int) else size for side in engine.sample_shape]
         self.model_shape = [side for side in shape if side is not None]

@@ -54,6 +54,7 @@ def main(spec: ModelSpec, description: str) -> None:
     with cli.exit_on_error():
         config, _ = cli.parse(PostprocessConfig(), description)
         files.check_file(config.metrics_json, "--metrics-json")
+        files.check_distinct(config.metrics_json, "--metrics-json", {"--anno-file": config.anno_file})
         counts, num_outputs = score(spec, config)
         metrics_json.write_metrics(config.metrics_json, counts, num_outputs)
         print(metrics_json.format_table(counts))

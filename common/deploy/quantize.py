@@ -154,7 +154,7 @@ def has_vnni() -> bool:
 
 def check_target(source: str, target: str) -> None:
     """Raise UserError for a file of another format, and for the source itself."""
-    files.check_distinct(source, target)
+    files.check_distinct(target, "OUT", {"IN": source})
     if pathlib.Path(target).suffix != ".onnx":
         raise UserError(f"OUT: {target}, must end in .onnx")
 

@@ -100,6 +100,20 @@ def open_engine(
     raise UserError(f"{path}: is neither .onnx nor .om")
 
 
+def check_image_size(path: str, image_size: int | None, shape: Sequence[int | str | None]) -> None:
+    """Raise UserError for another --image-size than that of a file with fixed sides.
+
+    Args:
+      shape: of one image in the model's input, CHW or HWC.
+    """
+    sides = [side for side in shape if isinstance(side, int) and side != 3]
+    if image_size and {*sides} - {image_size}:
+        raise UserError(
+            f"--image-size: {image_size}, but {path} is fixed to images of {max(sides)} pixels; leave the option out, "
+            "or export the checkpoint for this size"
+        )
+
+
 def cpu_session(proto: "onnx.ModelProto", threads: int = 0, fuses_nodes: bool = True) -> Any:
     """ONNX Runtime's session of a model in memory; without fusions the results of all nodes are those of the graph."""
     import onnxruntime

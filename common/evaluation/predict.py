@@ -17,7 +17,7 @@ from common.data.index import FolderIndex, of_files
 from common.errors import UserError
 from common.evaluation import class_names, predictions, program
 from common.evaluation.predictions import Row
-from common.files import StrPath
+from common.files import StrPath, check_distinct
 from common.spec import ModelSpec
 
 NUM_SAMPLES = 8  # validation images that are named where no image is given
@@ -72,6 +72,7 @@ def main(
         args = parser.parse_args()
         if args.predictions:
             predictions.check(args.predictions)
+            check_distinct(args.predictions, "--predictions", {"--class-names": args.class_names or ""})
         images = [path for argument in args.images for path in list_images(argument)]
         resume = str(args.resume or (default_checkpoint() if default_checkpoint else run_folder.newest_best(spec.name)))
         predictor = Predictor(spec, resume, args.device, args.class_names, args.use_ema, args.upright)

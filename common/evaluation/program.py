@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import time
 import types
@@ -137,10 +138,26 @@ def main(spec: ModelSpec, description: str) -> None:
         config, _ = cli.parse(EvalConfig(), description)
         if config.metrics_json:
             files.check_file(config.metrics_json, "--metrics-json")
+        check_outputs(config)
         counts, model = evaluate_folder(spec, config)
         print(counts)
         print(metrics_json.format_table(counts))
         write_metrics(config, counts, model)
+
+
+def check_outputs(config: EvalConfig, **more: str) -> None:
+    """Raise UserError where a file to write is one that the evaluation reads.
+
+    Args:
+      more: further options that name a file to write.
+    """
+    inputs = {cli.flag_of(type(config).__dataclass_fields__[name]): getattr(config, name) for name in _INPUTS}
+    inputs["the label file"] = os.path.join(config.data, "val_label.txt")
+    for name, path in {"metrics_json": config.metrics_json, "predictions": config.predictions, **more}.items():
+        files.check_distinct(path, cli.flag_of(type(config).__dataclass_fields__[name]), inputs)
+
+
+_INPUTS = ("resume", "exclude", "class_names", "aipp_config")
 
 
 def write_metrics(config: EvalConfig, counts: "Counts", model: EvalModel) -> None:
@@ -476,12 +493,8 @@ def _image_size(
     Raises:
       UserError: --image-size, and the file is fixed to another one.
     """
+    engines.check_image_size(config.resume, config.image_size, shape)
     sides = [side for side in shape if isinstance(side, int) and side != 3]
-    if config.image_size and {*sides} - {config.image_size}:
-        raise UserError(
-            f"--image-size: {config.image_size}, but {config.resume} is fixed to images of {max(sides)} pixels; leave "
-            "the option out, or export the checkpoint for this size"
-        )
     return config.image_size or metadata.get("image_size") or max(sides, default=spec.input_size)
 
 

@@ -66,7 +66,7 @@ def convert(source: StrPath, target: StrPath, spec: ModelSpec, use_ema: bool | N
     """
     target = pathlib.Path(target)
     name = format_of(target)
-    check_distinct(source, target)
+    check_distinct(target, "OUT", {"IN": source})
     model, meta = load_model(source, spec, use_ema)
     refused = f"{target}: not written,"
     state_dict, build, notes = fitted(model.state_dict(), meta, name, spec, f"{refused} {spec.name} in {source}")

@@ -341,6 +341,14 @@ def test_images_without_labels_are_compared_by_agreement_alone(case, tmp_path, c
     compare.main(case["ckpt"], result, config, lambda path: SPEC)
     out = capsys.readouterr().out
     assert "top-5" not in out and "(10 of 10)" in out
+    named = write_results(tmp_path / "named", case["paths"], case["logits"])
+    model, classes = load_model(case["ckpt"], SPEC)[0], [f"kind {k}" for k in range(CLASSES)]
+    export.export_onnx(model, SPEC, tmp_path / "named.onnx", 32, classes=classes)
+    for folder in (tmp_path / "photos", tmp_path / "photos" / "deep"):  # no folder is a class of the file
+        compare.main(
+            str(tmp_path / "named.onnx"), named, dataclasses.replace(config, data=str(folder)), lambda path: SPEC
+        )
+        assert "top-5" not in (out := capsys.readouterr().out) and "(10 of 10)" in out
     with pytest.raises(UserError, match="^--max-drop: the images of --data have no labels"):
         compare.main(case["ckpt"], result, dataclasses.replace(config, max_drop=1.0), lambda path: SPEC)
 
