@@ -270,7 +270,10 @@ RUN_ERRORS = {
     "files of another network": (["--input", "other"], ["other was made by inception_v3/preprocess.py, the model is "]),
     "uint8 files without aipp": (["--input", "uint8"], ["holds 16875 bytes", "67500", "--aipp-config"]),
     "float files with aipp": (["--input", "float32", "--aipp_config", "aipp"], ["holds 67500 bytes", "16875"]),
-    "another size": (["--image-size", "299"], ["--image-size: 299, but ", f"is fixed to images of {SIZE} pixels; leave"]),
+    "another size": (
+        ["--image-size", "299"],
+        ["--image-size: 299, but ", f"is fixed to images of {SIZE} pixels; leave"],
+    ),
     "batch 0": (["--batchsize", "0"], ["--batchsize: 0", "at least 1"]),
     "no folder": (["--input", "nowhere"], ["--input", "does not exist"]),
     "no model": (["--model", "nowhere.onnx"], ["nowhere.onnx: does not exist"]),
