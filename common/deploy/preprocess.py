@@ -88,6 +88,8 @@ def preprocess(spec: ModelSpec, config: PreprocessConfig) -> None:
     spec.check_image_size(size)
     images = list_images(config.src_path)
     folder = pathlib.Path(config.save_path)
+    if folder.exists() and folder.samefile(config.src_path):
+        raise UserError(f"--save-path: {folder} is --src-path; name another folder")
     targets = {path: folder / f"{file_names.stem(path.name)}.{config.format}" for path in images}
     encoder = Encoder(spec, size, config.dtype, config.format, config.upright)
     settings = {

@@ -259,6 +259,9 @@ def test_no_images(tmp_path):
     fails(run_script(SCRIPT, "--src_path", tmp_path, "--save_path", tmp_path / "prep"), "--src-path", "no images")
     fails(run_script(SCRIPT, "--src_path", tmp_path / "x", "--save_path", tmp_path / "prep"), "is not a folder")
     fails(run_script(SCRIPT, "--src_path", tmp_path), "--save-path: missing")
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
+    fails(run_script(SCRIPT, "--src_path", tmp_path, "--save_path", f"{tmp_path}/."), "--save-path: ", "is --src-path")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert not (tmp_path / "prep").exists()
 
 
