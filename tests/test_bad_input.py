@@ -188,9 +188,17 @@ def test_an_argument_without_a_key(run):
         ),
         ("inception_v3/demo.py x.jpg --class-names in.json --predictions in.json", "in.json is --class-names"),
         ("tools/compare.py in.onnx in.pth --data . --json in.onnx", "--json: in.onnx is A; name another file"),
-        ("tools/compare.py in.onnx in.pth --data val --changes val_label.txt", "--changes: val_label.txt"),
+        ("tools/compare.py in.onnx in.pth --data val --json val_label.txt", "val_label.txt is the label file"),
+        (
+            "tools/study.py --data . --recipes scratch --json in.onnx",
+            "--json: in.onnx exists and holds no rows of a study",
+        ),
+        (
+            "tools/study.py --data . --recipes scratch --json in.json",
+            "--json: in.json exists and holds no rows of a study",
+        ),
         ("tools/compare.py in.onnx in.pth --data . --json val_label.txt", "val_label.txt is the label file"),
-        ("tools/report.py --study in.json --out in.json", "--out: in.json is --study; name another file"),
+        ("tools/report.py --study in.json --out in.json", "--out: in.json, must end in .html"),
         ("tools/convert_weights.py in.pth in.pth --arch inception_v3", "OUT: in.pth is IN; name another file"),
     ],
 )

@@ -219,15 +219,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = pathlib.Path(config.json or pathlib.Path(config.output) / "study.json")
     planned = list(runs(config))
     files.make_folders(config.output, "--output")
-    files.check_file(target, "--json" if config.json else "--output")
+    flag = "--json" if config.json else "--output"
+    files.check_file(target, flag)
+    known = _rows_before(target, flag)
     with files.claimed(config.output, "--output"):
-        _train_all(config, planned, target)
+        _train_all(config, planned, target, known)
 
 
-def _train_all(config: StudyConfig, planned: Sequence[Run], target: pathlib.Path) -> None:
-    """Train what is not finished, and write and print the rows of all runs."""
-    rows, commit = list[dict[str, Any]](), make_tables.commit()
-    known = {(each["name"], each["seed"]): each for each in _read(target)}
+def _train_all(
+    config: StudyConfig, planned: Sequence[Run], target: pathlib.Path, known: dict[tuple[str, int], dict[str, Any]]
+) -> None:
+    """Train what is not finished, and write and print the rows of all runs.
+
+    Args:
+      known: rows of an earlier command, by recipe and seed.
+    """
+    rows, others, commit = list[dict[str, Any]](), list(known.values()), make_tables.commit()
     for run in planned:
         was_finished = run.is_finished
         if not was_finished:
@@ -246,11 +253,21 @@ def _train_all(config: StudyConfig, planned: Sequence[Run], target: pathlib.Path
         others = [each for (recipe, seed), each in known.items() if _folder(config, recipe, seed).exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         make_tables.write_rows(target, rows + others)
-    print(f"{target}: {len(_read(target))} runs\n\n{make_tables.study_table(str(target.resolve())).render()}", end="")
+    print(f"{target}: {len(rows + others)} runs\n\n{make_tables.study_table(str(target.resolve())).render()}", end="")
 
 
-def _read(target: pathlib.Path) -> list[dict[str, Any]]:
-    return json.loads(target.read_text()) if target.exists() else []
+def _rows_before(target: pathlib.Path, flag: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """(recipe, seed) -> its row in the file of an earlier command.
+
+    Raises:
+      UserError: another file, which would be overwritten.
+    """
+    try:
+        return {(each["name"], each["seed"]): each for each in json.loads(target.read_text())}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{flag}: {target} exists and holds no rows of a study; name another file") from error
 
 
 if __name__ == "__main__":

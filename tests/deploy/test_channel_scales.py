@@ -68,6 +68,10 @@ def test_the_logits_stay_and_the_ranges_become_more_equal(branches):
     factors = channels.factors(lambda i: images[i], len(images))
     scaled = channel_scales.scaled(proto, factors)
     names = list(factors)
+    for name, values in zip(names, run(proto, np.concatenate(images), names)[1:], strict=True):
+        before = values.max((0, 2, 3))
+        after = before * factors[name]
+        assert after.max() / after[after > 0].min() < before.max() / before[before > 0].min()
     for image in images:
         before, after = run(proto, image, names), run(scaled, image, names)
         np.testing.assert_allclose(after[0], before[0], rtol=1e-4, atol=1e-6)
