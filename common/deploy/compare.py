@@ -171,6 +171,8 @@ def _images(config: CompareConfig, a: "Side", b: "Side") -> "tuple[FolderIndex, 
     if not is_labeled:
         found = {file_tree.nfc(name) for name in file_tree.class_names(str(folder))[0]}
         is_labeled = not found.isdisjoint(map(file_tree.nfc, names)) if names else len(found) == num_classes
+        if found and not is_labeled:
+            print(f"note: the folders of {folder} ({min(found)}, ...) are not the classes; its images have no labels")
     if is_labeled:
         model = program.EvalModel(lambda pixels: np.empty(0), num_classes, 0, names)
         index = program.load_index(program.EvalConfig(data=config.data, label_numbers=config.label_numbers), model, 0)

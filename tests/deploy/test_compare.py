@@ -349,6 +349,7 @@ def test_images_without_labels_are_compared_by_agreement_alone(case, tmp_path, c
             str(tmp_path / "named.onnx"), named, dataclasses.replace(config, data=str(folder)), lambda path: SPEC
         )
         assert "top-5" not in (out := capsys.readouterr().out) and "(10 of 10)" in out
+        assert out.count("(deep, ...) are not the classes; its images have no labels") == (folder.name == "photos")
     with pytest.raises(UserError, match="^--max-drop: the images of --data have no labels"):
         compare.main(case["ckpt"], result, dataclasses.replace(config, max_drop=1.0), lambda path: SPEC)
 
