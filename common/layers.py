@@ -11,7 +11,8 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d, trained faster on CPUs where it is one matrix product.
 
     That is a 1x1 kernel with stride 1, or a kernel as large as the input. There, oneDNN's gradients in channels_last
-    reach half to four fifths of the rate of the matrix product, its forward pass about the same rate.
+    reach half to four fifths of the rate of the matrix product in float32, its forward pass about the same rate. In
+    bfloat16 both have one rate, but the product can be shared by several units (`convolved`).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -32,7 +33,6 @@ class Conv2d(nn.Conv2d):
             and self.groups == 1
             and x.device.type == "cpu"
             and torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and x.is_contiguous(memory_format=torch.channels_last)
             and not x.is_contiguous()  # a single pixel is in both layouts

@@ -76,14 +76,36 @@ def test_groups_take_torchs_way(products):
     assert not products
 
 
-def test_other_layouts_and_mixed_precision_take_torchs_way(products):
-    torch.manual_seed(0)
-    x, conv = torch.randn(2, 16, 3, 4, requires_grad=True), layers.Conv2d(16, 16, 1)
-    gradients(conv, x)  # nchw
-    conv, x = conv.to(memory_format=torch.channels_last), x.detach().to(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert gradients(conv, x.requires_grad_())[0].dtype == torch.bfloat16
+def test_other_layouts_take_torchs_way(products):
+    gradients(layers.Conv2d(16, 16, 1), torch.randn(2, 16, 3, 4, requires_grad=True))
     assert not products
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_bf16_autocast_computes_products(merged, products):
+    """Bit for bit on small integers, whose float32 sums are exact; the gradients stay float32."""
+    torch.manual_seed(0)
+    units = [layers.BasicConv2d(16, n, 1).to(memory_format=torch.channels_last) for n in (8, 4)]
+    convs = [unit.conv for unit in units]
+    for conv in convs:
+        nn.init.normal_(conv.weight).data.round_()
+    x = torch.randn(2, 16, 3, 4).round().to(memory_format=torch.channels_last)
+    results = []
+    for forward in (lambda x: [F.conv2d(x, conv.weight) for conv in convs], None):
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            if forward:
+                outputs = forward(given)
+            else:
+                outputs = layers.convolved(given, units) if merged else [conv(given) for conv in convs]
+        assert all(y.dtype == torch.bfloat16 for y in outputs)
+        for conv in convs:
+            conv.zero_grad()
+        sum((y * torch.arange(-2, 2)).sum() for y in outputs).backward()
+        results.append([*outputs, given.grad, *(conv.weight.grad for conv in convs)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+    assert len(products) == (1 if merged else 2)
 
 
 @pytest.mark.parametrize("counted", [True, False])
