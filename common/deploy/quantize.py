@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from common import cli, files, parallel
+from common import cli, cpuinfo, files, parallel
 from common.data import labels
 from common.data.transforms import normalize_into
 from common.deploy import calibrate, channel_scales, int8_graph, int8_network
@@ -144,12 +144,7 @@ def has_vnni() -> bool:
     """Whether int8 products do not saturate here: VNNI on x86; other processors have no such limit."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
-    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags))
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpuinfo.field("flags").split()))
 
 
 def check_target(source: str, target: str) -> None:

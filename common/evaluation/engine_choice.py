@@ -4,7 +4,6 @@ A choice is measured once for a machine, a model file and versions of the engine
 """
 
 import dataclasses
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from common import files, parallel
+from common import cpuinfo, files, parallel
 from common.data import cache
 from common.data.decode import BadImage
 from common.errors import UserError
@@ -179,7 +178,7 @@ def multiplies_bfloat16() -> bool:
 
     True where the system does not say.
     """
-    flags = _cpuinfo("flags", "Features").split()
+    flags = cpuinfo.field("flags", "Features").split()
     return not flags or any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
 
 
@@ -212,7 +211,7 @@ def kept(subject: Subject, engine: str, fast: bool, index: "FolderIndex") -> Cho
 
 
 def _key(subject: Subject, engine: str, fast: bool, index: "FolderIndex") -> str:
-    facts = [_cpuinfo("model name") or platform.machine(), parallel.usable_cores(), subject.content, subject.own]
+    facts = [cpuinfo.field("model name") or platform.machine(), parallel.usable_cores(), subject.content, subject.own]
     facts += [versions("torch", "onnxruntime", "openvino"), subject.size, subject.batch_size, list(subject.variant)]
     facts += [engine, len(index), fast and index.fingerprint, _RULES]
     return f"engine choice {json.dumps(facts)}"
@@ -221,16 +220,6 @@ def _key(subject: Subject, engine: str, fast: bool, index: "FolderIndex") -> str
 def versions(*packages: str) -> dict[str, str]:
     """Versions of those that are installed."""
     return {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name) is not None}
-
-
-@functools.cache
-def _cpuinfo(*names: str) -> str:
-    """The first field of these names in /proc/cpuinfo, or an empty text."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() in names), "")
 
 
 def _sample(index: "FolderIndex", transform: "Callable[[typing.Any], np.ndarray]") -> np.ndarray:

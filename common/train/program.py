@@ -299,7 +299,7 @@ class TrainProgram:
         weights: Mapping[str, Any] | None = None
         notes: list[str] = []
         if state is not None:
-            notes = run_setup.changed_options(config, state)
+            notes = run_setup.changed_options(config, state) + run_setup.ignored_options(config, explicit, state)
             if not finished:
                 notes += run_setup.order_notes(config, state, plan) + run_setup.forget_best(state, splits.val)
         elif config.pretrained:

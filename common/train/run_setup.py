@@ -60,6 +60,9 @@ _PER_MACHINE = ("data", "exclude", "workers", "output_dir", "resume", "pretraine
 # Options that a resumed run takes from its checkpoint: the order of images and the parameters of the optimizer.
 _KEPT_ON_RESUME = ("seed", "repeated_aug", "freeze", "freeze_norm", "cache_features", "head_lr_scale")
 
+# Options of the start of a run, which a resumed run does not use.
+_OF_THE_START = ("accumulate", "pretrained", "head_init")
+
 # What to do where an option contradicts the checkpoint of a resumed run.
 _NEW_RUN = "keep it, or start a new run from these weights with --pretrained FILE instead of --resume"
 
@@ -151,6 +154,18 @@ def changed_options(config: TrainConfig, state: dict[str, Any]) -> list[str]:
         and state["config"].get(field.name, getattr(config, field.name)) != getattr(config, field.name)
     ]
     return [f"note: --resume: {'; '.join(changes)}; the run continues with the new values"] if changes else []
+
+
+def ignored_options(config: TrainConfig, explicit: frozenset[str], state: dict[str, Any]) -> list[str]:
+    """One line on given options that have no effect in a resumed run and differ from the checkpoint's, or none."""
+    flags = [
+        cli.flag_of(config.__dataclass_fields__[name])
+        for name in _OF_THE_START
+        if name in explicit and getattr(config, name) != state["config"].get(name)
+    ]
+    if not flags:
+        return []
+    return [f"note: --resume: no effect of {', '.join(flags)}; weights and micro-batches are those of the checkpoint"]
 
 
 def keep_found(

@@ -14,6 +14,14 @@ from tools import models
 NEEDS = {"both": (True, True), "weight": (False, True), "input": (True, False)}
 
 
+ARE_FAST = layers._products_are_fast.__wrapped__
+
+
+@pytest.fixture(autouse=True)
+def _on_a_processor_with_fast_products(monkeypatch):
+    monkeypatch.setattr(layers, "_products_are_fast", lambda is_bfloat16: True)
+
+
 @pytest.fixture
 def products(monkeypatch):
     """Shapes of what is computed by matrix products."""
@@ -106,6 +114,19 @@ def test_bf16_autocast_computes_products(merged, products):
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
     assert len(products) == (1 if merged else 2)
+
+
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD", ""])
+def test_in_float32_products_are_computed_on_intels_processors(vendor, products, monkeypatch):
+    monkeypatch.setattr(layers.cpuinfo, "field", {"vendor_id": vendor}.get)
+    monkeypatch.setattr(layers, "_products_are_fast", ARE_FAST)
+    units = [layers.BasicConv2d(16, n, 1).to(memory_format=torch.channels_last) for n in (8, 4)]
+    x = torch.randn(2, 16, 3, 4).to(memory_format=torch.channels_last)
+    units[0].conv(x), layers.convolved(x, units)
+    assert len(products) == (2 if vendor == "GenuineIntel" else 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        layers.convolved(x, units)
+    assert len(products) == (3 if vendor == "GenuineIntel" else 1)
 
 
 @pytest.mark.parametrize("counted", [True, False])

@@ -114,6 +114,21 @@ def test_what_a_resumed_run_cannot_change_names_pretrained_as_the_way(images, co
         PROGRAM.prepare(*PROGRAM.parse(words))
 
 
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        (["--accumulate=2"], "--accumulate"),
+        (["--accumulate=3", "--pretrained=w.pth", "--head-init=weights"], "--accumulate, --pretrained"),
+        (["--accumulate=1", "--lr=0.05"], ""),  # as before, or with an effect
+    ],
+)
+def test_options_without_effect_on_a_resumed_run_are_named(images, complete, options, flags):
+    words = ["--data", str(images), "--resume", str(complete / "checkpoint.pth.tar"), "--epochs=3", *options]
+    notes = [note for note in PROGRAM.prepare(*PROGRAM.parse(words)).notes if "no effect" in note]
+    expected = f"note: --resume: no effect of {flags}; weights and micro-batches are those of the checkpoint"
+    assert notes == ([expected] if flags else [])
+
+
 def test_a_run_with_another_order_of_images_goes_on_at_the_end_of_an_epoch_alone(images, complete, tmp_path):
     state = torch.load(complete / "checkpoint.pth.tar")
     assert state.pop("order_version") == sampling.ORDER_VERSION  # checkpoints before version 2 have no number
