@@ -11,7 +11,7 @@ from support import ROOT
 from tools import models
 
 # Packages from the lowest layer up; those of one line do not import each other. docs/DESIGN.md explains the list.
-BASE = "cli environment errors files layers parallel ports processes progress run_folder spec".split()
+BASE = "cli cpuinfo environment errors files layers parallel ports processes progress run_folder spec".split()
 LAYERS = (
     {f"common.{name}" for name in BASE},
     {"common.data", "common.weights", "common.device"},
