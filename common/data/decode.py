@@ -2,9 +2,10 @@
 
 import io
 import os
+import stat
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageChops, ImageFile
 
@@ -46,6 +47,20 @@ class GiantImage(BadImage):
     """An image of more than MAX_PIXELS, which was not decoded."""
 
 
+def open_file(path: StrPath) -> BinaryIO:
+    """Open an image file to read; a pipe or device of its name is an error, not a wait for data.
+
+    Raises:
+      BadImage: it is not a regular file.
+      OSError: it cannot be opened.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BadImage(path, "not a regular file")
+    return file
+
+
 def read_file(path: StrPath) -> bytes | None:
     """Content of a file of at most MAX_BYTES; None for larger ones, of which a decoder reads a part at a time.
 
@@ -53,12 +68,17 @@ def read_file(path: StrPath) -> bytes | None:
       BadImage: it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 return None
             return file.read()
     except OSError as error:
         raise _bad_image(path, error) from error
+
+
+def _opened(path: StrPath, content: bytes | None) -> BinaryIO:
+    """A file to decode; arguments: see open_rgb."""
+    return open_file(path) if content is None else io.BytesIO(content)
 
 
 def open_rgb(path: StrPath, content: bytes | None = None) -> Image.Image:
@@ -78,9 +98,7 @@ def open_rgb(path: StrPath, content: bytes | None = None) -> Image.Image:
             # Harmless warnings about metadata in ImageNet's own files (broken EXIF, palette with bytes transparency).
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS replaces it
-            with Image.open(
-                path if content is None else io.BytesIO(content), formats=_FORMATS
-            ) as image:  # reads the header only
+            with _opened(path, content) as file, Image.open(file, formats=_FORMATS) as image:  # reads the header only
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
                 if reason := _misread(image):
@@ -109,10 +127,10 @@ def is_turned(path: StrPath, content: bytes | None = None) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path if content is None else io.BytesIO(content), formats=_FORMATS) as image:
+            with _opened(path, content) as file, Image.open(file, formats=_FORMATS) as image:
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
                 return orientation in range(2, 9) and image.format != "TIFF"
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
+    except (BadImage, OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
         return False
 
 
@@ -172,7 +190,7 @@ _CONTENTS = (
 def _unidentified(path: StrPath, content: bytes | None) -> str:
     """What a file holds that PIL cannot identify."""
     if content is None:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             content = file.read(32)
     begin = content[:32]
     found = [name for magic, offset, name in _CONTENTS if begin.startswith(magic, offset)]

@@ -1,5 +1,6 @@
 """Images of more than 8 bits per channel, against values computed without PIL; what must be refused."""
 
+import os
 import struct
 import zlib
 
@@ -155,6 +156,15 @@ def test_what_has_no_known_range_is_refused(tmp_path, kind):
         read(tmp_path / "x.tif", content)
     assert str(error.value).startswith(f"{tmp_path / 'x.tif'}: does not decode as an image ({reason}")
     assert audit.examine(str(tmp_path / "x.tif")).kind == "broken"
+
+
+def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path):
+    path = tmp_path / "x.jpg"
+    os.mkfifo(path)
+    for read_image in (decode.open_rgb, decode.read_file):
+        with pytest.raises(decode.BadImage, match="not a regular file"):
+            read_image(path)
+    assert not decode.is_turned(path)
 
 
 @pytest.mark.filterwarnings("ignore:Palette images")
