@@ -54,11 +54,11 @@ def open_file(path: StrPath) -> BinaryIO:
       BadImage: it is not a regular file.
       OSError: it cannot be opened.
     """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise BadImage(path, "not a regular file")
-    return file
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise BadImage(path, "not a regular file")
 
 
 def read_file(path: StrPath) -> bytes | None:

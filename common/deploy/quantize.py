@@ -23,7 +23,7 @@ import numpy as np
 from common import cli, cpuinfo, files, parallel
 from common.data import labels
 from common.data.transforms import normalize_into
-from common.deploy import calibrate, channel_scales, int8_graph, int8_network
+from common.deploy import calibrate, channel_scales, float_fallback, int8_graph, int8_network
 from common.errors import RunError, UserError, printable
 from common.evaluation import engines, onnx_metadata, openvino_engine, program
 from common.files import write_atomic
@@ -32,13 +32,17 @@ from common.spec import ModelSpec
 if typing.TYPE_CHECKING:
     import onnx
 
+    from common.data.batch import Batch
     from common.data.index import FolderIndex
     from common.evaluation.comparison import Comparison
 
 BATCH = 8  # images of one calibration batch, and of the speed that is printed, where the file leaves it open
 DAMAGE_BATCHES = 2  # calibration batches that rank the layers
+SPEED_BATCHES = 4  # calibration batches, train/ and --calibration-data, of the speed that is printed
 SCALED = "scaled "  # begins the names of methods whose network has scaled channels
 EQUAL_SHARE = 1e-4  # of the largest logit, as in export: the rewritten float graph must compute the same
+FALLBACK_MARGINS = (1, 2, 3)  # times Trial.noise
+SAME_SHARE = 1e-5  # of the largest logit of an image: computed by the same network, in another batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,11 @@ class QuantizeConfig:
     )
     max_drop: float = cli.option(0.5, "largest loss of top-1, points of percent", low=0, high=100)
     min_agreement: float = cli.option(0.0, "smallest share of images with the same top-1, percent", low=0, high=100)
+    float_fallback: bool = cli.option(
+        False,
+        "where no method meets the limits: a file of both networks, which computes again in float32 the images whose "
+        "two largest logits are close",
+    )
     reduce_range: str = cli.option(
         "auto",
         "weights of 7 bits, for x86 processors without VNNI; auto: what this one has",
@@ -73,6 +82,8 @@ class QuantizeConfig:
 
     def __post_init__(self) -> None:
         cli.check_ranges(self)
+        if self.float_fallback and self.target == "om":
+            raise UserError("--float-fallback: only with --for cpu; atc takes no file of two networks")
 
 
 @dataclasses.dataclass
@@ -85,6 +96,9 @@ class Trial:
       accuracy: both networks on the validation images.
       agreed, seen: images with the same top-1, over validation images and further photographs.
       agreed_further, seen_further: the photographs among them.
+      margin: two largest logits that are closer are computed again in float32 (see float_fallback); 0: none are.
+      repeated: images that this was done for.
+      noise: root mean square of what int8 adds to the difference of the two largest float32 logits.
     """
 
     method: str
@@ -97,6 +111,9 @@ class Trial:
     relative_error: float
     agreed_further: int = 0
     seen_further: int = 0
+    margin: float = 0.0
+    repeated: int = 0
+    noise: float = 0.0
 
     @property
     def drop(self) -> float:
@@ -116,6 +133,13 @@ class Trial:
         share, further = 100 * agreed / seen, 100 * self.agreed_further / self.seen_further
         return f"{text} ({share:.3f} % of {seen} in val/, {further:.3f} % of {self.seen_further} in --agreement-data)"
 
+    @property
+    def network(self) -> str:
+        """What was measured, in words."""
+        text = f"{self.method}, {len(self.float_layers)} layers in float32"
+        again = f", {100 * self.repeated / self.seen:.2f} % of the images again in float32"
+        return text + (again if self.margin else "")
+
     def meets(self, config: QuantizeConfig) -> bool:
         # 1e-9: 95.5 - 95.0 is not exactly 0.5
         return self.drop <= config.max_drop + 1e-9 and self.agreement >= config.min_agreement - 1e-9
@@ -123,21 +147,23 @@ class Trial:
     def check(self, config: QuantizeConfig, folder: pathlib.Path) -> None:
         """Raise RunError for a loss above the limits."""
         if not self.meets(config):
+            hint = "" if config.float_fallback or config.target == "om" else "; --float-fallback changes fewer images"
             raise RunError(
-                f"OUT: not written; the best found ({self.method}, {len(self.float_layers)} layers in float32) loses "
-                f"{self.drop:.3f} points of top-1 ({self.acc1_before:.3f} -> {self.acc1_after:.3f} %) and agrees on "
-                f"{self.agreements}; allowed are --max-drop {config.max_drop:g} and "
-                f"--min-agreement {config.min_agreement:g}. {folder} keeps the trials"
+                f"OUT: not written; the best found ({self.network}) loses {self.drop:.3f} points of top-1 "
+                f"({self.acc1_before:.3f} -> {self.acc1_after:.3f} %) and agrees on {self.agreements}; allowed are "
+                f"--max-drop {config.max_drop:g} and --min-agreement {config.min_agreement:g}. {folder} keeps the "
+                f"trials{hint}"
             )
 
     def __str__(self) -> str:
         return (
-            f"{self.method:17}  {len(self.float_layers):12}  {self.acc1_after:7.3f} %  {self.drop:6.3f}  "
+            f"{self.method:17}  {len(self.float_layers):12}  {100 * self.repeated / self.seen:5.2f} %  "
+            f"{self.acc1_after:7.3f} %  {self.drop:6.3f}  "
             f"{self.agreement:7.3f} %  {self.relative_error:9.4f}"
         )
 
 
-HEADER = f"{'method':17}  {'float layers':>12}  {'top-1':>9}  {'drop':>6}  {'agreement':>9}  {'error':>9}"
+HEADER = f"{'method':17}  {'float layers':>12}  {'again':>7}  {'top-1':>9}  {'drop':>6}  {'agreement':>9}  {'error':>9}"
 
 
 def has_vnni() -> bool:
@@ -168,7 +194,7 @@ def quantize(source: str, target: str, config: QuantizeConfig, spec_of: Callable
     best = search.run()
     print(f"{HEADER}\n" + "\n".join(map(str, search.trials)), flush=True)
     best.check(config, search.folder)
-    proto = search.quantized(best.method, best.float_layers)
+    proto = search.network(best.method, best.float_layers, best.margin)
     metadata = onnx_metadata.OnnxMetadata(
         **{**network.engine.metadata, "quantization": record(best, config, search, source)}
     )
@@ -179,11 +205,12 @@ def quantize(source: str, target: str, config: QuantizeConfig, spec_of: Callable
         onnx.save(proto, draft)
         engine = engines.OnnxEngine(draft, threads=config.threads)
         logits = engine.run(search.calibration_batch(0))
-        ratio = _speed_ratio(network.engine, engine, search.calibration_batch(0))
+        numbers = np.linspace(0, search.num_batches - 1, SPEED_BATCHES).astype(int).tolist()
+        ratio = _speed_ratio(network.engine, engine, [search.calibration_batch(i) for i in numbers])
     shutil.rmtree(search.folder)
     sizes = [pathlib.Path(path).stat().st_size / 2**20 for path in (source, target)]
     print(
-        f"{target}: int8 ({best.method}, {len(best.float_layers)} convolutions in float32), {sizes[0]:.1f} -> "
+        f"{target}: int8 ({best.network}), {sizes[0]:.1f} -> "
         f"{sizes[1]:.1f} MiB, top-1 {best.acc1_before:.3f} -> {best.acc1_after:.3f} % of {best.images} images, "
         f"agreement {best.agreements}, {ratio:.2f} times as fast (batch {network.batch})"
     )
@@ -211,11 +238,15 @@ def record(
         "activations": activations,
         "weights": "int8 per channel, symmetric" + (", 7 bits" if search.reduce_range else ""),
         "float_layers": best.float_layers,
+        "fallback_margin": best.margin,
+        "fallback_images": best.repeated,
         "images": best.images,
         "acc1_before": best.acc1_before,
         "acc1_after": best.acc1_after,
         "agreement": best.agreement,
         "agreement_images": best.seen,
+        "agreed_further": best.agreed_further,
+        "further_images": best.seen_further,
         "relative_error": best.relative_error,
         "max_drop": config.max_drop,
         "commit": commit,
@@ -228,6 +259,7 @@ class FloatNetwork:
 
     Attributes:
       batch: images of a run.
+      proto: the network at int8_graph.OPSET or later.
       prepared: rewritten by int8_graph, with the names of its convolutions in `layers`.
     Raises:
       UserError: a file that is no float32 classifier of a known network.
@@ -257,7 +289,8 @@ class FloatNetwork:
             (side for side in engine.sample_shape[1:] if isinstance(side, int)), self.spec.input_size
         )
         self.batch = engine.batch or BATCH
-        self.prepared = int8_graph.prepare(int8_graph.raised(proto))
+        self.proto = int8_graph.raised(proto)
+        self.prepared = int8_graph.prepare(self.proto)
         self.layers = [node.name for node in self.prepared.graph.node if node.op_type == "Conv"]
 
     def normalized(self, pixels_NHWC: np.ndarray) -> np.ndarray:
@@ -385,6 +418,12 @@ class Search:
             best = min(found, key=self._rank)
             if best.meets(self._config):
                 return best
+        if self._config.float_fallback:
+            for factor in FALLBACK_MARGINS:
+                found.append(self._try(best.method, [], factor * best.noise))
+                if found[-1].meets(self._config):
+                    return found[-1]
+            return min(found, key=self._rank)
         order = self._by_damage(best.method)
         count = 1
         while count < len(order):
@@ -423,6 +462,11 @@ class Search:
         """The int8 network; `float_layers` keep their weights, and Gemm is in no `operators`."""
         return self._variant(method).quantized(method.removeprefix(SCALED), float_layers, operators)
 
+    def network(self, method: str, float_layers: Sequence[str], margin: float) -> "onnx.ModelProto":
+        """The int8 network, with the float32 one beside it where there is a margin."""
+        proto = self.quantized(method, float_layers)
+        return float_fallback.joined(proto, self._network.proto, margin) if margin else proto
+
     def _check_equal(self, proto: "onnx.ModelProto") -> None:
         """A rewritten float graph computes the same as the file."""
         images = self.calibration_batch(0)
@@ -434,29 +478,40 @@ class Search:
     def _rank(self, trial: Trial) -> tuple[bool, float, float]:
         return not trial.meets(self._config), -trial.agreement, trial.relative_error
 
-    def _try(self, method: str, float_layers: Sequence[str]) -> Trial:
+    def _try(self, method: str, float_layers: Sequence[str], margin: float = 0.0) -> Trial:
         """Measure one network, unless that was done before."""
         for trial in self.trials:
-            if trial.method == method and trial.float_layers == list(float_layers):
+            if (trial.method, trial.float_layers, trial.margin) == (method, list(float_layers), margin):
                 return trial
         path = self.folder / "trial.onnx"
         import onnx
 
-        onnx.save(self.quantized(method, float_layers), path)
-        trial = self.measure(engines.OnnxEngine(path, threads=self._config.threads), method, float_layers)
+        onnx.save(self.network(method, float_layers, margin), path)
+        engine = engines.OnnxEngine(path, threads=self._config.threads)
+        trial = self.measure(engine, method, float_layers, margin)
         print(
-            f"tried: {trial.method}, {len(trial.float_layers)} layers in float32: drop {trial.drop:.3f}, "
-            f"agreement {trial.agreements}, error {trial.relative_error:.4f}",
+            f"tried: {trial.network}: drop {trial.drop:.3f}, agreement {trial.agreements}, "
+            f"error {trial.relative_error:.4f}",
             flush=True,
         )
         self.trials.append(trial)
         self._keep()
         return trial
 
-    def measure(self, engine: engines.Engine, method: str, float_layers: Sequence[str] = ()) -> Trial:
+    def measure(
+        self, engine: engines.Engine, method: str, float_layers: Sequence[str] = (), margin: float = 0.0
+    ) -> Trial:
         """Accuracy and agreement of an engine, compared with the float32 file."""
         classifier = engines.EngineClassifier(engine, self._network.spec)
-        found = [self._compare(stream, classifier) for stream in range(len(self._streams))]
+        errors_N, equal_N = list[np.ndarray](), list[np.ndarray]()
+
+        def observe(_: "Batch", before_NK: np.ndarray, after_NK: np.ndarray) -> None:
+            largest_N2 = np.argsort(-before_NK, axis=1, kind="stable")[:, :2]
+            error_NK = after_NK - before_NK
+            errors_N.append(np.diff(np.take_along_axis(error_NK, largest_N2, axis=1))[:, 0])
+            equal_N.append(np.abs(error_NK).max(axis=1) <= SAME_SHARE * np.abs(before_NK).max(axis=1))
+
+        found = [self._compare(stream, classifier, observe) for stream in range(len(self._streams))]
         return Trial(
             method,
             list(float_layers),
@@ -468,9 +523,17 @@ class Search:
             found[-1].relative_error,
             sum(each.agreed for each in found[1:]),
             sum(each.seen for each in found[1:]),
+            margin,
+            int(np.concatenate(equal_N).sum()) if margin else 0,
+            float(np.sqrt(np.mean(np.concatenate(errors_N) ** 2))),
         )
 
-    def _compare(self, stream: int, classifier: engines.EngineClassifier) -> "Comparison":
+    def _compare(
+        self,
+        stream: int,
+        classifier: engines.EngineClassifier,
+        observe: "Callable[[Batch, np.ndarray, np.ndarray], None]",
+    ) -> "Comparison":
         from common.data.loader import EvalLoader
         from common.data.transforms import eval_transform
         from common.evaluation.comparison import compare
@@ -486,6 +549,7 @@ class Search:
                 loader,
                 (self._background, self._background),
                 self._background,
+                observe,
             )
         finally:
             loader.close()
@@ -522,12 +586,13 @@ def _run(proto: "onnx.ModelProto", images: np.ndarray, threads: int) -> np.ndarr
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 
 
-def _speed_ratio(before: engines.Engine, after: engines.Engine, images: np.ndarray, pairs: int = 5) -> float:
+def _speed_ratio(before: engines.Engine, after: engines.Engine, batches: Sequence[np.ndarray], pairs: int = 5) -> float:
     """Median of the ratios of time, in turns."""
 
     def seconds(engine: engines.Engine) -> float:
         start = time.perf_counter()
-        engine.run(images)
+        for images in batches:
+            engine.run(images)
         return time.perf_counter() - start
 
     seconds(before), seconds(after)

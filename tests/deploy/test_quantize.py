@@ -20,6 +20,7 @@ from common.deploy import (
     calibrate,
     compare,
     export,
+    float_fallback,
     int8_graph,
     om_quantize,
     onnx_runtime,
@@ -237,6 +238,54 @@ def test_scaled_channels_are_tried_before_layers_in_float32(work, tmp_path, monk
     assert scaled.relative_error < plain.relative_error / 3
     note = engines.OnnxEngine(tmp_path / "x.onnx").metadata["quantization"]
     assert (note["method"], note["calibration_images"]) == ("scaled minmax", 32)
+
+
+def linear(weights, batch):
+    """A network [N, 2, 1, 1] -> [N, 3]."""
+    nodes = [helper.make_node("Flatten", ["image"], ["flat"]), helper.make_node("MatMul", ["flat", "two"], ["class"])]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape])
+        for name, shape in (("image", [2, 1, 1]), ("class", [3]))
+    ]
+    tensor = onnx.numpy_helper.from_array(np.array(weights, np.float32), "two")
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:], [tensor])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@pytest.mark.parametrize("batch", ["n", 4])
+def test_images_whose_two_largest_logits_are_close_get_those_of_float32(batch):
+    first, exact = linear([[1, 0, -9], [0, 1, -9]], batch), linear([[10, 0, -9], [0, 20, -9]], batch)
+    joined = float_fallback.joined(first, exact, 0.5)
+
+    def run(*images):
+        return quantize._run(joined, np.array(images, np.float32)[:, :, None, None], 1).tolist()
+
+    images = [[3, 1], [1, 1.25], [2, 1.5], [0, 0]]  # differences 2, 0.25, 0.5 (not closer than the margin) and 0
+    assert run(*images) == [[3, 1, -36], [10, 25, -20.25], [2, 1.5, -31.5], [0, 0, 0]]
+    assert run(*images[:1] * 4) == [[3, 1, -36]] * 4
+    if batch == "n":
+        assert run(images[1]) == [[10, 25, -20.25]]
+    assert [value.name for value in (*joined.graph.input, *joined.graph.output)] == ["image", "class"]
+
+
+def test_float_fallback_repeats_doubtful_images_only(work, tmp_path, monkeypatch, capsys):
+    """Ranges that are 20 times too small change many top-1; the margin is a multiple of the error that they make."""
+    ranges = calibrate.Calibration.ranges
+    monkeypatch.setattr(
+        calibrate.Calibration,
+        "ranges",
+        lambda self, method: {name: (low / 20, high / 20) for name, (low, high) in ranges(self, method).items()},
+    )
+    options = dict(calibration="minmax", max_drop=5, min_agreement=95)
+    with pytest.raises(RunError, match="keeps the trials; --float-fallback changes fewer images"):
+        int8(work, tmp_path / "x.onnx", **options)
+    best = int8(work, tmp_path / "x.onnx", float_fallback=True, **options)
+    printed = capsys.readouterr().out
+    assert best.agreement >= 95 and 0 < best.repeated <= 24 and best.margin > 0 and not best.float_layers
+    assert f"{100 * best.repeated / 24:.2f} % of the images again in float32" in printed
+    note = engines.OnnxEngine(tmp_path / "x.onnx").metadata["quantization"]
+    assert (note["fallback_margin"], note["fallback_images"]) == (best.margin, best.repeated)
+    assert counts(work, tmp_path / "x.onnx").percent(1) == best.acc1_after
 
 
 def test_the_rewritten_graph_computes_the_same(work):
