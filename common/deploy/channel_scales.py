@@ -108,6 +108,10 @@ class Channels:
                 result[name] = np.maximum(share, 1e-30) ** -EXPONENT
         return {name: np.minimum(factors, LARGEST_FACTOR) for name, factors in result.items()}
 
+    def of_tensors(self, factors: Factors) -> Factors:
+        """Tensor -> factors of its channels; tensors that stay as they are have none."""
+        return {tensor: np.concatenate([factors[name] for name in held]) for tensor, held in self.sources.items()}
+
 
 def scaled(proto: "onnx.ModelProto", factors: Factors) -> "onnx.ModelProto":
     """Copy of the graph whose channels are multiplied by `factors`; it computes the same logits in real numbers."""
@@ -116,24 +120,23 @@ def scaled(proto: "onnx.ModelProto", factors: Factors) -> "onnx.ModelProto":
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     channels = Channels(copy)
-    graph = int8_graph.Graph(copy.graph)
+    graph, of_inputs = int8_graph.Graph(copy.graph), channels.of_tensors(factors)
     of_conv = {conv.output[0]: factors[name] for name, conv in channels.convs.items()}
     for node in copy.graph.node:
         if node.op_type not in ("Conv", "Gemm"):
             continue
-        read = [factors[name] for name in channels.sources.get(node.input[0], ())]
-        written = of_conv.get(node.output[0])
-        if not read and written is None:
+        read, written = of_inputs.get(node.input[0]), of_conv.get(node.output[0])
+        if read is None and written is None:
             continue
         weight = graph.value(node.input[1])
         assert weight is not None
         weight = weight.astype(np.float64)
         options = int8_graph.attributes(node)
-        if read:
+        if read is not None:
             is_column = (node.op_type == "Conv" and options.get("group", 1) == 1) or options.get("transB", 0)
             shape = [1] * weight.ndim
             shape[1 if is_column else 0] = -1
-            weight = weight / np.concatenate(read).reshape(shape)
+            weight = weight / read.reshape(shape)
         if written is not None:
             weight = weight * written.reshape(-1, 1, 1, 1)
             if len(node.input) > 2:

@@ -26,6 +26,7 @@ class Int8Network:
 
     Args:
       proto: of int8_graph.prepare, with inferred shapes.
+      moments, factors: see rounding.rounded_weights.
       batches: number -> calibration images [N, C, H, W].
       folder: keeps what was collected; `key` says for which model, images and settings.
       reduce_range: weights of 7 bits.
@@ -39,8 +40,11 @@ class Int8Network:
         folder: pathlib.Path,
         key: str,
         reduce_range: bool,
+        moments: rounding.Moments,
+        factors: Mapping[str, np.ndarray],
     ) -> None:
         self.proto, self._reduce_range = proto, reduce_range
+        self._moments, self._factors = moments, factors
         self._batches, self._num_batches, self._folder, self._key = batches, num_batches, folder, key
         self._base: onnx.ModelProto | None = None
         self._ranges: dict[str, calibrate.Ranges] = {}
@@ -49,15 +53,15 @@ class Int8Network:
     def calibrate(self, with_histograms: bool) -> None:
         """Collect the ranges and round the weights by the calibration images, or read what was kept of that."""
         files.make_folders(self._folder, "OUT")
-        batches, store = (self._batches, self._num_batches), self._folder / "calibration.npz"
-        self._calibration = calibrate.Calibration(self.proto, *batches, store, self._key)
+        store = self._folder / "calibration.npz"
+        self._calibration = calibrate.Calibration(self.proto, self._batches, self._num_batches, store, self._key)
         self._calibration.collect(with_histograms)
         store = self._folder / "rounded.npz"
         if (kept := read_kept(store, self._key)) is not None:
             self._rounded = kept
             return
         nearest = _quantized_weights(self.quantized("minmax", ()))
-        self._rounded = rounding.rounded_weights(self.proto, nearest, *batches)
+        self._rounded = rounding.rounded_weights(self.proto, nearest, self._moments, self._factors)
         keep(store, self._key, self._rounded)
 
     def quantized(

@@ -23,7 +23,7 @@ import numpy as np
 from common import cli, cpuinfo, files, parallel
 from common.data import labels
 from common.data.transforms import normalize_into
-from common.deploy import calibrate, channel_scales, float_fallback, int8_graph, int8_network
+from common.deploy import calibrate, channel_scales, float_fallback, int8_graph, int8_network, rounding
 from common.errors import RunError, UserError, printable
 from common.evaluation import engines, onnx_metadata, openvino_engine, program
 from common.files import write_atomic
@@ -375,6 +375,7 @@ class Search:
             self._streams.append(_photographs(config.agreement_data, "--agreement-data"))
         self._recorded = [_Recorded(model.classifier) for _ in self._streams]
         self._variants: dict[str, int8_network.Int8Network] = {}
+        self._moments = rounding.Moments(network.prepared, self.calibration_batch, self.num_batches)
         self.trials: list[Trial] = []
         self._damage: dict[str, float] = {}
         indexes = (*calibrating, *self._streams)
@@ -438,12 +439,22 @@ class Search:
         """The network as it is, or with scaled channels where the name of the method begins so."""
         prefix = SCALED if method.startswith(SCALED) else ""
         if prefix not in self._variants:
-            proto = self._network.prepared
+            proto, of_tensors = self._network.prepared, channel_scales.Factors()
             if prefix:
-                proto = channel_scales.scaled(proto, self._factors())
+                factors = self._factors()
+                of_tensors = channel_scales.Channels(proto).of_tensors(factors)
+                proto = channel_scales.scaled(proto, factors)
             store = self.folder / prefix.strip()
-            batches = (self.calibration_batch, self.num_batches)
-            self._variants[prefix] = int8_network.Int8Network(proto, *batches, store, self.key, self.reduce_range)
+            self._variants[prefix] = int8_network.Int8Network(
+                proto,
+                self.calibration_batch,
+                self.num_batches,
+                store,
+                self.key,
+                self.reduce_range,
+                self._moments,
+                of_tensors,
+            )
         return self._variants[prefix]
 
     def _factors(self) -> channel_scales.Factors:

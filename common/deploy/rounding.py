@@ -7,6 +7,8 @@ Legend: O output channels, D weights of an output channel (input channels x kern
 """
 
 import dataclasses
+import functools
+import math
 import typing
 from collections.abc import Callable, Mapping
 
@@ -67,25 +69,49 @@ def _geometries(proto: "onnx.ModelProto") -> dict[str, _Geometry]:
     return found
 
 
+class Moments:
+    """Second moments of the inputs of the convolutions of a network; collected at the first question, then kept.
+
+    Args:
+      proto: float network with inferred shapes.
+      batches: number -> images [N, C, H, W], the input of the network.
+    """
+
+    def __init__(self, proto: "onnx.ModelProto", batches: Callable[[int], np.ndarray], num_batches: int) -> None:
+        self._proto, self._batches, self._num_batches = proto, batches, num_batches
+
+    @functools.cached_property
+    def _collected(self) -> dict[_Geometry, np.ndarray]:
+        geometries = set(_geometries(self._proto).values())
+        return _second_moments(self._proto, geometries, self._batches, self._num_batches)
+
+    def of(self, geometry: _Geometry, factors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Sum of x x^T over patches x, [D, D]; `factors`: tensor -> what its channels are multiplied by beforehand."""
+        found = self._collected[geometry]
+        if geometry.source not in factors:
+            return found
+        of_inputs = np.repeat(factors[geometry.source], math.prod(geometry.kernel))
+        return found * of_inputs * of_inputs[:, None]
+
+
 def rounded_weights(
     proto: "onnx.ModelProto",
     quantized: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    batches: Callable[[int], np.ndarray],
-    num_batches: int,
+    moments: Moments,
+    factors: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """New integers for the weights of the convolutions of `proto`.
 
     Args:
       proto: float network with inferred shapes.
       quantized: weight -> integers, rounded to the nearest, and scales [O].
-      batches: number -> images [N, C, H, W], the input of the network.
+      moments, factors: `proto` is the network of `moments` with channels multiplied by `factors`; see Moments.of.
     Returns:
       weight -> integers of the same shape and type; depthwise weights are left out, they keep theirs.
     """
     from onnx import numpy_helper
 
     geometries = {name: found for name, found in _geometries(proto).items() if name in quantized}
-    moments = _second_moments(proto, set(geometries.values()), batches, num_batches)
     floats = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.name in geometries}
     result = {}
     with Progress(len(geometries), "rounded layers") as advance:
@@ -93,7 +119,7 @@ def rounded_weights(
             nearest, scales = quantized[name]
             weights = numpy_helper.to_array(floats[name]).reshape(len(nearest), -1)
             limit = int(np.abs(nearest.astype(np.int64)).max())  # 127, or 63 or 64 with 7 bits
-            rounded = round_rows(weights, scales, moments[geometry], limit)
+            rounded = round_rows(weights, scales, moments.of(geometry, factors), limit)
             result[name] = rounded.astype(nearest.dtype).reshape(nearest.shape)
             advance(1)
     return result

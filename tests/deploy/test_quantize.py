@@ -18,6 +18,7 @@ from torch import nn
 from common.data.transforms import eval_transform, normalize_into
 from common.deploy import (
     calibrate,
+    channel_scales,
     compare,
     export,
     float_fallback,
@@ -238,6 +239,22 @@ def test_scaled_channels_are_tried_before_layers_in_float32(work, tmp_path, monk
     assert scaled.relative_error < plain.relative_error / 3
     note = engines.OnnxEngine(tmp_path / "x.onnx").metadata["quantization"]
     assert (note["method"], note["calibration_images"]) == ("scaled minmax", 32)
+
+
+def test_moments_of_scaled_channels_follow_from_those_of_the_network(work):
+    """An input channel times f has f times the moments with the others, f^2 with itself."""
+    proto = int8_graph.prepare(int8_graph.raised(onnx.load(work / "net.onnx")))
+    images = np.random.default_rng(0).normal(size=(2, 2, 3, SIDE, SIDE)).astype(np.float32)
+    channels = channel_scales.Channels(proto)
+    factors = channels.factors(lambda number: images[number], 2)
+    scaled = channel_scales.scaled(proto, factors)
+    batches = (lambda number: images[number], 2)
+    expected, found = rounding.Moments(scaled, *batches), rounding.Moments(proto, *batches)
+    geometries = set(rounding._geometries(scaled).values())
+    of_tensors = channels.of_tensors(factors)
+    assert sum(each.source in of_tensors for each in geometries) == 2 and max(map(np.ptp, factors.values())) > 0.1
+    for each in geometries:
+        np.testing.assert_allclose(found.of(each, of_tensors), expected.of(each, {}), rtol=1e-4, atol=1e-4)
 
 
 def linear(weights, batch):
