@@ -167,6 +167,8 @@ def _check_inputs(config: AisBenchConfig, metadata: OmMetadata, front: front_end
     front.check_inputs(config.input, files, size)
     front.check_devices(len(files), len(config.device.split(",")))
     result_files.check_sizes(files, size, description)
+    if "shape" in metadata:
+        result_files.check_layout(files, metadata["shape"])
     if files[0].suffix.lower() == ".npy" and "dtype" in metadata:
         for path in files:
             dtype = np.load(path, mmap_mode="r", allow_pickle=False).dtype

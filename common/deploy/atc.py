@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from common import cli, files, processes
 from common.deploy import atc_checks, file_names, om_metadata
 from common.device import cann, cann_failure, npu_smi, versions
-from common.errors import RunError, UserError
-from common.evaluation import aipp, onnx_metadata
+from common.errors import RunError, UserError, printable
+from common.evaluation import aipp, engines, onnx_metadata
 from common.files import write_atomic
 from common.spec import ModelSpec
 
@@ -94,7 +94,7 @@ def main(description: str, spec_of: Callable[[str], ModelSpec]) -> None:
     """Body of tools/run_atc.py; `spec_of` gives the ModelSpec for --arch."""
     with cli.exit_on_error():
         config, _ = cli.parse(AtcConfig(), description)
-        convert(config, spec_of(config.arch) if config.aipp and config.arch else None)
+        convert(config, spec_of(config.arch) if config.arch else None)
 
 
 def parse_batch_sizes(flag: str, text: str) -> list[int]:
@@ -112,13 +112,16 @@ def convert(config: AtcConfig, spec: ModelSpec | None = None) -> dict[int | str,
     """Build the OM files that the options ask for.
 
     Args:
-      spec: network whose normalization --aipp uses; default: stored in the ONNX file.
+      spec: of --arch, whose normalization --aipp uses; default: stored in the ONNX file.
     Returns:
       batch size, or "1,4,8" for dynamic batch sizes -> OM file (on a dry run, the name that it would get).
     Raises:
       UserError: an input that atc would refuse. RunError: atc failed.
     """
     model = OnnxModel(config.model, config.image_size)
+    name = onnx_metadata.network(model.metadata)
+    if spec is not None and name and name != spec.name:
+        raise UserError(f"--arch: {config.arch}, but {config.model} holds {printable(name)}; leave the option out")
     flag = "--dynamic-batch" if config.dynamic_batch else "--batch"
     sizes = parse_batch_sizes(flag, config.dynamic_batch or config.batch or "1")
     model.check_batches(sizes)
@@ -251,6 +254,12 @@ class OnnxModel:
             raise UserError(f"--model: the input of {path} has type {kind}, expected {' or '.join(INPUT_TYPES)}")
         self.dtype = INPUT_TYPES[kind]
         self.metadata = onnx_metadata.decode({entry.key: entry.value for entry in proto.metadata_props})
+        if "quantization" in self.metadata and self.metadata["quantization"].get("activations") == "uint8":
+            raise UserError(
+                f"--model: {path} is an int8 file for CPUs, which atc does not compute as int8; "
+                "make one for it: python tools/quantize.py --for om"
+            )
+        engines.check_image_size(path, image_size, dims[1:])
         size = image_size or self.metadata.get("image_size")
         self.batch: int | None = dims[0]
         height, width = dims[2] or size, dims[3] or size

@@ -67,6 +67,7 @@ def run(config: RunOnnxConfig) -> None:
     files = result_files.list_inputs(config.input) if config.input else []
     result_files.check_network(files, onnx_metadata.network(engine.metadata))
     result_files.check_sizes(files, loader.sample_bytes, loader.description)
+    result_files.check_layout(files, loader.shape)
     if config.simulate_fp16:
         _simulate_fp16(config, loader, files, batch)
         return

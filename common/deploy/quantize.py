@@ -279,6 +279,8 @@ class FloatNetwork:
             tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer
         ):
             raise UserError(f"IN: {source} computes in or takes float16; export it in float32")
+        if engines.takes_channels_last(engine.sample_shape, engine.dtype):
+            raise UserError(f"IN: {source} takes N x S x S x 3; export it with the channels first, N x 3 x S x S")
         name = onnx_metadata.network(engine.metadata) or config.arch
         if config.arch and config.arch != name:
             raise UserError(f"--arch: {config.arch}, but {source} holds {printable(name)}; leave the option out")

@@ -86,6 +86,14 @@ def list_inputs(argument: str) -> list[pathlib.Path]:
     return files
 
 
+def _made_by(files: Sequence[pathlib.Path], *keys: str) -> Iterator[tuple[pathlib.Path, list[str]]]:
+    """(folder, what its preprocess script recorded under `keys`) for the folders of `files` that have such a record."""
+    for folder in dict.fromkeys(path.parent for path in files):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # files of another program
+            record = json.loads((folder / file_names.SETTINGS).read_text())
+            yield folder, [str(record[key]) for key in keys]
+
+
 def check_network(files: Sequence[pathlib.Path], name: str) -> None:
     """Check that no other network's preprocess script made the input files.
 
@@ -94,16 +102,28 @@ def check_network(files: Sequence[pathlib.Path], name: str) -> None:
     Raises:
       UserError: the record in a folder of `files` names another network.
     """
-    for folder in dict.fromkeys(path.parent for path in files):
-        try:
-            made_for = str(json.loads((folder / file_names.SETTINGS).read_text())["model"])
-        except (OSError, ValueError, TypeError, KeyError):  # files of another program
-            continue
+    for folder, (made_for,) in _made_by(files, "model"):
         if name and made_for != name:
             raise UserError(
                 f"--input: {folder} was made by {printable(made_for)}/preprocess.py, the model is {printable(name)}; "
                 f"make its files with {printable(name)}/preprocess.py"
             )
+
+
+def check_layout(files: Sequence[pathlib.Path], shape: Sequence[int]) -> None:
+    """Check that the preprocess script wrote the numbers in the model's order.
+
+    Args:
+      shape: of an input file.
+    Raises:
+      UserError: the record in a folder of `files` says that they are in another order.
+    """
+    for folder, (dtype,) in _made_by(files, "dtype"):
+        made, taken = (
+            "N x S x S x 3" if is_last else "N x 3 x S x S" for is_last in (dtype == "uint8", shape[-1] == 3)
+        )
+        if made != taken:
+            raise UserError(f"--input: {folder} holds {made} (--dtype {dtype}), the model takes {taken}")
 
 
 def sample_bytes(path: pathlib.Path) -> int:
@@ -132,12 +152,15 @@ def load_sample(path: pathlib.Path, out: np.ndarray) -> None:
     """Read an input file into an array of the right shape and type.
 
     Raises:
-      UserError: an .npy file of another type.
+      UserError: an .npy file of another type or shape.
     """
     if path.suffix.lower() == ".npy":
         array = np.load(path, allow_pickle=False)
         if array.dtype != out.dtype:
             raise UserError(f"--input: {path} holds {array.dtype}, the model takes {out.dtype}")
+        if array.size != out.size or (array.ndim > 1 and array.shape[-out.ndim :] != out.shape):
+            found, taken = ("x".join(map(str, each.shape)) for each in (array, out))
+            raise UserError(f"--input: {path} has shape {found}, the model takes {taken}")
         out[...] = array.reshape(out.shape)
         return
     with path.open("rb", buffering=0) as file:

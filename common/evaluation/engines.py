@@ -114,6 +114,36 @@ def check_image_size(path: str, image_size: int | None, shape: Sequence[int | st
         )
 
 
+def takes_channels_last(shape: Sequence[int | str | None], dtype: np.dtype) -> bool:
+    """Whether images are [H, W, 3], by the shape of one; where it is open, those of uint8 are, as with AIPP."""
+    if 3 in (shape[0], shape[-1]):
+        return shape[0] != 3
+    return dtype == np.uint8
+
+
+def check_classifier(
+    path: str, image: Sequence[int | str | None], outputs: Sequence[int | str | None], dtype: np.dtype
+) -> None:
+    """Raise UserError for an input that is no batch of square RGB images, or an output that is no matrix.
+
+    Args:
+      image: shape of one image in the input.
+      outputs: shape of the output.
+    """
+    is_valid = len(image) == 3
+    if is_valid:
+        is_last = takes_channels_last(image, dtype)
+        channels, sides = (image[2], image[:2]) if is_last else (image[0], image[1:])
+        is_valid = channels == 3 or not isinstance(channels, int)
+        is_valid = is_valid and len({side for side in sides if isinstance(side, int)}) < 2
+    if not is_valid:
+        shape = " x ".join(["N", *(str(side or "?") for side in image)])
+        raise UserError(f"{path}: the input has shape {shape}; expected N x 3 x S x S or N x S x S x 3")
+    if len(outputs) != 2 or not isinstance(outputs[1], int):
+        shape = " x ".join(str(side or "?") for side in outputs)
+        raise UserError(f"{path}: the output has shape {shape}; expected images x classes")
+
+
 def cpu_session(proto: "onnx.ModelProto", threads: int = 0, fuses_nodes: bool = True) -> Any:
     """ONNX Runtime's session of a model in memory; without fusions the results of all nodes are those of the graph."""
     import onnxruntime
@@ -180,7 +210,9 @@ class OnnxEngine:
         batch, *self.sample_shape = inputs[0].shape
         self.batch: int | None = batch if isinstance(batch, int) else None
         self.dtype = np.dtype(INPUT_TYPES[inputs[0].type])
-        self.num_outputs: int = self._session.get_outputs()[0].shape[-1]
+        outputs = self._session.get_outputs()[0].shape
+        check_classifier(path, self.sample_shape, outputs, self.dtype)
+        self.num_outputs: int = outputs[1]
         self.metadata = onnx_metadata.decode(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -260,7 +292,8 @@ class EngineClassifier:
     def _run(self, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
         """Logits of at most `batch_size` images; the rest of the batch is filled with zeros."""
         count, is_uint8 = len(pixels_NHWC), self.engine.dtype == np.uint8
-        shape = [side if isinstance(side, int) else pixels_NHWC.shape[1] for side in self.engine.sample_shape]
+        size = pixels_NHWC.shape[1]
+        shape = [size, size, 3] if is_uint8 else [3, size, size]
         batch: np.ndarray | None = getattr(self._buffers, "batch", None)
         if batch is None or len(batch) < batch_size or list(batch.shape[1:]) != shape:
             batch = self._buffers.batch = np.empty((batch_size, *shape), np.uint8 if is_uint8 else np.float32)
@@ -271,4 +304,6 @@ class EngineClassifier:
         else:
             for planes, pixels in zip(batch, pixels_NHWC, strict=False):
                 self._normalize_into(planes, pixels)
+        if takes_channels_last(self.engine.sample_shape, self.engine.dtype) != is_uint8:
+            batch = np.ascontiguousarray(np.moveaxis(batch, 3, 1) if is_uint8 else np.moveaxis(batch, 1, 3))
         return self.engine.run(batch)[:count]

@@ -2,7 +2,7 @@
 
 import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -22,6 +22,21 @@ class OnnxMetadata(typing.TypedDict, total=False):
     quantization: Mapping[str, Any]
 
 
+def _is_list_of(value: Any, kind: type, length: int | None = None) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value) and length in (None, len(value))
+
+
+_VALID: Mapping[str, Callable[[Any], bool]] = {
+    "arch": lambda value: True,
+    "image_size": lambda value: type(value) is int and value > 0,
+    "mean": lambda value: _is_list_of(value, float, 3),
+    "std": lambda value: _is_list_of(value, float, 3),
+    "classes": lambda value: _is_list_of(value, str),
+    "precision": lambda value: isinstance(value, str),
+    "quantization": lambda value: isinstance(value, dict),
+}
+
+
 def network(metadata: OnnxMetadata) -> str:
     """Name of the network of a file that this repository exported; empty for others, which may use `arch` too."""
     return metadata.get("arch", "") if "mean" in metadata else ""
@@ -33,8 +48,14 @@ def encode(metadata: OnnxMetadata) -> dict[str, str]:
 
 
 def decode(entries: Mapping[str, str]) -> OnnxMetadata:
-    """Inverse of `encode`; empty for a file that another program exported."""
-    found = {key: entries[key] for key in OnnxMetadata.__annotations__ if key in entries}
-    return typing.cast(
-        OnnxMetadata, {key: value if key == "arch" else json.loads(value) for key, value in found.items()}
-    )
+    """Inverse of `encode`; what other programs store under these names is left out, where its form is another one."""
+    found = {}
+    for key, is_valid in _VALID.items():
+        if key in entries:
+            try:
+                value = entries[key] if key == "arch" else json.loads(entries[key])
+            except ValueError:
+                continue
+            if is_valid(value):
+                found[key] = value
+    return typing.cast(OnnxMetadata, found)
