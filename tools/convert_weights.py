@@ -24,9 +24,11 @@ from tools import models
 _FEW = 20  # differing names of a file that was made for a network
 
 
-def detect(path: str) -> ModelSpec:
+def detect(path: str, use_ema: bool | None = None) -> ModelSpec:
     """The ModelSpec of the model that a file fits.
 
+    Args:
+      use_ema: see load_model.
     Raises:
       UserError: it fits none.
     """
@@ -36,7 +38,7 @@ def detect(path: str) -> ModelSpec:
     for name in models.names():
         spec = models.spec(name)
         try:
-            load_model(path, spec)
+            load_model(path, spec, use_ema=use_ema)
             return spec
         except NonFiniteWeights:
             raise
@@ -70,7 +72,7 @@ def main() -> None:
     if options.to != "hub":
         convert.format_of(pathlib.Path(options.output))
     with claimed(options.output, "OUT"):
-        spec = spec or detect(options.input)
+        spec = spec or detect(options.input, options.use_ema)
         if options.to == "hub":
             from common.weights import hub
 

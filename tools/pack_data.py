@@ -33,7 +33,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # runs from any folder
 
 from common import cli, parallel
-from common.data import index, labels, packed
+from common.data import file_tree, index, labels, packed
 from common.data.decode import BadImage, open_rgb
 from common.data.transforms import resize_short_side
 from common.errors import UserError
@@ -176,8 +176,20 @@ def _is_done(shard: _Shard, images: index.FolderIndex, encoding: str) -> bool:
 
 
 def _stamps(images: index.FolderIndex, shard: _Shard) -> str:
-    """Hash of sizes and modification times."""
-    return hashlib.sha256("\n".join(images.stamp(i) for i in shard.positions.tolist()).encode()).hexdigest()
+    """Hash of sizes and modification times.
+
+    Raises:
+      UserError: an image is not there.
+    """
+    stamps = []
+    for i in shard.positions.tolist():
+        try:
+            stamps.append(images.stamp(i))
+        except OSError as error:
+            raise UserError(
+                f"DIR: {images.path(i)} cannot be read ({error.strerror}); tools/check_data.py lists all such files"
+            ) from error
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
 
 
 def _shards(folder: pathlib.Path, name: str, num_images: int, images_per_file: int) -> list[_Shard]:
@@ -191,15 +203,17 @@ def _source(root: pathlib.Path, name: str, numbers: str) -> index.FolderIndex:
     folder = root / name if name else root
     label_file = root / "val_label.txt"
     if name == "val" and label_file.is_file():
-        return index.load_flat(folder, label_file, "DIR", numbers=numbers)
-    return index.load_folder(folder, "DIR")
-
-
-def pack_split(root: pathlib.Path, out: pathlib.Path, name: str, config: PackConfig) -> dict[str, Any]:
-    """Pack one split, "" for a data set of class folders alone; returns its entry of _info.json."""
-    images = _source(root, name, config.label_numbers)
+        classes = file_tree.class_names(str(root / "train"))[0] if (root / "train").is_dir() else ()
+        images = index.load_flat(folder, label_file, "DIR", classes, numbers)
+    else:
+        images = index.load_folder(folder, "DIR")
     if images.places is not None:
         raise UserError(f"DIR: {images.root} is packed already; give the folder that it was made from")
+    return images
+
+
+def pack_split(images: index.FolderIndex, out: pathlib.Path, name: str, config: PackConfig) -> dict[str, Any]:
+    """Pack one split, "" for a data set of class folders alone; returns its entry of _info.json."""
     folder = out / name if name else out
     shards = _shards(folder, name or "images", len(images), config.images_per_file)
     manifest = dict(
@@ -298,6 +312,8 @@ def main() -> int:
     if not root.is_dir():
         raise UserError(f"DIR: {root} is not a folder")
     if config.verify:
+        if out is not None:
+            raise UserError(f"OUT: {out}, but --verify checks DIR and writes nothing; leave it out")
         return 1 if verify(root, config.workers) else 0
     if out is None:
         raise UserError("OUT: missing; give the folder to write to")
@@ -310,7 +326,8 @@ def main() -> int:
     make_folders(out, "OUT")
     part, parts = config.part
     with claimed(out if parts == 1 else out / f"shard-{part}-of-{parts}", "OUT"):
-        splits = {name or "train": pack_split(root, out, name, config) for name in names}
+        sources = {name: _source(root, name, config.label_numbers) for name in names}  # all, before the first is packed
+        splits = {name or "train": pack_split(images, out, name, config) for name, images in sources.items()}
         write_atomic(out / "_info.json", json.dumps({"splits": splits}))
     return 0
 

@@ -79,8 +79,12 @@ def content(args: argparse.Namespace) -> dict[str, Any]:
     evaluations = []
     for folder, run in zip(args.runs, found_runs, strict=True):
         path = pathlib.Path(folder) / PREDICTIONS
-        if args.evaluate and not path.exists():
+        best = path.with_name(run_folder.BEST)
+        is_old = path.exists() and best.exists() and path.stat().st_mtime_ns < best.stat().st_mtime_ns
+        if args.evaluate and (is_old or not path.exists()):
             _evaluate(folder, run, path)
+        elif is_old:
+            print(f"note: {path} is older than {run_folder.BEST}; --evaluate makes it anew", flush=True)
         if path.exists():
             evaluations.append({**evaluation.summarize(path, args.mistakes, picture), "run": run["folder"]})
             if args.grad_cam:
@@ -160,12 +164,16 @@ def _evaluate(folder: str, run: dict[str, Any], target: pathlib.Path) -> None:
         raise UserError(
             f"--evaluate: the images of {folder} are not in {data or 'any folder'}; use eval.py --predictions"
         )
+    excluded = config.get("exclude") or ""
+    if excluded and not os.path.isfile(excluded):
+        raise UserError(f"--evaluate: {folder} leaves out the images in {excluded}, which is not there any more")
     print(f"evaluating {checkpoint}", flush=True)
     options = program.EvalConfig(
         data=data,
         resume=checkpoint,
         predictions=str(target),
         on_bad_image="skip",
+        exclude=excluded,
         label_numbers=config.get("label_numbers", "from-0"),
     )
     counts, _ = program.evaluate_folder(spec, options)

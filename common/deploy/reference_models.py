@@ -5,6 +5,8 @@ torchvision:NAME and timm:NAME download the default weights, torchvision:NAME=FI
 
 import contextlib
 import math
+import os
+import pathlib
 import sys
 import typing
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.evaluation.input_pipeline import InputPipeline
+from common.weights.load import load_safetensors
 from common.weights.torch_file import first_line, load_torch
 
 if typing.TYPE_CHECKING:
@@ -64,6 +67,10 @@ def load(argument: str) -> Reference:
 
 
 def _read(path: str) -> "Mapping[str, torch.Tensor]":
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: does not exist; give a state dict of torch.save or a .safetensors file")
+    if path.endswith(".safetensors"):
+        return load_safetensors(pathlib.Path(path))[0]
     content = load_torch(path)
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     import torch

@@ -19,6 +19,7 @@ from common.evaluation import program
 from common.evaluation.engines import EngineClassifier
 from common.evaluation.input_pipeline import InputPipeline
 from common.spec import ModelSpec
+from common.weights.load import HUB_WEIGHTS
 
 if typing.TYPE_CHECKING:
     import torch
@@ -142,7 +143,7 @@ def open_side(
     spec = spec or other
     if spec is None:
         raise UserError(f"--arch: missing; {argument} does not say which network it is of")
-    if path.is_dir():
+    if path.is_dir() and not (path / HUB_WEIGHTS).is_file():
         return _results(argument, spec, num_classes)
     own = dataclasses.replace(options, resume=argument)
     if path.suffix not in (".onnx", ".om"):

@@ -59,6 +59,10 @@ def _from_file(path: StrPath, stored: Sequence[str] | None, num_classes: int) ->
         return names([by_synset[name] for name in stored], num_classes)
     if len(ordered) != num_classes:
         raise UserError(f"--class-names: {path} names {len(ordered)} classes, the model has {num_classes}")
+    if stored and ordered != [*stored] and sorted(ordered) == sorted(stored):
+        raise UserError(
+            f"--class-names: {path} has the names of the model's classes in another order; leave the option out"
+        )
     return ordered
 
 

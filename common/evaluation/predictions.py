@@ -4,6 +4,7 @@ Rows are written as they come; the file appears whole or not at all. `read` give
 Legend: N batch, K class.
 """
 
+import codecs
 import contextlib
 import csv
 import dataclasses
@@ -249,24 +250,39 @@ def read(path: StrPath, flag: str = "--predictions") -> Iterator[Row]:
     """
     check_format(path, flag)
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            yield from map(_from_json, json.load(file)) if str(path).endswith(".json") else _csv_rows(file)
+        if str(path).endswith(".json"):
+            yield from map(_from_json, json.loads(pathlib.Path(path).read_text("utf-8-sig")))
+        else:
+            yield from map(_from_csv, csv_rows(path))
     except OSError as error:
         raise UserError(f"{flag}: {path} cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, LookupError, csv.Error) as error:
         raise UserError(f"{flag}: {path} is no file that --predictions of demo.py or eval.py wrote") from error
 
 
-def _csv_rows(file: typing.TextIO) -> Iterator[Row]:
-    for values in csv.DictReader(file, strict=True):
-        best = []
-        for k in range(1, TOP_K + 1):
-            if values[f"index{k}"]:
-                index, probability = int(values[f"index{k}"]), float(values[f"probability{k}"])
-                best.append(Guess(_unescaped(values[f"class{k}"]), index, probability))
-        label_index = int(values["label_index"]) if values["label_index"] else None
-        label = None if label_index is None else _unescaped(values["label"])
-        yield Row(_unescaped(values["path"]), label, label_index, tuple(best), _unescaped(values["error"]))
+def csv_rows(path: StrPath) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file of this repository, also where a spreadsheet program has saved it in its own way.
+
+    Raises:
+      OSError, ValueError, csv.Error: it cannot be read, or is none.
+    """
+    with open(path, "rb") as raw:
+        encoding = "utf-16" if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with open(path, encoding=encoding, newline="") as file:
+        heading = file.readline()
+        file.seek(0)
+        yield from csv.DictReader(file, delimiter=max(",;\t", key=heading.count), strict=True)
+
+
+def _from_csv(values: dict[str, str]) -> Row:
+    best = []
+    for k in range(1, TOP_K + 1):
+        if values[f"index{k}"]:
+            index, probability = int(values[f"index{k}"]), float(values[f"probability{k}"])
+            best.append(Guess(_unescaped(values[f"class{k}"]), index, probability))
+    label_index = int(values["label_index"]) if values["label_index"] else None
+    label = None if label_index is None else _unescaped(values["label"])
+    return Row(_unescaped(values["path"]), label, label_index, tuple(best), _unescaped(values["error"]))
 
 
 def _from_json(content: Any) -> Row:

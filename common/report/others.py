@@ -1,12 +1,14 @@
 """What the report shows besides runs and evaluations: studies, benches, comparisons, batch sweeps."""
 
 import csv
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.deploy import run_summary
 from common.errors import UserError
+from common.evaluation.predictions import csv_rows
 from common.files import StrPath
 from common.report import runs
 
@@ -60,11 +62,10 @@ def comparison(path: StrPath, changes: StrPath, most: int, picture: Callable[[st
     changed = []
     if changes:
         try:
-            with open(changes, encoding="utf-8", newline="") as file:
-                for row in list(csv.DictReader(file))[:most]:
-                    numbers = {name: float(row[name]) for name in ("probability_a", "probability_b")}
-                    changed.append({**row, **numbers, "picture": picture(row["path"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for row in itertools.islice(csv_rows(changes), most):
+                numbers = {name: float(row[name]) for name in ("probability_a", "probability_b")}
+                changed.append({**row, **numbers, "picture": picture(row["path"])})
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"--changes: {changes} is no file of tools/compare.py --changes ({error})") from error
     return {"source": str(path), **content, "changed": changed}
 

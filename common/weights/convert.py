@@ -194,7 +194,8 @@ def format_of(path: pathlib.Path) -> str:
     for suffix, name in FORMATS.items():
         if path.name.endswith(suffix):
             return name
-    raise UserError(f"{path}: unknown format; the name must end in one of {', '.join(FORMATS)}")
+    hint = f"; the ending is {path.suffix.lower()}, not {path.suffix}" if path.suffix.lower() in FORMATS else ""
+    raise UserError(f"{path}: unknown format; the name must end in one of {', '.join(FORMATS)}{hint}")
 
 
 def _write(

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.files import StrPath, atomic_folder, is_empty
 from common.spec import HALF_RANGE, ModelSpec
 from common.weights.convert import Conversion, check_same_logits, fitted, write_safetensors
-from common.weights.load import load_model
+from common.weights.load import HUB_WEIGHTS, load_model
 
 _ROW = ("stage", "device", "devices", "batch_size", "epochs", "acc1", "acc5", "source")
 
@@ -47,9 +47,9 @@ def write(
         build["aux"] = False
     config = _config(spec, meta, half_range)
     with atomic_folder(folder) as draft:
-        write_safetensors(draft / "model.safetensors", state_dict, spec, {**meta, "build": build})
+        write_safetensors(draft / HUB_WEIGHTS, state_dict, spec, {**meta, "build": build})
         refused = f"{folder}: not written, its logits differ from those of {source}"
-        difference = check_same_logits(model, draft / "model.safetensors", spec, meta["image_size"], refused)
+        difference = check_same_logits(model, draft / HUB_WEIGHTS, spec, meta["image_size"], refused)
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (draft / "README.md").write_text(_card(spec, config, meta, pathlib.Path(results)), encoding="utf-8")
     return Conversion(meta["format"], "hub", build, difference, meta["taken"], notes)

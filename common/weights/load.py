@@ -36,6 +36,7 @@ AVERAGED_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema")
 
 # Entry of a safetensors file's metadata: JSON of arch, build options, image size and class names.
 SAFETENSORS_KEY = "zoo"
+HUB_WEIGHTS = "model.safetensors"  # in a folder of the Hugging Face hub
 
 # Build options that change no logits in evaluation mode.
 TRAINING_ONLY = ("dropout", "aux")
@@ -75,6 +76,8 @@ def read_checkpoint(path: StrPath, spec: ModelSpec, use_ema: bool | None = None)
       UserError: missing, damaged, of an unknown format, or made for another network.
     """
     path = pathlib.Path(path)
+    if (path / HUB_WEIGHTS).is_file():
+        path /= HUB_WEIGHTS
     try:
         reader = _reader(head(path), path)
     except OSError as error:
@@ -376,7 +379,12 @@ def _from_state_dict(
     return Checkpoint(state_dict, dict(spec.format_options.get("state_dict", {})), metadata, "state_dict")
 
 
-def _read_safetensors(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
+def load_safetensors(path: pathlib.Path) -> "tuple[StateDict, dict[str, str]]":
+    """(tensors, metadata) of a safetensors file.
+
+    Raises:
+      UserError: damaged, or the package safetensors is not installed.
+    """
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -389,7 +397,11 @@ def _read_safetensors(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
             header = json.loads(file.read(size))
     except (SafetensorError, ValueError, OSError) as error:
         raise damaged(path, error) from error
-    foreign = header.get("__metadata__") or {}
+    return state_dict, header.get("__metadata__") or {}
+
+
+def _read_safetensors(path: pathlib.Path, spec: ModelSpec) -> Checkpoint:
+    state_dict, foreign = load_safetensors(path)
     ours: Any = None
     with contextlib.suppress(ValueError):
         ours = json.loads(foreign.get(SAFETENSORS_KEY, "{}"))

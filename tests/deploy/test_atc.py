@@ -9,6 +9,7 @@ from onnx import helper
 from support import NPU_SMI_310P, SIZE, fails, run_script, write_pooling_onnx
 
 from common import files
+from common.evaluation import onnx_metadata
 
 SCRIPT = "tools/run_atc.py"
 TABLE_A2 = """
@@ -304,7 +305,8 @@ REFUSED = {
     "output folder": (["--output", "no/such/x"], ["--output", "is not a folder"]),
     "characters": (["--output", "a b"], ["--output", "a b", "atc refuses"]),
     "no arch": (["--aipp"], ["--arch: missing"]),
-    "wrong arch": (["--aipp", "--arch", "no_such_net"], ["--arch: no_such_net"]),
+    "wrong arch": (["--arch", "no_such_net"], ["--arch: no_such_net"]),
+    "other size": (["--image-size", "300"], ["--image-size: 300, but net.onnx is fixed to images of"]),
     "no model": (["--model", "x.onnx"], ["--model: x.onnx does not exist"]),
 }
 
@@ -313,6 +315,19 @@ REFUSED = {
 def test_refused_before_atc_starts(name, work, fake_tools):
     arguments, words = REFUSED[name]
     fails(convert(work, fake_tools, *arguments), *words)
+    assert not list(work.glob("*.om"))
+
+
+def test_what_the_file_says_of_itself_is_compared(work, fake_tools):
+    proto = onnx.load(work / "net.onnx")
+    metadata = onnx_metadata.OnnxMetadata(arch="inception_v3", mean=[0.5] * 3, std=[0.5] * 3)
+    onnx.helper.set_model_props(proto, onnx_metadata.encode(metadata))
+    onnx.save(proto, work / "net.onnx")
+    fails(convert(work, fake_tools, "--arch", "xception"), "--arch: xception, but net.onnx holds inception_v3; leave")
+    metadata["quantization"] = {"activations": "uint8"}
+    onnx.helper.set_model_props(proto, onnx_metadata.encode(metadata))
+    onnx.save(proto, work / "net.onnx")
+    fails(convert(work, fake_tools), "net.onnx is an int8 file for CPUs", "tools/quantize.py --for om")
     assert not list(work.glob("*.om"))
 
 

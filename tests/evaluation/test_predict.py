@@ -220,6 +220,14 @@ def test_other_files_of_names_are_refused(tmp_path, content, message):
         class_names.names(None, 3, tmp_path / "names")
 
 
+def test_the_models_own_names_in_another_order_are_refused(tmp_path):
+    (tmp_path / "names").write_text("bee\nant\n")
+    with pytest.raises(UserError, match="--class-names: .*names of the model's classes in another order"):
+        class_names.names(["ant", "bee"], 2, tmp_path / "names")
+    assert class_names.names(["bee", "ant"], 2, tmp_path / "names") == ["bee", "ant"]
+    assert class_names.names(["a", "b"], 2, tmp_path / "names") == ["bee", "ant"]
+
+
 def test_names_without_a_file():
     assert class_names.names(["a", "b"], 3) == ["a", "b", "class 2"]
     assert class_names.names(None, 2) == ["class 0", "class 1"]

@@ -63,6 +63,15 @@ def test_csv_is_what_other_programs_read(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("separator", "encoding"), [(",", "utf-8-sig"), (";", "utf-8-sig"), ("\t", "utf-16")])
+def test_what_a_spreadsheet_program_saved_is_read(tmp_path, separator, encoding):
+    written(tmp_path / "p.csv")
+    rows = list(csv.reader((tmp_path / "p.csv").open(encoding="utf-8", newline="")))
+    with (tmp_path / "p.csv").open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    assert list(predictions.read(tmp_path / "p.csv")) == ROWS
+
+
 def test_json_is_a_list_of_objects(tmp_path):
     written(tmp_path / "p.json")
     plain, odd, torn, _ = json.loads((tmp_path / "p.json").read_bytes().decode("utf-8"))

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 
 import browser as browsers
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from support import fails, run_ok, run_script
 
 from common.errors import UserError
-from common.evaluation import predictions
+from common.evaluation import predictions, program
 from common.evaluation.predictions import Guess, Row
 from common.report import evaluation, others, page, runs
 from inception_v3.train import PROGRAM as INCEPTION_V3
@@ -311,6 +312,33 @@ def test_many_records_are_thinned_and_keep_the_ends_of_epochs(tmp_path):
 def test_mistakes_are_one_line(words, message, tmp_path):
     fails(run_script("tools/report.py", *words, "--out", tmp_path / "x.html"), message)
     assert not (tmp_path / "x.html").exists()
+
+
+def test_evaluate_makes_predictions_of_older_weights_anew_without_excluded_images(case, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(case, tmp_path / "run")
+    excluded = tmp_path / "list.txt"
+    excluded.write_text("val/x.jpg\n")
+    config = json.loads((folder / "config.json").read_text()) | dict(data=str(tmp_path), exclude=str(excluded))
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model_best.pth.tar").touch()
+    asked = []
+    monkeypatch.setattr(program, "evaluate_folder", lambda spec, options: asked.append(options) or ("counts", None))
+
+    def build(*words):
+        monkeypatch.setattr("sys.argv", ["report.py", str(folder), *words, f"--out={tmp_path / 'x.html'}"])
+        report.main()
+        return capsys.readouterr().out
+
+    os.utime(folder / "predictions.csv", (1, 1))
+    assert "predictions.csv is older than model_best.pth.tar; --evaluate makes it anew" in build() and not asked
+    build("--evaluate")
+    assert [(each.exclude, each.predictions) for each in asked] == [(str(excluded), str(folder / "predictions.csv"))]
+    os.utime(folder / "predictions.csv")
+    assert "older" not in build("--evaluate") and len(asked) == 1
+    (folder / "predictions.csv").unlink()
+    excluded.unlink()
+    with pytest.raises(UserError, match="--evaluate: .*run leaves out the images in .*list.txt, which is not there"):
+        build("--evaluate")
 
 
 def test_without_the_library_the_message_names_it(monkeypatch):

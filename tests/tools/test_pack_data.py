@@ -286,17 +286,39 @@ def test_open_files_are_few_and_stay_with_their_process(packed_set, monkeypatch)
     assert not again._files and again.read(5, "x") == content[5]
 
 
+def test_a_label_file_of_names_is_packed_and_mistakes_in_val_come_first(source, tmp_path):
+    data = shutil.copytree(source, tmp_path / "data")
+    shutil.rmtree(data / "val")
+    (data / "val").mkdir()
+    labels = {}
+    for path in sorted((source / "val").glob("*/*")):
+        labels[f"{path.parent.name}_{path.name}"] = path.parent.name
+        shutil.copy(path, data / "val" / f"{path.parent.name}_{path.name}")
+    with pytest.raises(UserError, match="DIR: .*val holds no class folders"):
+        pack(data, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tar"))
+    (data / "val_label.txt").write_text("".join(f"{name} {label}\n" for name, label in labels.items()))
+    assert pack(data, tmp_path / "out") == 0
+    found = index.load_splits(str(tmp_path / "out")).val
+    assert [found.classes[k] for k in found.labels] == [labels[name] for name in found.names()]
+    (data / "train" / "ant" / "link.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(UserError, match="^DIR: .*train/ant/link.jpg cannot be read .*tools/check_data.py lists"):
+        pack(data, tmp_path / "out2")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--shard=3/2"], "--shard: 3/2, must be I/N"),
         (["--shard=x"], "--shard: x, must be I/N"),
-        (["--verify"], "DIR: .* holds no packed data set"),
+        (["--verify"], "OUT: .*out, but --verify checks DIR"),
     ],
 )
 def test_mistakes_are_named(source, tmp_path, words, message):
     with pytest.raises(UserError, match=f"^{message}"):
         pack(source, tmp_path / "out", *words)
+    with pytest.raises(UserError, match="^DIR: .* holds no packed data set"):
+        pack(source, "--verify")
     for inside in ("train", "val/ant"):
         with pytest.raises(UserError, match="^OUT: .*, whose images are packed; choose a folder outside"):
             pack(source, source / inside / "packed")

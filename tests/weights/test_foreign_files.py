@@ -124,11 +124,12 @@ def test_every_program_says_and_chooses(timm_file, images, network, tmp_path, ca
 
 
 def test_the_conversion_program_has_the_option(timm_file, network, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(convert_weights, "detect", lambda path: SPEC)
+    asked = []
+    monkeypatch.setattr(convert_weights, "detect", lambda path, use_ema: asked.append(use_ema) or SPEC)
     monkeypatch.setattr("sys.argv", ["", str(timm_file), str(tmp_path / "b.pth"), "--no-use-ema"])
     convert_weights.main()
     assert "took the weights of state_dict; it also holds state_dict_ema (--use-ema" in capsys.readouterr().out
-    assert torch.equal(load_torch(tmp_path / "b.pth")["fc.bias"], network[0].fc.bias)
+    assert torch.equal(load_torch(tmp_path / "b.pth")["fc.bias"], network[0].fc.bias) and asked == [False]
 
 
 def test_a_resumed_run_has_no_choice(images, tmp_path):
