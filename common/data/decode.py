@@ -135,7 +135,8 @@ def is_turned(path: StrPath, content: bytes | None = None) -> bool:
 
 
 def _bad_image(path: StrPath, error: Exception) -> BadImage:
-    return BadImage(path, f"{type(error).__name__}: {error}".replace(str(path), "the file"))
+    text = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+    return BadImage(path, text.replace(str(path), "the file"))
 
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF

@@ -109,7 +109,10 @@ def main(a: str, b: str, config: CompareConfig, spec_of: "Callable[[str], ModelS
     index, is_labeled = _images(config, left, right)
     left, right = _background_left_out(config, left, right, index)
     if left.pipeline and right.pipeline and left.pipeline.size != right.pipeline.size:
-        print(f"note: A takes images of {left.pipeline.size} pixels, B of {right.pipeline.size}")
+        print(
+            f"note: A takes images of {left.pipeline.size} pixels, B of {right.pipeline.size}; where a file does not "
+            f"store its size, --image-size {left.pipeline.size} gives both the same"
+        )
     most_different = _Largest(config.sample // 2)
     found = _compare(config, left, right, index, is_labeled, most_different)
     _print(left, right, found, is_labeled)
