@@ -12,6 +12,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from common import cpuinfo
 from tools import make_tables
 
 PACKAGES = ("torch", "torchvision", "onnxruntime", "pillow", "numpy")
@@ -59,13 +60,12 @@ def record(path, name, what, against, **result):
 
 def device():
     """Cores and processor of this machine."""
-    info = pathlib.Path("/proc/cpuinfo")
-    facts = dict(line.split("\t", 1) for line in info.read_text().splitlines() if "\t" in line) if info.exists() else {}
-    model = facts.get("model name", f": {platform.machine()}").lstrip("\t: ")
-    flags = facts.get("flags", "").split()
+    model = cpuinfo.field("model name") or platform.machine()
+    flags = cpuinfo.field("flags").split()
     vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+    matrices = "AMX" if "amx_tile" in flags else ""
     cores = len(os.sched_getaffinity(0))
-    return ", ".join(filter(None, [f"{cores} core{'s' * (cores > 1)} of {model}", vectors]))
+    return ", ".join(filter(None, [f"{cores} core{'s' * (cores > 1)} of {model}", vectors, matrices]))
 
 
 def software():
