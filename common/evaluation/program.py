@@ -64,8 +64,8 @@ class EvalConfig:
     provider: str = cli.option("cpu", "ONNX Runtime's execution provider", choices=tuple(engines.PROVIDERS))
     engine: str = cli.option(
         "default",
-        "what computes on a CPU; default: torch for a checkpoint, onnxruntime for .onnx; auto: the fastest in float32, "
-        "by a measurement that is kept for this machine and file",
+        "what computes on a CPU; default: torch for a checkpoint, onnxruntime for .onnx; auto: the fastest in float32 "
+        "or in the precision of the checkpoint's training, by a measurement that is kept for this machine and file",
         choices=engine_choice.ENGINES,
     )
     fast: bool = cli.option(
