@@ -379,6 +379,30 @@ def stopped_at(process, folder, number, after_steps):
     return process.wait(timeout=120)
 
 
+_SLOW_FILE = """
+import os
+opened = os.open
+def open_after_wait(path, *options, **more):
+    if os.fspath(path) == {path!r} and os.path.exists({pipe!r}):
+        with open({pipe!r}, "rb") as pipe:
+            pipe.read()
+    return opened(path, *options, **more)
+os.open = open_after_wait
+"""
+
+
+def slow_file(path, folder):
+    """(Pipe, environment): os.open of `path` waits, as on a network disk that does not answer.
+
+    It waits in programs of that environment while the pipe exists, until somebody has opened it to write and closed it.
+    The pipe is not made here. `folder` is new; its sitecustomize.py holds the code.
+    """
+    folder.mkdir()
+    pipe = folder / "pipe"
+    (folder / "sitecustomize.py").write_text(_SLOW_FILE.format(path=str(path), pipe=str(pipe)))
+    return pipe, {"PYTHONPATH": str(folder)}
+
+
 def pending_signals(pid):
     """Numbers of the signals that a process has been sent and has not taken yet."""
     status = pathlib.Path(f"/proc/{pid}/status").read_text()

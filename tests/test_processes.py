@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT, all_gone, draw_images, processes_naming, wait_until, write_pooling_onnx
+from support import ROOT, all_gone, draw_images, processes_naming, slow_file, wait_until, write_pooling_onnx
 
 from common import processes
 
@@ -65,18 +65,24 @@ def test_a_process_whose_parent_is_already_dead_gets_the_signal_at_once():
 
 
 @pytest.fixture
-def hanging(tmp_path):
-    """Images, of which one blocks its reader for ever: a pipe into which nobody writes."""
+def hanging(tmp_path, monkeypatch):
+    """A pipe; the first image of train/ant is read after somebody has opened it to write and closed it."""
     draw_images(tmp_path / "train", ("ant", "bee"), 20)
-    path = tmp_path / "train" / "ant" / "0000.jpg"
-    path.unlink()
-    os.mkfifo(path)
-    return path
+    pipe, environment = slow_file(tmp_path / "train" / "ant" / "0000.jpg", tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    os.mkfifo(pipe)
+    return pipe
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_workers_of_preprocess_end_with_it(tmp_path, hanging, number):
-    words = [ROOT / "inception_v4" / "preprocess.py", "--src_path", hanging.parent, "--save_path", tmp_path / "out"]
+    words = [
+        ROOT / "inception_v4" / "preprocess.py",
+        "--src_path",
+        tmp_path / "train" / "ant",
+        "--save_path",
+        tmp_path / "out",
+    ]
     process = started([sys.executable, *words, "--workers=2"])
     with open(hanging, "wb"):  # a worker has opened it
         ends_with_everything(process, number, tmp_path / "out")
@@ -84,7 +90,13 @@ def test_the_workers_of_preprocess_end_with_it(tmp_path, hanging, number):
 
 @pytest.mark.usefixtures("foreground_signals")
 def test_an_interrupt_does_not_wait_for_a_worker_that_hangs(tmp_path, hanging):
-    words = [ROOT / "inception_v4" / "preprocess.py", "--src_path", hanging.parent, "--save_path", tmp_path / "out"]
+    words = [
+        ROOT / "inception_v4" / "preprocess.py",
+        "--src_path",
+        tmp_path / "train" / "ant",
+        "--save_path",
+        tmp_path / "out",
+    ]
     process = started([sys.executable, *words, "--workers=2"])
     with open(hanging, "wb"):
         process.send_signal(signal.SIGINT)

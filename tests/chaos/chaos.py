@@ -28,6 +28,8 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from support import slow_file
+
 from common import processes
 from tools import models
 
@@ -395,17 +397,20 @@ class Chaos:
             shutil.copytree(self.data / "val" / "ant", source)
             subprocess.run([*words, f"--save_path={whole}"], check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(target, ignore_errors=True)
-        hanging = source / "hanging.jpg"
-        os.mkfifo(hanging)
-        conversion = subprocess.Popen([*words, f"--save_path={target}"], stdout=subprocess.PIPE, text=True)
-        with open(hanging, "wb"):  # a worker has opened it
+        site = self.log.with_name("site")
+        shutil.rmtree(site, ignore_errors=True)
+        pipe, environment = slow_file(min(source.iterdir()), site)
+        os.mkfifo(pipe)
+        conversion = subprocess.Popen(
+            [*words, f"--save_path={target}"], stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        )
+        with open(pipe, "wb"):  # a worker has opened it
             time.sleep(self.draw.uniform(0, 0.02))
             conversion.send_signal(self.draw.choice([signal.SIGTERM, signal.SIGKILL]))
             try:
                 conversion.communicate(timeout=10)
             except subprocess.TimeoutExpired:
                 self.wrong.append(f"{kind}: its output was not closed")
-        hanging.unlink()
         done = subprocess.run([*words, f"--save_path={target}"], capture_output=True, text=True)
         contents = [{path.name: path.read_bytes() for path in folder.glob("*.bin")} for folder in (target, whole)]
         if contents[0] != contents[1]:

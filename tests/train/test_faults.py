@@ -27,6 +27,7 @@ from support import (
     run_differences,
     run_program,
     send_delivered,
+    slow_file,
     wait_until,
 )
 from tiny import PROGRAM, SPEC
@@ -251,7 +252,9 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(images, start, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataloader_worker_that_hangs_in_a_read_is_named_with_its_image(images, start, tmp_path, workers):
+def test_a_dataloader_worker_that_hangs_in_a_read_is_named_with_its_image(
+    images, start, tmp_path, workers, monkeypatch
+):
     folder, data = tmp_path / "run", tmp_path / "data"
     subprocess.run(["cp", "-r", images, data], check=True)
     words = [
@@ -266,11 +269,12 @@ def test_a_dataloader_worker_that_hangs_in_a_read_is_named_with_its_image(images
         "--print-freq=1",
         "--hang-timeout=2",
     ]
+    hanging = data / "train" / "bee" / "0007.jpg"
+    pipe, environment = slow_file(hanging, tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     run = start(words, folder)
     run.does_steps()
-    hanging = data / "train" / "bee" / "0007.jpg"
-    os.mkfifo(tmp_path / "pipe")
-    os.replace(tmp_path / "pipe", hanging)  # nobody writes into it: open() waits for ever
+    os.mkfifo(pipe)  # nobody writes into it: open() waits for ever
     output = run.ends(1)
     assert "rank 0 is loading images for 2 s" in output and f"reading {hanging}" in output
 
@@ -294,16 +298,17 @@ def test_a_worker_whose_trainer_ended_prints_nothing_but_other_errors_are_printe
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_signal_ends_the_wait_for_an_image(images, tmp_path, workers, split):
+def test_a_signal_ends_the_wait_for_an_image(images, tmp_path, monkeypatch, workers, split):
     """Saved at the step that waits: the read of a dead network disk takes as long as it takes."""
     folder, data = tmp_path / "run", tmp_path / "data"
     subprocess.run(["cp", "-r", images, data], check=True)
-    hanging = data / split / "bee" / "0003.jpg"
-    hanging.unlink()
-    os.mkfifo(hanging)
+    pipe, _ = slow_file(data / split / "bee" / "0003.jpg", tmp_path / "site")
+    monkeypatch.setattr(os, "open", os.open)  # taken back at the end
+    exec((tmp_path / "site" / "sitecustomize.py").read_text(), {})  # workers are forked
+    os.mkfifo(pipe)
 
     def terminate():
-        with open(hanging, "wb"):  # returns when somebody opens it to read
+        with open(pipe, "wb"):  # returns when somebody opens it to read
             time.sleep(0.3)  # until the trainer has used the batches before it
             os.kill(os.getpid(), signal.SIGTERM)
             ended.wait(60)
@@ -423,14 +428,14 @@ def test_a_package_that_is_missing_is_one_line_for_all_ranks(images, start, tmp_
     ]
 
 
-def test_workers_that_hang_die_with_their_trainer(images, start, tmp_path):
+def test_workers_that_hang_die_with_their_trainer(images, start, tmp_path, monkeypatch):
     folder, data = tmp_path / "run", tmp_path / "data"
     subprocess.run(["cp", "-r", images, data], check=True)
-    hanging = data / "train" / "bee" / "0007.jpg"
-    hanging.unlink()
-    os.mkfifo(hanging)
+    pipe, environment = slow_file(data / "train" / "bee" / "0007.jpg", tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    os.mkfifo(pipe)
     run = start([sys.executable, TINY, "--data", data, "--output-dir", folder, "--workers=2"], folder)
-    with open(hanging, "wb"):  # a worker has opened it
+    with open(pipe, "wb"):  # a worker has opened it
         run.process.kill()
         run.ends(-signal.SIGKILL)
 
